@@ -1,0 +1,83 @@
+"""What a run writes about itself: a progress bar, metrics.csv and TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+import sys
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+COLUMNS = (
+    "step", "epoch", "train_loss", "train_accuracy", "learning_rate", "grad_norm",
+    "images_per_second", "test_loss", "test_accuracy", "test_top5_accuracy",
+)  # fmt: skip
+
+
+class MetricWriter:
+    """Writes rows of `COLUMNS` to WORKDIR/metrics.csv and to TensorBoard, and shows progress.
+
+    Going on from `first_step`, it drops the rows of later steps that an interrupted run left.
+
+    Args:
+      workdir: the run's folder.
+      first_step, total_steps: where the run starts and ends.
+      active: False on all processes but one: nothing is written or shown.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike, *, first_step: int, total_steps: int, active: bool
+    ):
+        self._active = active
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", disable=not active,
+            dynamic_ncols=True, file=sys.stderr,
+        )  # fmt: skip
+        if not active:
+            return
+        folder = pathlib.Path(workdir)
+        path = folder / "metrics.csv"
+        _keep_rows(path, first_step)
+        self._file = open(path, "a", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def advance(self) -> None:
+        """Moves the progress bar on by one step."""
+        self._bar.update()
+
+    def write(self, row: dict[str, float]) -> None:
+        """Writes one row; columns it lacks stay empty."""
+        if not self._active:
+            return
+        self._csv.writerow(row)
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._events.add_scalar(name, value, row["step"])
+        shown = {"loss": row["train_loss"], "accuracy": row["train_accuracy"]}
+        shown |= {"test": row["test_accuracy"]} if "test_accuracy" in row else {}
+        self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
+
+    def close(self) -> None:
+        """Closes the files and the progress bar."""
+        self._bar.close()
+        if self._active:
+            self._file.close()
+            self._events.close()
+
+
+def _keep_rows(path: pathlib.Path, last_step: int) -> None:
+    """Rewrites the file with the rows up to `last_step`; it is whole at every moment."""
+    rows = []
+    if path.exists():
+        with open(path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)

@@ -1,0 +1,43 @@
+"""Patch embedding: an image becomes a sequence of linear projections of its patches (paper 3.1)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def grid_shape(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (rows, columns) of patches that an image of (h, w) pixels is cut into.
+
+    Raises:
+      ValueError: a side of the image is not a multiple of the patch's side.
+    """
+    rows, extra_h = divmod(image_size[0], patch_size[0])
+    columns, extra_w = divmod(image_size[1], patch_size[1])
+    if extra_h or extra_w or not rows or not columns:
+        raise ValueError(
+            f"An image of {image_size[0]}x{image_size[1]} pixels can't be cut into patches of "
+            f"{patch_size[0]}x{patch_size[1]}: each side of the image must be a multiple of the "
+            f"patch's."
+        )
+    return rows, columns
+
+
+class PatchEmbedding(nn.Conv):
+    """Cuts images (b, h, w, 3) into patches and projects each to `features`: (b, n, d).
+
+    A convolution whose `strides` are its `kernel_size` is the linear projection E of the paper's
+    equation 1. Patches are numbered row by row.
+
+    Raises (when called):
+      ValueError: the image's sides are not multiples of the patch's.
+    """
+
+    padding: str = "VALID"
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        grid_shape(images.shape[1:3], self.kernel_size)
+        x = super().__call__(images)  # (b, rows, columns, d)
+        return jnp.reshape(x, (x.shape[0], -1, x.shape[-1]))
