@@ -138,13 +138,13 @@ class TfdsDataset:
         self._builder = prepare.open_builder(name, data_dir)
         info = self._builder.info
         self._keys = info.supervised_keys or ("image", "label")
-        features = info.features
-        if self._keys[0] not in features or not hasattr(features.get(self._keys[1]), "names"):
+        image, label = (dict(info.features).get(key) for key in self._keys)
+        if not isinstance(image, tfds.features.Image) or not hasattr(label, "names"):
             raise ValueError(
                 f"The tfds data set {name} can't be used for classification: it has the features "
-                f"{', '.join(features)}, and an image with one class label is needed."
+                f"{', '.join(info.features)}, and an image with one class label is needed."
             )
-        self.class_names = tuple(features[self._keys[1]].names)
+        self.class_names = tuple(label.names)
         self.splits = {split: info.splits[split].num_examples for split in info.splits}
 
     def source(self, split: str) -> Source:
@@ -248,8 +248,8 @@ def train_batches(
 
     order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     order = order.map_with_index(lambda index, example: (index, example))
-    batches = order[process::processes].batch(batch_size, batch_fn=list).map(batch)
-    return iter(batches.to_iter_dataset(_read_options(options)))
+    parts = order[process::processes].batch(batch_size, drop_remainder=True, batch_fn=list)
+    return iter(parts.map(batch).to_iter_dataset(_read_options(options)))
 
 
 def eval_batches(

@@ -51,8 +51,8 @@ def main(argv: list[str]) -> None:
         with logging_redirect_tqdm():
             summary = _JOBS[config.job](config, workdir)
     except KeyboardInterrupt:
-        print(f"Stopped. The same command goes on from {workdir}'s last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+        print(f"Stopped; the same command goes on from what {workdir} holds.", file=sys.stderr)
+        return
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps(summary))

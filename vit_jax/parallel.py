@@ -70,3 +70,6 @@ def pmap(
         put_batch=put_batch,
         gather=jax.device_get,
     )
+
+
+BODIES = {"pmap": pmap}  # by the value of config.parallel

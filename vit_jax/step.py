@@ -87,7 +87,7 @@ def make_update(
             "loss": loss,
             "accuracy": accuracy,
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
         }
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import functools
 import logging
 import os
 import pathlib
+import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -43,6 +46,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     Raises:
       ValueError: the configuration, the data or a checkpoint can't be used; says why.
       FileNotFoundError: there is no data, or no checkpoint to start from.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
     config_lib.validate(config)
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
@@ -92,7 +96,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         accumulate_steps=config.accumulate_steps,
         label_smoothing=config.optim.label_smoothing,
     )
-    program = parallel.pmap(step_lib.make_evaluate(model), update, update_key)
+    program = parallel.BODIES[config.parallel](step_lib.make_evaluate(model), update, update_key)
 
     # ------------------------------------------------------------- state: resumed, loaded, new
     state = program.init(
@@ -119,7 +123,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         workdir, first_step=first_step, total_steps=total_steps, active=jax.process_index() == 0
     )
     window, meter, result = [], _Meter(), {}
-    try:
+    with contextlib.closing(checkpoints), contextlib.closing(writer), _stop_signals() as stop:
         for step in range(first_step + 1, total_steps + 1):
             state, metrics = program.update(state, program.put_batch(next(batches)))
             window.append(metrics)
@@ -141,13 +145,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
                 writer.write(row)
                 window = []
                 meter.start()
-            if last or _every(config.checkpoint.every, step):
+            if last or stop.is_set() or _every(config.checkpoint.every, step):
                 checkpoints.save(state, batches, config, dataset.class_names)
+            if stop.is_set():
+                raise KeyboardInterrupt
         if not result:  # the run was complete before
             result = _test_columns(_sums(program, state.params, test_batches))
-    finally:
-        writer.close()
-        checkpoints.close()
     return {
         "step": int(state.step),
         **result,
@@ -193,7 +196,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    program = parallel.pmap(step_lib.make_evaluate(checkpoint.model(), confusion=True))
+    program = parallel.BODIES[config.parallel](step_lib.make_evaluate(checkpoint.model(), confusion=True))
     params = program.init(step_lib.identity, checkpoint.params)
     start = time.monotonic()
     sums = _sums(program, params, batches)
@@ -234,6 +237,26 @@ def _grid(config: ConfigDict) -> tuple[int, int]:
     )
     image_shape = data.image_shape(config.data.image_size)
     return grid_shape(image_shape, (model.patch_size, model.patch_size))
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Yields an event that the first Ctrl-C or SIGTERM sets; a second one acts as usual."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python allows handlers in the main thread only
+        return
+
+    def handle(number, frame):
+        signal.signal(number, usual[number])
+        stop.set()
+
+    usual = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def _every(interval: int, step: int) -> bool:

@@ -1,0 +1,26 @@
+"""Trains Nano/8, a 0.5 M parameter ViT, from scratch on drawn flowers; needs no download.
+
+    python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from vit_jax import config as config_lib
+
+
+def get_config():
+    """Returns the configuration."""
+    config = config_lib.default()
+    config.model.variant = "Nano/8"
+    config.data.name = "rendered_flowers"
+    config.data.image_size = 64
+    config.data.crop_area = 0.4
+    config.data.crop_fraction = 1.0
+    config.batch_size = 60
+    config.eval_batch_size = 200
+    config.epochs = 40
+    config.optim.name = "adam"
+    config.optim.lr = 1e-3
+    config.optim.warmup_steps = 100
+    config.optim.weight_decay = 0.1
+    config.log_every = 50
+    config.eval_every = 500
+    return config

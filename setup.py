@@ -1,0 +1,47 @@
+"""Metadata and dependencies; `pip install -e .` installs the package."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest", "scikit-learn", "timm>=1.0.20", "torch==2.13.0"]
+
+setup(
+    name="vit_jax",
+    version="0.1.0",
+    description="The Vision Transformer of 'An Image is Worth 16x16 Words' in JAX and Flax",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["vit_jax", "vit_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py",
+        "array-record",
+        "chex",
+        "etils[epath]",
+        "flax",
+        "grain",
+        "importlib_resources",  # tensorflow-datasets needs it without saying so
+        "jax>=0.10",
+        "ml-collections",
+        "numpy",
+        "opencv-python-headless",
+        "optax",
+        "orbax-checkpoint>=0.12",
+        "pillow",
+        "scipy",
+        "simplejpeg",
+        "tensorboardX",
+        "tensorflow-datasets",
+        "tqdm",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "prepare": ["tensorflow-cpu"],  # only for tfds builders that can't do without it
+        "plots": ["matplotlib"],
+        "test": TEST,
+        "dev": [*TEST, "matplotlib", "ruff"],
+    },
+)

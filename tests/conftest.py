@@ -1,0 +1,46 @@
+import os
+
+# Before JAX starts: eight devices on one CPU, for tests of what is spread over devices.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import pathlib
+
+import numpy as np
+import pytest
+import simplejpeg
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """The real flower photos, where the machine has them."""
+    folder = REPOSITORY.parent / "shared" / "data" / "flower_photos"
+    if not folder.is_dir():
+        pytest.skip("the real flower photos are not on this machine")
+    return folder
+
+
+def write_jpegs(folder, counts, size=(20, 24)):
+    """Writes {class: number} JPEGs of noise round one colour a class; returns the folder."""
+    rng = np.random.default_rng(0)
+    for label, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        colour = np.array([(60, 120, 200), (200, 60, 60), (90, 220, 90), (230, 220, 40)][label % 4])
+        for i in range(count):
+            image = np.clip(colour + rng.normal(0, 25, (*size, 3)), 0, 255).astype(np.uint8)
+            (folder / name / f"{i}.jpg").write_bytes(simplejpeg.encode_jpeg(image))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """A folder of three classes with 40, 24 and 16 images, without splits."""
+    counts = {"blue": 40, "red": 24, "green": 16}
+    return write_jpegs(tmp_path_factory.mktemp("images"), counts)

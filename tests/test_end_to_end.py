@@ -1,0 +1,199 @@
+"""Trains for a few steps for real, as a user would."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY, write_jpegs
+
+from vit_jax import checkpoint, config, train
+
+TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
+
+
+@pytest.fixture
+def settings(image_folder):
+    settings = config.default()
+    settings.model.update(**TINY, dropout=0.1)
+    settings.data.update(name=str(image_folder), image_size=16, crop_area=0.5)
+    settings.update(batch_size=16, eval_batch_size=8, total_steps=6, log_every=2, eval_every=3)
+    settings.optim.lr = 0.1
+    settings.checkpoint.every = 2
+    return settings
+
+
+def rows(workdir):
+    with open(workdir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_learns_and_writes_what_it_promises(settings, tmp_path):
+    """The classes are three colours: a few dozen steps tell them apart."""
+    settings.total_steps, settings.eval_every, settings.log_every = 60, 30, 15
+    summary = train.train(settings, tmp_path)
+    assert summary["step"] == 60
+    assert summary["test_accuracy"] > 0.9
+    assert summary["images_per_second"] > 0
+    assert checkpoint.load(summary["checkpoint"]).step == 60
+
+    table = rows(tmp_path)
+    assert [row["step"] for row in table] == ["15", "30", "45", "60"]
+    assert [bool(row["test_accuracy"]) for row in table] == [False, True, False, True]
+    assert float(table[-1]["test_accuracy"]) == summary["test_accuracy"]
+    assert all(float(row["images_per_second"]) > 0 for row in table)
+    expected = 0.05 * (1 + np.cos(np.pi * 14 / 60))  # of the step that led to step 15
+    assert float(table[0]["learning_rate"]) == pytest.approx(expected, rel=1e-5)
+    assert float(table[0]["train_loss"]) > float(table[-1]["train_loss"])
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run in the middle."""
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, accumulate_steps):
+    settings.accumulate_steps = accumulate_steps
+    settings.optim.name, settings.optim.lr = "adam", 1e-3
+    train.train(settings, tmp_path / "whole")
+
+    def stop_at_five(writer, counter=[0]):  # noqa: B006
+        counter[0] += 1
+        if counter[0] == 5:
+            raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.MetricWriter, "advance", stop_at_five)
+        with pytest.raises(StoppedError):
+            train.train(settings, tmp_path / "stopped")
+    assert checkpoint.load(tmp_path / "stopped").step == 4
+    train.train(settings, tmp_path / "stopped")
+
+    runs = [checkpoint.load(tmp_path / name) for name in ("whole", "stopped")]
+    jax.tree.map(np.testing.assert_array_equal, runs[0].params, runs[1].params)
+    whole, stopped = (
+        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(tmp_path / n)]
+        for n in ("whole", "stopped")
+    )
+    assert whole == stopped
+
+
+def test_a_finished_run_started_again_only_evaluates(settings, tmp_path):
+    first = train.train(settings, tmp_path)
+    again = train.train(settings, tmp_path)
+    for key in ("step", "test_accuracy", "test_loss", "checkpoint"):
+        assert first[key] == again[key]
+
+
+def test_evaluate_reads_model_and_classes_from_the_checkpoint(settings, tmp_path):
+    summary = train.train(settings, tmp_path)
+    settings.job, settings.model.width, settings.data.image_size = "evaluate", 192, 224
+    result = train.evaluate(settings, tmp_path)
+    assert result["test_accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+    with open(result["confusion_matrix"], newline="") as file:
+        header, *table = csv.reader(file)
+    counts = np.array([[int(x) for x in row[1:]] for row in table])
+    assert header[1:] == [row[0] for row in table] == ["blue", "green", "red"]
+    assert counts.sum() == 12  # the last 15 % of 80
+    assert np.trace(counts) / 12 == pytest.approx(result["test_accuracy"])
+
+
+def test_evaluate_refuses_data_of_other_classes(settings, tmp_path):
+    train.train(settings, tmp_path / "run")
+    settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 4, "y": 4}))
+    with pytest.raises(ValueError, match="tells 3 classes .blue, green, red. apart"):
+        train.evaluate(settings, tmp_path / "run")
+
+
+def test_fine_tuning_starts_from_the_other_run_at_a_higher_resolution(settings, tmp_path):
+    train.train(settings, tmp_path / "small")
+    settings.update(init_from=str(tmp_path / "small"), total_steps=1, batch_size=8)
+    settings.optim.update(lr=1e-30, clip_norm=0.0)
+    settings.data.image_size = (32, 24)
+    settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 10, "y": 14}))
+    train.train(settings, tmp_path / "large")
+    old, new = (checkpoint.load(tmp_path / name).params for name in ("small", "large"))
+    np.testing.assert_array_equal(new["embedding"]["kernel"], old["embedding"]["kernel"])
+    old_table, new_table = (
+        p["Transformer"]["posembed_input"]["pos_embedding"][0, 1:] for p in (old, new)
+    )
+    corners_old = old_table.reshape(2, 2, -1)
+    corners_new = new_table.reshape(4, 3, -1)[:: 3, ::2]
+    np.testing.assert_allclose(corners_new, corners_old, rtol=1e-5)
+    assert new["head"]["kernel"].shape == (16, 2)
+
+
+def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
+    flags = [f"--config.model.{k}={v}" for k, v in TINY.items() if k != "variant"]
+    return [
+        sys.executable, "-m", "vit_jax.main", "--config=" + config.format(folder),
+        f"--workdir={workdir}", "--config.data.image_size=32", "--config.batch_size=16",
+        "--config.eval_batch_size=16", *flags, *arguments,
+    ]  # fmt: skip
+
+
+def environment():
+    """Without the eight devices of the tests: what a user has."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+@pytest.mark.parametrize("config_file", ["pretrain", "finetune"])
+@pytest.mark.parametrize("splits", [True, False])
+def test_the_command_runs_with_and_without_split_folders(tmp_path, config_file, splits):
+    folder = tmp_path / "data"
+    for part in ("train", "test") if splits else ("",):
+        write_jpegs(folder / part, {"a": 20, "b": 24})
+    command = launch(
+        "--config.total_steps=2", "--config.optim.lr=0.01",
+        config=f"configs/{config_file}.py:ti16,{{}}", folder=folder, workdir=tmp_path / "run",
+    )  # fmt: skip
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=True
+    )
+    (line,) = done.stdout.splitlines()
+    summary = json.loads(line)
+    assert summary["step"] == 2
+    assert {"test_accuracy", "test_loss", "images_per_second", "checkpoint"} <= set(summary)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, number):
+    command = launch(
+        "--config.total_steps=100000", "--config.checkpoint.every=20", "--config.eval_every=0",
+        folder=image_folder, workdir=tmp_path,
+    )  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "checkpoints").glob("[1-9]*")):
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Stopped; the same command goes on" in errors and "Traceback" not in errors
+
+    saved = checkpoint.load(tmp_path).step
+    last = command[:]
+    last[last.index("--config.total_steps=100000")] = f"--config.total_steps={saved + 3}"
+    done = subprocess.run(
+        last, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=True
+    )
+    assert f"continuing from {tmp_path}/checkpoints/{saved}" in done.stderr
+    assert json.loads(done.stdout)["step"] == saved + 3
+
+
+def test_a_wrong_command_line_gets_one_clear_message(tmp_path):
+    command = launch("--config.job=trian", folder="/nowhere", workdir=tmp_path)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "did you mean 'train'?" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,47 @@
+import csv
+
+from vit_jax.metrics import MetricWriter
+
+ROW = {"train_loss": 1.0, "train_accuracy": 0.5, "images_per_second": 10.0}
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(folder, steps, first_step=0, **more):
+    writer = MetricWriter(folder, first_step=first_step, total_steps=10, active=True)
+    for step in steps:
+        writer.write({"step": step, **ROW, **more})
+    writer.close()
+
+
+def test_writes_a_row_a_step_and_leaves_missing_columns_empty(tmp_path):
+    write(tmp_path, [1, 2], test_accuracy=0.25)
+    first = rows(tmp_path)[0]
+    assert first["step"] == "1" and float(first["train_loss"]) == 1.0
+    assert first["test_accuracy"] == "0.25" and first["test_loss"] == ""
+
+
+def test_going_on_drops_the_rows_after_the_restored_step(tmp_path):
+    write(tmp_path, [2, 4, 6, 8], learning_rate=0.1)
+    write(tmp_path, [6, 8], first_step=4, learning_rate=0.2)
+    assert [(r["step"], r["learning_rate"]) for r in rows(tmp_path)] == [
+        ("2", "0.1"), ("4", "0.1"), ("6", "0.2"), ("8", "0.2")
+    ]  # fmt: skip
+
+
+def test_tensorboard_events_hold_every_number(tmp_path):
+    write(tmp_path, [1])
+    event_file = next((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    content = event_file.read_bytes()
+    assert all(name.encode() in content for name in ROW)
+
+
+def test_an_inactive_writer_leaves_nothing(tmp_path):
+    writer = MetricWriter(tmp_path, first_step=0, total_steps=1, active=False)
+    writer.advance()
+    writer.write({"step": 1, **ROW})
+    writer.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Data sets of our own for tfds, and tfds data without TensorFlow."""
