@@ -1,7 +1,6 @@
 import contextlib
 import functools
 import http.server
-import importlib.util
 import io
 import json
 import pathlib
@@ -38,11 +37,12 @@ class Meadow(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A set of two configs that needs no download."""
 
     VERSION = tfds.core.Version("1.1.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="wet"), tfds.core.BuilderConfig(name="dry")]
+    BUILDER_CONFIGS = tuple(tfds.core.BuilderConfig(name=name) for name in ("wet", "dry"))
 
     def _info(self):
-        features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        label = tfds.features.ClassLabel(num_classes=2)
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(7), "test": self._generate_examples(2)}
@@ -140,7 +140,7 @@ def fails(error, *facts):
 
 def test_tf_flowers_is_downloaded_and_prepared_as_the_stock_builder_would(server, flowers):
     builder = prepare.open_builder("tf_flowers", str(flowers))
-    examples = list(builder.as_data_source("train", {"image": tfds.decode.SkipDecoding()}))
+    examples = list(builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()}))
     names = builder.info.features["label"].names
     found = sorted((names[x["label"]], x["image"]) for x in examples)
     photos = {name: data for name, data in server[1].items() if name.endswith(".jpg")}
@@ -155,7 +155,7 @@ def test_an_archive_with_a_wrong_checksum_is_refused(server, tmp_path, monkeypat
     assert TfFlowers.url_infos[stock._URL].filename == "flower_photos.tgz"
     url = f"{server[0]}/flower_photos.tgz"
     monkeypatch.setattr(stock, "_URL", url)
-    monkeypatch.setattr(TfFlowers, "url_infos", {url: UrlInfo(tfds.core.units.Size(1), "0", None)})
+    monkeypatch.setattr(TfFlowers, "url_infos", {url: UrlInfo(1, "00" * 32, None)})
     with fails(ConnectionError, url, "checksum"):
         prepare.open_builder("tf_flowers", str(tmp_path))
     assert not (tmp_path / "tf_flowers" / "3.0.1").exists()
@@ -201,7 +201,7 @@ def test_what_can_not_be_a_name(tmp_path):
 
 
 def test_other_versions_and_configs_are_named(meadow, flowers):
-    with fails(prepare.DataError, "tf_flowers:2.0.0", flowers, "holds tf_flowers:3.0.1", "only: 3.0"):
+    with fails(prepare.DataError, "tf_flowers:2.0.0", flowers, "holds tf_flowers:3.0.1", "only: 3"):
         prepare.open_builder("tf_flowers:2.0.0", str(flowers))
     with fails(prepare.DataError, "meadow/damp", "wet, dry"):
         prepare.open_builder("meadow/damp", str(flowers))
@@ -213,19 +213,11 @@ def test_other_versions_and_configs_are_named(meadow, flowers):
 def test_builders_that_need_tensorflow_say_so_before_any_download(
     name, version, tmp_path, monkeypatch
 ):
-    find = importlib.util.find_spec
-    missing = lambda name, package=None: None if name == "tensorflow" else find(name, package)
-    monkeypatch.setattr(importlib.util, "find_spec", missing)
+    monkeypatch.setattr(prepare, "find_spec", {"tensorflow": None}.__getitem__)
     with fails(ImportError, 'pip install -e ".[prepare]"', tmp_path / name / version,
                f"`python -m vit_jax.data prepare {name} --data_dir {tmp_path}`"):
         prepare.open_builder(name, str(tmp_path))
     assert not list(tmp_path.iterdir())
-
-
-def test_downloads_by_hand_are_explained(meadow, tmp_path, monkeypatch):
-    monkeypatch.setattr(Meadow, "MANUAL_DOWNLOAD_INSTRUCTIONS", "Pick\n  flowers.")
-    with fails(FileNotFoundError, "meadow", "Pick flowers.", tmp_path / "downloads" / "manual"):
-        prepare.prepare("meadow", str(tmp_path))
 
 
 def test_a_failed_download_names_the_url_and_the_folder_to_be_read(tmp_path, monkeypatch):
@@ -352,11 +344,6 @@ def test_conversion_wants_one_folder_of_data(tfrecords, tmp_path):
     shutil.copytree(tfrecords, other)
     with fails(prepare.DataError, tfrecords, other):
         prepare.convert(tfrecords.parent)
-    edit_info(tfrecords, fileFormat="riegeli")
-    for path in tfrecords.glob("*tfrecord*"):
-        path.rename(tfrecords / path.name.replace("tfrecord", "riegeli"))
-    with fails(prepare.DataError, tfrecords, "riegeli"):
-        prepare.convert(tfrecords)
 
 
 def test_nothing_imports_tensorflow(server, tfrecords, tmp_path):
@@ -368,7 +355,8 @@ stock._URL = "{server[0]}/flower_photos.tgz"
 builder = prepare.open_builder("tf_flowers", "{tmp_path / 'new'}")
 assert builder.as_data_source("train")[0]["image"].shape == (12, 16, 3)
 prepare.convert("{tfrecords}")
-assert len(prepare.open_builder("tf_flowers", "{tfrecords.parents[1]}").as_data_source("train")) == 12
+builder = prepare.open_builder("tf_flowers", "{tfrecords.parents[1]}")
+assert len(builder.as_data_source("train")) == 12
 try:
     prepare.open_builder("unknown_flowers", "{tmp_path}")
 except prepare.DataError:
