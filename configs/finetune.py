@@ -11,7 +11,7 @@ from vit_jax import config as config_lib
 from vit_jax import models
 
 # One row a data set; "…": any other.
-#                      steps  base lr  of the grid     train split       test split   (paper table 4)
+#                        steps    lr  train split         test split  (lr: one of paper table 4's)
 _RECIPES = {
     "imagenet2012":      (20_000, 0.03, "train",            "validation"),
     "cifar10":           (10_000, 0.01, "train",            "test"),

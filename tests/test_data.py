@@ -162,7 +162,7 @@ def test_a_label_out_of_range_is_named(options):
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         data.open_dataset(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="no images"):
         data.open_dataset(str(tmp_path))

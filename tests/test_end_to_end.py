@@ -108,7 +108,7 @@ def test_evaluate_reads_model_and_classes_from_the_checkpoint(settings, tmp_path
 def test_evaluate_refuses_data_of_other_classes(settings, tmp_path):
     train.train(settings, tmp_path / "run")
     settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 4, "y": 4}))
-    with pytest.raises(ValueError, match="tells 3 classes .blue, green, red. apart"):
+    with pytest.raises(ValueError, match=r"tells 3 classes \(blue, green, red\) apart"):
         train.evaluate(settings, tmp_path / "run")
 
 

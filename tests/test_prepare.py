@@ -153,7 +153,7 @@ def test_tf_flowers_is_downloaded_and_prepared_as_the_stock_builder_would(server
 
 def test_an_archive_with_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch):
     assert TfFlowers.url_infos[stock._URL].filename == "flower_photos.tgz"
-    url = f"{server[0]}/flower_photos.tgz"
+    url = f"{server[0]}/flower_photos.tgz?another"  # as tfds remembers checksums for good
     monkeypatch.setattr(stock, "_URL", url)
     monkeypatch.setattr(TfFlowers, "url_infos", {url: UrlInfo(1, "00" * 32, None)})
     with fails(ConnectionError, url, "checksum"):
@@ -186,11 +186,22 @@ def test_prepared_data_needs_no_code_and_is_found_in_tfds_default_folder(
         prepare.open_builder("meadow/wet:2.0.0")
 
 
+def test_a_version_of_our_own_sets_that_is_older_is_only_read_when_it_is_named(
+    server, flowers, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(stock, "_URL", f"{server[0]}/flower_photos.tgz")
+    shutil.copytree(flowers / "tf_flowers" / "3.0.1", tmp_path / "tf_flowers" / "3.0.0")
+    edit_info(tmp_path / "tf_flowers" / "3.0.0", version="3.0.0")
+    old = prepare.open_builder("tf_flowers:3.0.0", str(tmp_path))
+    assert old.info.full_name == "tf_flowers/3.0.0" and len(old.as_data_source("train")) == 12
+    assert prepare.open_builder("tf_flowers", str(tmp_path)).info.full_name == "tf_flowers/3.0.1"
+
+
 @pytest.mark.parametrize("name, close", [
     ("cifar1O", "cifar10"), ("ImageNet2012", "imagenet2012"), ("render_flowers", "rendered_flowers")
 ])
 def test_an_unknown_name_gets_the_closest_ones(name, close, tmp_path):
-    with fails(prepare.DataError, repr(name), f"{close}", tmp_path):
+    with fails(prepare.DataError, repr(name), close, tmp_path):
         prepare.open_builder(name, str(tmp_path))
 
 
@@ -274,7 +285,7 @@ def test_tfrecord_data_is_refused_until_converted(flowers, tfrecords, capsys):
     assert tfds.builder_from_directory(tfrecords).info.file_format.value == "array_record"
     assert len(builder.as_data_source("train[:50%]")) == 6
     assert {path.name: path.read_bytes() for path in tfrecords.glob("*tfrecord*")} == before
-    assert prepare.convert(tfrecords) == tfrecords and "already" in capsys.readouterr().out
+    assert prepare.convert(tfrecords) == tfrecords and "nothing to do" in capsys.readouterr().out
 
 
 def read_all(path):

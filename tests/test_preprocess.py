@@ -88,8 +88,9 @@ def test_inception_crop_stays_within_area_and_aspect(rng):
     coordinates = np.stack([x, y, x * 0], axis=-1).astype(np.uint8)
     areas, aspects = [], []
     for _ in range(300):
-        crop = preprocess.inception_crop(coordinates, (101, 101), rng, area=(0.2, 1.0)).astype(float)
+        crop = preprocess.inception_crop(coordinates, (101, 101), rng, area=(0.2, 1.0))
         assert crop.shape == (101, 101, 3)
+        crop = crop.astype(float)
         w = (crop[50, 100, 0] - crop[50, 0, 0]) * 101 / 100
         h = (crop[100, 50, 1] - crop[0, 50, 1]) * 101 / 100
         areas.append(w * h / (200 * 250))

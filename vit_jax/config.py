@@ -49,7 +49,7 @@ def default() -> ConfigDict:
     config.data.name = "rendered_flowers"  # a tfds name, or a folder of images
     config.data.dir = placeholder(str)  # where tfds keeps its data; None: ~/tensorflow_datasets
     config.data.train = placeholder(str)  # split, such as "train[:85%]"; None: see data.py
-    config.data.test = placeholder(str)  # split for evaluations; None: the set's own, or 15 % of train
+    config.data.test = placeholder(str)  # split to evaluate on; None: its own, or 15 % of train
     # Pixels: one side or (height, width). Paper: 224 in pre-training, 384 in fine-tuning.
     config.data.image_size = placeholder(object)
     config.data.image_size = 224
@@ -83,7 +83,7 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps; the last step is always saved; 0: only that
     config.checkpoint.keep = 2  # newest checkpoints that stay
-    config.init_from = placeholder(str)  # workdir or checkpoint: start of a run, or what to evaluate
+    config.init_from = placeholder(str)  # workdir or checkpoint to start from, or to evaluate
     return config.lock()
 
 
@@ -104,7 +104,7 @@ def validate(config: ConfigDict, *, device_count: int | None = None) -> None:
     """
     devices = jax.device_count() if device_count is None else device_count
     if problems := list(_problems(config, devices)):
-        raise ValueError("The configuration can't be run:\n" + "\n".join(f"- {p}" for p in problems))
+        raise ValueError("The configuration can't be run:\n- " + "\n- ".join(problems))
 
 
 def _problems(config: ConfigDict, devices: int) -> Iterator[str]:

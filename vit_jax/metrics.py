@@ -40,7 +40,7 @@ class MetricWriter:
         folder = pathlib.Path(workdir)
         path = folder / "metrics.csv"
         _keep_rows(path, first_step)
-        self._file = open(path, "a", newline="")
+        self._file = path.open("a", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 

@@ -82,7 +82,7 @@ def inception_crop(
 def resize_and_random_crop(
     image: np.ndarray, size: tuple[int, int], rng: np.random.Generator, fraction: float
 ) -> np.ndarray:
-    """Resizes to `size` / `fraction`, then crops `size` at random: the paper's fine-tuning input."""
+    """Resizes to `size` / `fraction`, then crops `size` at a random place."""
     larger = (round(size[0] / fraction), round(size[1] / fraction))
     image = resize(image, larger)
     top, left = (rng.integers(a - b + 1) for a, b in zip(larger, size, strict=True))

@@ -54,7 +54,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     # ---------------------------------------------------------------------------------- data
     dataset = data.open_dataset(config.data.name, config.data.dir)
     train_split, test_split = _splits(config, dataset)
-    train_source, test_source = dataset.source(train_split), dataset.source(test_split)
+    train_source, test_source = _source(dataset, train_split), _source(dataset, test_split)
     logger.info(
         "%s: %d classes; train on %s (%d images), test on %s (%d images)", config.data.name,
         len(dataset.class_names), train_split, len(train_source), test_split, len(test_source),
@@ -189,14 +189,15 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     options = config.data.copy_and_resolve_references()
     options.image_size = checkpoint.config.data.image_size
     batches = data.eval_batches(
-        dataset.source(split),
+        _source(dataset, split),
         options,
         num_classes=len(dataset.class_names),
         batch_size=config.eval_batch_size // jax.process_count(),
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    program = parallel.BODIES[config.parallel](step_lib.make_evaluate(checkpoint.model(), confusion=True))
+    evaluation = step_lib.make_evaluate(checkpoint.model(), confusion=True)
+    program = parallel.BODIES[config.parallel](evaluation)
     params = program.init(step_lib.identity, checkpoint.params)
     start = time.monotonic()
     sums = _sums(program, params, batches)
@@ -217,6 +218,14 @@ def _splits(config: ConfigDict, dataset: data.Dataset) -> tuple[str, str]:
     """Returns the (train, test) splits: the configuration's, or the defaults for the data set."""
     train_split, test_split = data.default_splits(dataset.splits)
     return config.data.train or train_split, config.data.test or test_split
+
+
+def _source(dataset: data.Dataset, split: str) -> data.Source:
+    source = dataset.source(split)
+    if not len(source):
+        sizes = ", ".join(f"{name} has {n} images" for name, n in dataset.splits.items())
+        raise ValueError(f"The split {split} is empty: {sizes}. Choose data.train and data.test.")
+    return source
 
 
 def _load_params(config: ConfigDict, fresh: Any) -> Any:

@@ -1,8 +1,7 @@
 """tfds data without TensorFlow: opened, prepared, and converted from TFRecord files.
 
-tfds keeps data in DATA_DIR/NAME[/CONFIG]/VERSION: dataset_info.json, features.json and records
-(https://www.tensorflow.org/datasets/external_tfrecord), here always array_record files
-(https://github.com/google/array_record) of `group_size:1`, which are fast to read at random.
+It is in DATA_DIR/NAME[/CONFIG]/VERSION (https://www.tensorflow.org/datasets/external_tfrecord), in
+array_record files of `group_size:1` (https://github.com/google/array_record), quick at random.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) ->
         raise ConnectionError(
             f"{there}, and downloading {name} failed: run {command} where there is a network, or "
             f"copy data prepared elsewhere to {builder.data_path}, the folder to be read. "
-            f"The cause: {url} {' '.join(str(error).split())}"
+            f"The cause: {' '.join(f'{url} {error}'.split())}"
         ) from error
     except OSError:
         if not builder.data_path.exists():  # else another process was faster
@@ -156,9 +155,8 @@ def convert(directory: str | pathlib.Path) -> pathlib.Path:
     """
     folder = _version_folder(pathlib.Path(directory).expanduser())
     builder = _read(epath.Path(folder))
-    form = builder.info.file_format.value
-    if form != "tfrecord":
-        print(f"{folder} has {form} files already; only tfrecord files are converted.")
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        print(f"{folder} is in {builder.info.file_format.value} files: there is nothing to do.")
         return folder
     info = json.loads((folder / _INFO).read_text())
     for split in info["splits"]:
@@ -180,7 +178,7 @@ def _version_folder(directory: pathlib.Path) -> pathlib.Path:
     if not found:
         raise FileNotFoundError(f"There is no {_INFO} in {directory}: it holds no tfds data.")
     if len(found) > 1:
-        raise DataError(f"{directory} has several data sets: {', '.join(map(str, found))}. Choose.")
+        raise DataError(f"{directory} has several data sets; choose: {', '.join(map(str, found))}")
     return found[0]
 
 

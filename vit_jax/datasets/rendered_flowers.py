@@ -124,7 +124,8 @@ def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
         colour = _choose(rng, WHITE, CREAM)
         for _ in range(70):
             angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.0)
-            canvas.fill(_turned(_petal(length, 0.012, 0.0, 1.0), angle), _vary(rng, colour - 40, 14))
+            ray = _turned(_petal(length, 0.012, 0.0, 1.0), angle)
+            canvas.fill(ray, _vary(rng, colour - 40, 14))
             tuft = (length * np.cos(angle), length * np.sin(angle))
             canvas.fill(_disc(0.07, tuft), _vary(rng, colour, 14))
         canvas.fill(_disc(0.14), _vary(rng, BROWN))
@@ -243,12 +244,13 @@ def _plant(canvas: _Canvas, rng: np.random.Generator, kind: str, radius: float) 
 def _photograph(rng: np.random.Generator, pixels: np.ndarray, size: int) -> np.ndarray:
     """Light from one side, white balance, blur and noise; reduced to the final size."""
     image = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    angle, y, x = rng.uniform(0, 2 * np.pi), *np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
     light = 1 + rng.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y)
-    image *= light[..., None] * rng.uniform(0.7, 1.15) * rng.uniform(0.88, 1.12, 3)
+    image *= light[..., None] * rng.uniform(0.75, 1.15) * rng.uniform(0.88, 1.12, 3)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (3, 3), 0)
-    image += rng.normal(0, rng.uniform(1, 8), image.shape)
+    image += rng.normal(0, rng.uniform(1, 6), image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
@@ -268,10 +270,10 @@ def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
     """
     side = size * _SUPERSAMPLING
     canvas = _Canvas(_background(rng, side))
-    flowers = int(rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1]))
+    flowers = int(rng.choice([1, 2, 3], p=[0.8, 0.15, 0.05]))
     for _ in range(flowers):
-        _plant(canvas, rng, kind, rng.uniform(0.26, 0.45) / flowers**0.4)
-    for _ in range(rng.integers(0, 4)):
+        _plant(canvas, rng, kind, rng.uniform(0.3, 0.46) / flowers**0.4)
+    for _ in range(rng.integers(0, 3)):
         _leaf(canvas, rng, rng.uniform(0, 1, 2), rng.uniform(0.2, 0.6))
     return _photograph(rng, canvas.pixels, size)
 

@@ -13,7 +13,7 @@ from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder a
 class TfFlowers(stock.Builder, skip_registration=True):
     """The stock builder, except that Python opens the archive instead of TensorFlow.
 
-    Data prepared by either has the same name, version and records in the same order.
+    Data prepared by either has the same name, version and examples in the same order.
     """
 
     code_path = stock.Builder.code_path  # beside it: the archive's checksum,

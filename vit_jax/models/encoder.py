@@ -13,7 +13,7 @@ from vit_jax.models.positions import LearnedPositions
 
 
 class MlpBlock(nn.Module):
-    """Dense(mlp_dim) -> GELU (tanh form) -> Dense(d), dropout after each: (b, n, d) -> (b, n, d)."""
+    """Dense(mlp_dim), GELU (tanh form), dropout, Dense(d), dropout: (b, n, d) -> (b, n, d)."""
 
     mlp_dim: int
     dropout: float = 0.0
