@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import logging
 import sys
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -22,12 +24,15 @@ _JOBS = {"train": train.train, "evaluate": train.evaluate}
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next step instead of returning it to the system.
+    """Makes glibc keep freed memory for the next step, where training runs on the CPU.
 
     A training step on a CPU allocates and frees the same large arrays over and over; giving them
-    back and faulting them in again took a third of its time. It must come before JAX starts its
-    threads. Other C libraries go on as they are.
+    back to the system and faulting them in again took a third of its time. On the host of a GPU
+    the same settings stalled training, so they are left alone there. It must come before JAX
+    starts its threads. Other C libraries go on as they are.
     """
+    if not _on_cpu():
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -36,6 +41,13 @@ def _keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(mmap_max, 0)
     mallopt(arena_max, 1)
+
+
+def _on_cpu() -> bool:
+    """Tells whether JAX will run on the CPU, without making it start its devices."""
+    if platforms := jax.config.jax_platforms:
+        return platforms == "cpu"
+    return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
 
 
 def main(argv: list[str]) -> None:

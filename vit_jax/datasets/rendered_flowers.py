@@ -20,6 +20,10 @@ SPLITS = {"train": 3000, "test": 600}  # images
 _SEED = 2010
 _SHIFT = 4  # cv2 takes coordinates with this many binary places
 _SUPERSAMPLING = 3  # canvas pixels a pixel of the result
+_ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
+_ALONG = np.linspace(0, 1, 9)  # a petal
+_BULGE = np.sin(np.pi * _ALONG**0.8)
 
 Colour = np.ndarray  # RGB, 0 to 255
 
@@ -42,11 +46,7 @@ class _Canvas:
         """Fills a polygon (n, 2) with a colour."""
         points = outline @ self.pose[:, :2].T + self.pose[:, 2]
         points = np.round(points * 2**_SHIFT).astype(np.int32)
-        cv2.fillPoly(self.pixels, [points], _clip(colour), lineType=cv2.LINE_AA, shift=_SHIFT)
-
-
-def _clip(colour: Colour) -> tuple[float, float, float]:
-    return tuple(float(c) for c in np.clip(colour, 0, 255))
+        cv2.fillPoly(self.pixels, [points], colour.tolist(), lineType=cv2.LINE_AA, shift=_SHIFT)
 
 
 def _vary(rng: np.random.Generator, colour: Colour, amount: float = 18) -> Colour:
@@ -64,16 +64,14 @@ def _turned(outline: np.ndarray, angle: float) -> np.ndarray:
 
 
 def _disc(radius: float, centre: tuple[float, float] = (0, 0)) -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    return np.stack([np.cos(t), np.sin(t)], axis=-1) * radius + centre
+    return _CIRCLE * radius + centre
 
 
 def _petal(length: float, width: float, start: float, tip: float) -> np.ndarray:
     """A petal along +x from `start`: `tip` 1 is round, above it pointed, below it blunt."""
-    t = np.linspace(0, 1, 9)
-    half = width * np.sin(np.pi * t**0.8) ** (0.6 * tip)
-    upper = np.stack([start + (length - start) * t, half], axis=-1)
-    return np.concatenate([upper, upper[::-1] * (1, -1)])
+    half = width * _BULGE ** (0.6 * tip)
+    along = start + (length - start) * _ALONG
+    return np.array([[*along, *along[::-1]], [*half, *-half[::-1]]]).T
 
 
 def _ring(
@@ -107,7 +105,7 @@ def _speckle(
 
 def _draw_daisy(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Many narrow petals round a small yellow disc."""
-    colour = _choose(rng, WHITE, WHITE, PINK, CREAM, YELLOW)
+    colour = _choose(rng, WHITE, WHITE, PINK, PURPLE, YELLOW)
     count = int(rng.integers(12, 20))
     for layer in range(2):
         _ring(canvas, rng, colour - 16 * (1 - layer), count=count, length=1.0 - 0.06 * layer,
@@ -138,7 +136,7 @@ def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _draw_rose(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Broad petals in a spiral, each over the last, darker towards the heart."""
-    colour = _choose(rng, RED, RED, PINK, WHITE, YELLOW, ORANGE)
+    colour = _choose(rng, RED, RED, PINK, PURPLE, WHITE, YELLOW)
     phase, turns = rng.uniform(0, 6.3), int(rng.integers(13, 18))
     for i in range(turns):
         share = i / turns
@@ -201,7 +199,7 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
     picture = np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8))
     for _ in range(rng.integers(0, 7)):
         centre = tuple(int(c) for c in rng.integers(0, side, 2))
-        colour = _clip(_choose(rng, *tones, WHITE, YELLOW, PINK))
+        colour = _choose(rng, *tones, WHITE, YELLOW, PINK).tolist()
         cv2.circle(picture, centre, int(side * rng.uniform(0.03, 0.12)), colour, -1, cv2.LINE_AA)
     blur = int(side * rng.uniform(0.01, 0.05)) * 2 + 1
     return cv2.GaussianBlur(picture, (blur, blur), 0)
@@ -214,7 +212,7 @@ def _pose(
     if upright:
         matrix = _turned(np.eye(2), rng.normal(0, 0.3)) * rng.uniform(0.75, 1.0, 2)
     else:
-        tilt = np.diag([1.0, rng.uniform(0.55, 1.0)])
+        tilt = np.diag([1.0, rng.uniform(0.65, 1.0)])
         first, second = (_turned(np.eye(2), a) for a in rng.uniform(0, 2 * np.pi, 2))
         matrix = first @ tilt @ second
     return np.hstack([matrix * radius * side, (centre * side)[:, None]])
@@ -234,7 +232,7 @@ def _plant(canvas: _Canvas, rng: np.random.Generator, kind: str, radius: float) 
     foot = np.array([centre[0] + rng.normal(0, 0.15), 1.05])
     width = max(1, int(side * rng.uniform(0.015, 0.035)))
     ends = [tuple(int(c) for c in point * side) for point in (centre, foot)]
-    cv2.line(canvas.pixels, *ends, _clip(_vary(rng, GREEN, 20)), width, cv2.LINE_AA)
+    cv2.line(canvas.pixels, *ends, _vary(rng, GREEN, 20).tolist(), width, cv2.LINE_AA)
     for _ in range(rng.integers(0, 3)):
         _leaf(canvas, rng, centre + (foot - centre) * rng.uniform(0.4, 1), rng.uniform(0.15, 0.4))
     canvas.pose = _pose(rng, side, centre, radius, upright=kind == "tulip")
@@ -255,7 +253,7 @@ def _photograph(rng: np.random.Generator, pixels: np.ndarray, size: int) -> np.n
 
 
 def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """Draws one image with one to three flowers of a kind.
+    """Draws one image with one or two flowers of a kind.
 
     Args:
       kind: one of `KINDS`.
@@ -270,11 +268,11 @@ def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
     """
     side = size * _SUPERSAMPLING
     canvas = _Canvas(_background(rng, side))
-    flowers = int(rng.choice([1, 2, 3], p=[0.8, 0.15, 0.05]))
+    flowers = int(rng.choice([1, 2], p=[0.88, 0.12]))
     for _ in range(flowers):
         _plant(canvas, rng, kind, rng.uniform(0.3, 0.46) / flowers**0.4)
     for _ in range(rng.integers(0, 3)):
-        _leaf(canvas, rng, rng.uniform(0, 1, 2), rng.uniform(0.2, 0.6))
+        _leaf(canvas, rng, rng.uniform(0, 1, 2), rng.uniform(0.2, 0.45))
     return _photograph(rng, canvas.pixels, size)
 
 
