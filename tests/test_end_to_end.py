@@ -1,6 +1,7 @@
 """Trains for a few steps for real, as a user would."""
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -63,9 +64,10 @@ def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, ac
     settings.optim.name, settings.optim.lr = "adam", 1e-3
     train.train(settings, tmp_path / "whole")
 
-    def stop_at_five(writer, counter=[0]):  # noqa: B006
-        counter[0] += 1
-        if counter[0] == 5:
+    steps = itertools.count(1)
+
+    def stop_at_five(writer):
+        if next(steps) == 5:
             raise StoppedError
 
     with monkeypatch.context() as patch:
@@ -82,6 +84,23 @@ def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, ac
         for n in ("whole", "stopped")
     )
     assert whole == stopped
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of(settings, tmp_path, caplog):
+    settings.update(total_steps=2)
+    settings.optim.warmup_steps = 2
+    train.train(settings, tmp_path)
+    assert "optim.warmup_steps=2 is no shorter than the run of 2 steps" in caplog.text
+
+
+@pytest.mark.parametrize("platforms, expected", [("cpu", True), ("cuda", False), ("tpu,cpu", False)])
+def test_memory_settings_are_for_the_cpu_alone(platforms, expected):
+    code = "from vit_jax import main; print(main._on_cpu())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment() | {"JAX_PLATFORMS": platforms},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == str(expected)
 
 
 def test_a_finished_run_started_again_only_evaluates(settings, tmp_path):

@@ -26,13 +26,18 @@ def batch(rng):
 
 def random_state(model, optimizer, seed=0):
     """A state whose every parameter is random: a zero head would hide differences."""
-    state = step.initial_state(model, optimizer, (IMAGE, IMAGE), jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    params = tree.unflatten(
-        [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
-    return state.replace(params=params, opt_state=optimizer.init(params))
+
+    @jax.jit
+    def draw(key):
+        state = step.initial_state(model, optimizer, (IMAGE, IMAGE), key)
+        leaves, tree = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        params = tree.unflatten(
+            [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        )
+        return state.replace(params=params, opt_state=optimizer.init(params))
+
+    return draw(jax.random.key(seed))
 
 
 def assert_close(tree, other, rtol=1e-5, atol=1e-6):

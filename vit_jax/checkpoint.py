@@ -158,12 +158,12 @@ def load(path: str | epath.PathLike) -> Checkpoint:
     """
     folder = find(path)
     as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), _shapes(folder))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        params = reader.restore(
-            folder / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-        )
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        metadata = reader.restore(folder / "metadata", args=ocp.args.JsonRestore())
+    params = ocp.PyTreeCheckpointHandler().restore(
+        folder / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+    )
+    metadata = ocp.JsonCheckpointHandler().restore(
+        folder / "metadata", args=ocp.args.JsonRestore()
+    )
     return Checkpoint(
         path=str(folder),
         params=params,
@@ -174,8 +174,7 @@ def load(path: str | epath.PathLike) -> Checkpoint:
 
 
 def _shapes(folder: epath.Path) -> Any:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.metadata(folder / "params").item_metadata.tree
+    return ocp.PyTreeCheckpointHandler().metadata(folder / "params").tree
 
 
 def check_same(found: Any, wanted: Any, where: str) -> None:

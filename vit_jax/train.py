@@ -77,6 +77,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     total_steps = config.total_steps or max(
         1, round(config.epochs * len(train_source) / config.batch_size)
     )
+    if config.optim.warmup_steps >= total_steps:
+        logger.warning(
+            "optim.warmup_steps=%d is no shorter than the run of %d steps: the learning rate "
+            "rises to the end and never decays.", config.optim.warmup_steps, total_steps,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------- model and step
     model = models.build(

@@ -105,7 +105,7 @@ def _speckle(
 
 def _draw_daisy(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Many narrow petals round a small yellow disc."""
-    colour = _choose(rng, WHITE, WHITE, PINK, PURPLE, YELLOW)
+    colour = _choose(rng, WHITE, WHITE, PINK, RED, PURPLE, YELLOW)
     count = int(rng.integers(12, 20))
     for layer in range(2):
         _ring(canvas, rng, colour - 16 * (1 - layer), count=count, length=1.0 - 0.06 * layer,
@@ -128,7 +128,7 @@ def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
             canvas.fill(_disc(0.07, tuft), _vary(rng, colour, 14))
         canvas.fill(_disc(0.14), _vary(rng, BROWN))
         return
-    colour = _choose(rng, YELLOW, YELLOW, ORANGE)
+    colour = _choose(rng, YELLOW)
     for radius in (1.0, 0.8, 0.6, 0.4, 0.22):
         _ring(canvas, rng, colour + 28 * (0.6 - radius), count=int(34 * radius) + 8, length=radius,
               width=0.045, start=0.0, tip=0.35, phase=rng.uniform(0, 6.3))  # fmt: skip
@@ -136,7 +136,7 @@ def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _draw_rose(canvas: _Canvas, rng: np.random.Generator) -> None:
     """Broad petals in a spiral, each over the last, darker towards the heart."""
-    colour = _choose(rng, RED, RED, PINK, PURPLE, WHITE, YELLOW)
+    colour = _choose(rng, RED, RED, PINK, PURPLE, WHITE)
     phase, turns = rng.uniform(0, 6.3), int(rng.integers(13, 18))
     for i in range(turns):
         share = i / turns
@@ -144,7 +144,7 @@ def _draw_rose(canvas: _Canvas, rng: np.random.Generator) -> None:
         radius = 0.52 * (1 - share) + 0.12
         centre = (distance * np.cos(angle), distance * np.sin(angle))
         shade = _vary(rng, colour - 45 * share, 7)
-        canvas.fill(_disc(radius, centre), shade - 38)
+        canvas.fill(_disc(radius, centre), shade - 55)
         inner = (centre[0] * 0.9, centre[1] * 0.9)
         canvas.fill(_disc(radius * 0.88, inner), shade)
 
@@ -165,7 +165,7 @@ def _draw_sunflower(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 def _draw_tulip(canvas: _Canvas, rng: np.random.Generator) -> None:
     """A cup of a few tall petals, seen from the side."""
-    colour = _choose(rng, RED, PINK, PURPLE, YELLOW, WHITE, ORANGE)
+    colour = _choose(rng, RED, PINK, PURPLE, WHITE, ORANGE)
     spread = rng.uniform(0.1, 0.4)
     back, front = _petal(1.75, 0.4, 0.0, 1.2), _petal(1.6, 0.44, 0.0, 1.1)
     base = (0, 0.85)
@@ -197,7 +197,7 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
     share = cv2.resize(rng.random((grain, grain)), (side, side), interpolation=cv2.INTER_CUBIC)
     picture = first + np.clip(share, 0, 1)[..., None] * (second - first)
     picture = np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8))
-    for _ in range(rng.integers(0, 7)):
+    for _ in range(rng.integers(0, 5)):
         centre = tuple(int(c) for c in rng.integers(0, side, 2))
         colour = _choose(rng, *tones, WHITE, YELLOW, PINK).tolist()
         cv2.circle(picture, centre, int(side * rng.uniform(0.03, 0.12)), colour, -1, cv2.LINE_AA)
@@ -210,9 +210,9 @@ def _pose(
 ) -> np.ndarray:
     """Scale, tilt (foreshortening along one direction), turn and place: a matrix (2, 3)."""
     if upright:
-        matrix = _turned(np.eye(2), rng.normal(0, 0.3)) * rng.uniform(0.75, 1.0, 2)
+        matrix = _turned(np.eye(2), rng.normal(0, 0.25)) * (rng.uniform(0.65, 0.85), rng.uniform(0.9, 1.05))
     else:
-        tilt = np.diag([1.0, rng.uniform(0.65, 1.0)])
+        tilt = np.diag([1.0, rng.uniform(0.7, 1.0)])
         first, second = (_turned(np.eye(2), a) for a in rng.uniform(0, 2 * np.pi, 2))
         matrix = first @ tilt @ second
     return np.hstack([matrix * radius * side, (centre * side)[:, None]])
@@ -228,7 +228,7 @@ def _leaf(canvas: _Canvas, rng: np.random.Generator, start: np.ndarray, length: 
 def _plant(canvas: _Canvas, rng: np.random.Generator, kind: str, radius: float) -> None:
     """One flower with its stem and leaves."""
     side = canvas.pixels.shape[0]
-    centre = rng.uniform(0.35, 0.65, 2)
+    centre = rng.uniform(0.28, 0.72, 2)
     foot = np.array([centre[0] + rng.normal(0, 0.15), 1.05])
     width = max(1, int(side * rng.uniform(0.015, 0.035)))
     ends = [tuple(int(c) for c in point * side) for point in (centre, foot)]
@@ -245,7 +245,7 @@ def _photograph(rng: np.random.Generator, pixels: np.ndarray, size: int) -> np.n
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
     light = 1 + rng.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y)
-    image *= light[..., None] * rng.uniform(0.75, 1.15) * rng.uniform(0.88, 1.12, 3)
+    image *= light[..., None] * rng.uniform(0.7, 1.2) * rng.uniform(0.85, 1.15, 3)
     if rng.random() < 0.3:
         image = cv2.GaussianBlur(image, (3, 3), 0)
     image += rng.normal(0, rng.uniform(1, 6), image.shape)
@@ -268,11 +268,11 @@ def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
     """
     side = size * _SUPERSAMPLING
     canvas = _Canvas(_background(rng, side))
-    flowers = int(rng.choice([1, 2], p=[0.88, 0.12]))
+    flowers = int(rng.choice([1, 2], p=[0.94, 0.06]))
     for _ in range(flowers):
-        _plant(canvas, rng, kind, rng.uniform(0.3, 0.46) / flowers**0.4)
-    for _ in range(rng.integers(0, 3)):
-        _leaf(canvas, rng, rng.uniform(0, 1, 2), rng.uniform(0.2, 0.45))
+        _plant(canvas, rng, kind, rng.uniform(0.34, 0.47) / flowers**0.4)
+    if rng.random() < 0.5:
+        _leaf(canvas, rng, rng.uniform(0, 1, 2), rng.uniform(0.2, 0.4))
     return _photograph(rng, canvas.pixels, size)
 
 
