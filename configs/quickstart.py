@@ -14,8 +14,8 @@ def get_config():
     config.data.image_size = 48
     config.data.crop_area = 0.35
     config.data.crop_fraction = 1.0
-    config.batch_size = 30
-    config.eval_batch_size = 200
+    config.batch_size = 32
+    config.eval_batch_size = 192
     config.epochs = 25
     config.optim.name = "adam"
     config.optim.lr = 1.5e-3

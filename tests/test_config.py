@@ -1,4 +1,5 @@
 import re
+import runpy
 
 import pytest
 from conftest import REPOSITORY
@@ -19,6 +20,13 @@ def problems(config, device_count=1):
     with pytest.raises(ValueError) as error:
         config_lib.validate(config, device_count=device_count)
     return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "pretrain", "finetune"])
+@pytest.mark.parametrize("device_count", [1, 2, 4, 8, 16])
+def test_the_configurations_are_valid_on_any_usual_number_of_devices(name, device_count):
+    get_config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]
+    config_lib.validate(get_config(), device_count=device_count)
 
 
 def test_the_default_with_a_length_is_valid(config):

@@ -93,11 +93,14 @@ def test_a_warm_up_longer_than_the_run_is_warned_of(settings, tmp_path, caplog):
     assert "optim.warmup_steps=2 is no shorter than the run of 2 steps" in caplog.text
 
 
-@pytest.mark.parametrize("platforms, expected", [("cpu", True), ("cuda", False), ("tpu,cpu", False)])
+@pytest.mark.parametrize(
+    ("platforms", "expected"), [("cpu", True), ("cuda", False), ("tpu,cpu", False)]
+)
 def test_memory_settings_are_for_the_cpu_alone(platforms, expected):
     code = "from vit_jax import main; print(main._on_cpu())"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment() | {"JAX_PLATFORMS": platforms},
+        [sys.executable, "-c", code], cwd=REPOSITORY,
+        env=environment() | {"JAX_PLATFORMS": platforms},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == str(expected)

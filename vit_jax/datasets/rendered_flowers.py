@@ -2,7 +2,7 @@
 
 Every image is drawn from its own random numbers: the flower's colours, size, place, turn and tilt,
 its stem and leaves, the background, leaves in front of it, the light, and the noise of a camera.
-Kinds share their colours, so that shape and texture have to tell them apart.
+Kinds share most of their colours, so that shape and texture have to tell them apart.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def _pose(
 ) -> np.ndarray:
     """Scale, tilt (foreshortening along one direction), turn and place: a matrix (2, 3)."""
     if upright:
-        matrix = _turned(np.eye(2), rng.normal(0, 0.25)) * (rng.uniform(0.65, 0.85), rng.uniform(0.9, 1.05))
+        width, height = rng.uniform(0.65, 0.85), rng.uniform(0.9, 1.05)
+        matrix = _turned(np.eye(2), rng.normal(0, 0.25)) * (width, height)
     else:
         tilt = np.diag([1.0, rng.uniform(0.7, 1.0)])
         first, second = (_turned(np.eye(2), a) for a in rng.uniform(0, 2 * np.pi, 2))
