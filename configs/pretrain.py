@@ -15,7 +15,7 @@ from vit_jax import models
 #                                        decay             steps         area smoothing table 3)
 _RECIPES = {
     "imagenet2012": (300, 3e-3, "cosine", 0.3, 0.1, 10_000, 4096, 0.05, 0.0),
-    "…":            ( 40, 1e-3, "cosine", 0.1, 0.0,    100,   64, 0.25, 0.1),
+    "…":            ( 25, 1e-3, "cosine", 0.1, 0.0,    100,   64, 0.25, 0.1),
 }  # fmt: skip
 
 

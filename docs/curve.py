@@ -1,7 +1,7 @@
 """Draws the accuracy of a run over its steps, from its metrics.csv, as in the README.
 
     pip install -e ".[plots]"
-    python benchmarks/curve.py runs/photos docs/photos.png
+    python docs/curve.py runs/photos docs/photos.png
 """
 
 import argparse
