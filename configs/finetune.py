@@ -1,7 +1,8 @@
 """Fine-tunes a model; see the README for what it reaches.
 
-    python -m vit_jax.main --workdir=runs/transfer --config.init_from=runs/quickstart \\
-        --config=configs/finetune.py:Nano/8,../shared/data/flower_photos
+    python -m vit_jax.main --config=configs/finetune.py:Nano/8,../shared/data/flower_photos \\
+        --workdir=runs/transfer --config.init_from=runs/quickstart \\
+        --config.data.image_size=96 --config.batch_size=32 --config.optim.lr=0.03
 
 The argument is VARIANT,DATASET, as in `pretrain.py`. Without `init_from`, training starts from
 random parameters, which is only of use to try things out.

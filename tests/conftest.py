@@ -1,8 +1,14 @@
 import os
+import tempfile
 
 # Before JAX starts: eight devices on one CPU, for tests of what is spread over devices.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests and the processes they start build the same programs again and again: compiled once.
+_COMPILED = tempfile.TemporaryDirectory(prefix="vit_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 import pathlib
 
