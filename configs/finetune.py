@@ -1,11 +1,14 @@
-"""Fine-tunes a model; see the README for what it reaches.
+"""Fine-tunes a model on another data set, usually at a higher resolution.
 
     python -m vit_jax.main --config=configs/finetune.py:Nano/8,../shared/data/flower_photos \\
         --workdir=runs/transfer --config.init_from=runs/quickstart \\
         --config.data.image_size=96 --config.batch_size=32 --config.optim.lr=0.03
 
+Expect 65.1 % test accuracy after 4.3 minutes on two cores of a shared server (76 images/s), where
+the quickstart's model left 48 px and drawn flowers for photos.
+
 The argument is VARIANT,DATASET, as in `pretrain.py`. Without `init_from`, training starts from
-random parameters, which is only of use to try things out.
+random parameters, which is of use only to try things out.
 """
 
 from vit_jax import config as config_lib
