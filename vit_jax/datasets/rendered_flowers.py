@@ -128,7 +128,7 @@ def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
             canvas.fill(_disc(0.07, tuft), _vary(rng, colour, 14))
         canvas.fill(_disc(0.14), _vary(rng, BROWN))
         return
-    colour = _choose(rng, YELLOW)
+    colour = _vary(rng, YELLOW)
     for radius in (1.0, 0.8, 0.6, 0.4, 0.22):
         _ring(canvas, rng, colour + 28 * (0.6 - radius), count=int(34 * radius) + 8, length=radius,
               width=0.045, start=0.0, tip=0.35, phase=rng.uniform(0, 6.3))  # fmt: skip
