@@ -30,7 +30,8 @@ def get_config(argument="Nano/8,rendered_flowers"):
 
     config = config_lib.default()
     config.model.variant = models.canonical(variant)
-    config.model.dropout = dropout
+    if dropout:
+        config.model.dropout = dropout
     config.data.name = dataset
     config.data.crop_area = crop_area
     if config.model.variant == "Nano/8":  # small pictures: none of their border is cut off

@@ -6,6 +6,7 @@ from conftest import REPOSITORY
 from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
+from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import VisionTransformer
 
 
@@ -40,8 +41,11 @@ def test_the_default_with_a_length_is_valid(config):
         ("dtype", "float16", "'float32' or 'bfloat16'"),
         ("parallel", "pmapp", "did you mean 'pmap'?"),
         ("model.variant", "B/17", "closest: B/16"),
-        ("model.pool", "max", "model.pool='max' is unknown"),
+        ("model.pool", "max", "model: pool='max' is unknown"),
         ("model.width", 100, "width=100 is not a multiple of num_heads=12"),
+        ("model.positions", "3d", "model: positions='3d' is unknown: '1d' or '2d'"),
+        ("model.layers", (3, 4), "Variant B/16 has no layers"),
+        ("init_resize", "bicubic", "did you mean 'cubic'?"),
         ("model.dropout", 1.0, "model.dropout=1.0 must be in [0, 1)"),
         ("data.image_size", 225, "multiple of the patch"),
         ("data.image_size", (224, 100), "224x100 pixels can't be cut into patches of 16x16"),
@@ -121,7 +125,8 @@ def test_every_key_is_read_somewhere():
     for key in keys(config_lib.default()):
         section, _, name = key.rpartition(".")
         if section == "model" and name != "variant":  # handed to the module as they are
-            assert name in VisionTransformer.__dataclass_fields__
+            fields = VisionTransformer.__dataclass_fields__ | ResNet.__dataclass_fields__
+            assert name in fields
         else:
             reader = {"": "config", "data": "(data|options)"}.get(section, section)
             assert re.search(rf"\b{reader}\.{name}\b", code), f"nobody reads {key}"

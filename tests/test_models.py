@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from scipy import special
 
 from vit_jax import models
 from vit_jax.models.attention import attend
@@ -20,18 +21,72 @@ PUBLISHED_COUNTS = {
     "L/32": (305_510_400, 306_535_400),
     "L/16": (303_301_632, 304_326_632),
     "H/14": (630_764_800, 632_045_800),
+    "R+Ti/16": (6_144_704, 6_337_704),
+    "R26+S/32": (36_046_912, 36_431_912),
+    "R50+B/16": (97_890_112, 98_659_112),
+    "R50+L/32": (327_969_856, 328_994_856),
+    "R50x1": (None, 25_549_352),
+    "R50x2": (None, 97_988_712),
+    "R101x1": (None, 44_541_480),
+    "R152x1": (None, 60_185_128),
+    "R152x2": (None, 236_335_208),
+    "R200x3": (None, 568_633_000),
 }
+UNPUBLISHED = {"Nano/8", "B/8", "R50+B/32", "R50+L/16", "Axial-B/32", "Axial-B/16", "AxialResNet50"}
 
 
-def counted(depth, width, mlp_dim, patch_size, num_classes, image=224):
-    """The number of parameters by the paper's equations 1 to 4, and table 1's sizes."""
-    tokens = (image // patch_size) ** 2 + 1
-    embedding = 3 * patch_size**2 * width + width + tokens * width + width  # E, bias, E_pos, class
+def count_encoder_block(width, mlp_dim):
     attention = 4 * (width * width + width)  # q, k, v and the projection
     mlp = width * mlp_dim + mlp_dim + mlp_dim * width + width
-    norms = 2 * 2 * width
-    head = width * num_classes + num_classes if num_classes else 0
-    return embedding + depth * (attention + mlp + norms) + 2 * width + head
+    return attention + mlp + 2 * 2 * width
+
+
+def count_units(stages, width, *, kernel=9, projected_norm):
+    """Bottlenecks: convolutions without bias, two parameters a channel of every norm."""
+    total, inputs = 0, width
+    for stage, units in enumerate(stages):
+        features = width * 2**stage
+        for unit in range(units):
+            total += inputs * features + kernel * features**2 + features * 4 * features
+            # Norms after (hybrids) or before (BiT) the convolutions.
+            total += 2 * (2 * features + (4 * features if projected_norm else inputs))
+            if unit == 0:
+                total += inputs * 4 * features
+                total += 2 * 4 * features if projected_norm else 0
+            inputs = 4 * features
+    return total, inputs
+
+
+def counted_vit(depth, width, mlp_dim, num_heads, patch_size, stem=None, axial=False, pool="token",
+                num_classes=0, image=224):  # fmt: skip
+    """The number of parameters by the paper's equations 1 to 4, and table 1's sizes."""
+    channels, stride, total = 3, 1, 0
+    if stem is not None:
+        units, channels = count_units(stem, 64, projected_norm=True)
+        total += 7 * 7 * 3 * 64 + 2 * 64 + units
+        stride = 4 * 2 ** max(0, len(stem) - 1)
+    token = int(pool == "token")
+    tokens = (image // stride // patch_size) ** 2 + token
+    total += channels * patch_size**2 * width + width  # E, bias
+    total += tokens * width + token * width  # E_pos, class
+    blocks = depth * (2 if axial else 1)
+    total += blocks * count_encoder_block(width, mlp_dim) + 2 * width
+    return total + (width * num_classes + num_classes if num_classes else 0)
+
+
+def counted_resnet(layers, width_factor, axial=False, num_classes=0, image=224):
+    width = 64 * width_factor
+    total, channels = count_units(layers, width, kernel=0 if axial else 9, projected_norm=False)
+    total += 7 * 7 * 3 * width + 2 * channels  # root, last norm
+    if axial:
+        side = image // 4
+        for stage, units in enumerate(layers):
+            features = width * 2**stage
+            for unit in range(units):
+                line = side // 2 ** max(0, stage - (unit == 0))  # the first strides afterwards
+                attention = 4 * (features * features + features)
+                total += 2 * (attention + (2 * line - 1) * features // 8)
+    return total + (channels * num_classes + num_classes if num_classes else 0)
 
 
 def shapes(variant, image=(224, 224), **kwargs):
@@ -42,17 +97,19 @@ def shapes(variant, image=(224, 224), **kwargs):
 
 @pytest.mark.parametrize("variant", models.VARIANTS)
 def test_every_variant_has_its_golden_parameter_count(variant):
-    row = {k: v for k, v in models.VARIANTS[variant].items() if k != "num_heads"}
+    row = models.VARIANTS[variant]
+    count = counted_resnet if "layers" in row else counted_vit
     for i, num_classes in enumerate((0, 1000)):
         sizes = shapes(variant, num_classes=num_classes).values()
         found = sum(int(np.prod(shape)) for shape in sizes)
-        assert found == counted(num_classes=num_classes, **row)
-        if variant != "Nano/8":  # ours
-            assert found == PUBLISHED_COUNTS[variant][i]
+        assert found == count(num_classes=num_classes, **row)
+        if variant not in UNPUBLISHED:
+            assert PUBLISHED_COUNTS[variant][i] in (found, None)
 
 
 def test_every_published_model_is_a_variant():
-    assert set(PUBLISHED_COUNTS) == set(models.VARIANTS) - {"Nano/8"}
+    assert set(PUBLISHED_COUNTS) | UNPUBLISHED == set(models.VARIANTS)
+    assert not set(PUBLISHED_COUNTS) & UNPUBLISHED
 
 
 TINY = dict(width=12, depth=2, mlp_dim=20, num_heads=3, patch_size=4)
@@ -74,44 +131,76 @@ def images(rng):
     return rng.uniform(-1, 1, (2, 12, 8, 3)).astype(np.float32)
 
 
-def paper_forward(params, images, *, patch_size, pool, pre_logits, **unused):
+def numpy_attention(z, p, relative=None):
+    """Appendix A on tokens (n, d); `relative` are the embeddings of the offsets -n + 1 … n - 1."""
+    result = p["out"]["bias"]
+    n = len(z)
+    for h in range(p["query"]["kernel"].shape[1]):
+        q, k, v = (z @ p[x]["kernel"][:, h] + p[x]["bias"][h] for x in ("query", "key", "value"))
+        scores = q @ k.T
+        if relative is not None:
+            for i in range(n):
+                for j in range(n):
+                    scores[i, j] += q[i] @ relative[i - j + n - 1]
+        scores = np.exp((scores - scores.max(-1, keepdims=True)) / np.sqrt(q.shape[-1]))
+        result = result + scores / scores.sum(-1, keepdims=True) @ v @ p["out"]["kernel"][h]
+    return result
+
+
+def paper_forward(params, images, *, patch_size, pool="token", pre_logits=False, positions="1d",
+                  positions_at="stem", axial=False, gelu="tanh", norm_epsilon=1e-6):  # fmt: skip
     """The paper's equations in float64, one image, one head, one token at a time."""
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
     def layer_norm(x, p):
         x = x - x.mean(-1, keepdims=True)
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + norm_epsilon) * p["scale"] + p["bias"]
 
-    def gelu(x):
+    def activation(x):
+        if gelu == "exact":
+            return x * 0.5 * (1 + special.erf(x / np.sqrt(2)))
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
-    def msa(z, p):  # appendix A
-        result = p["out"]["bias"]
-        for h in range(p["query"]["kernel"].shape[1]):
-            q, k, v = (
-                z @ p[n]["kernel"][:, h] + p[n]["bias"][h] for n in ("query", "key", "value")
-            )
-            scores = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
-            result = result + scores / scores.sum(-1, keepdims=True) @ v @ p["out"]["kernel"][h]
-        return result
-
     def mlp(z, p):
-        hidden = gelu(z @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"])
+        hidden = activation(z @ p["Dense_0"]["kernel"] + p["Dense_0"]["bias"])
         return hidden @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+
+    def block(z, p):
+        relative = p["RelativePositions_0"]["offset_embedding"] if positions == "relative" else None
+        attention = p["MultiHeadDotProductAttention_0"]
+        z = numpy_attention(layer_norm(z, p["LayerNorm_0"]), attention, relative) + z  # equation 2
+        return mlp(layer_norm(z, p["LayerNorm_1"]), p["MlpBlock_0"]) + z  # 3
+
+    def table(p, rows, columns):
+        if positions == "1d":
+            return p["pos_embedding"][0]
+        prefix = p["token_embedding"] if pool == "token" else np.zeros((0, TINY["width"]))
+        patches = [np.concatenate([p["x_embedding"][c], p["y_embedding"][r]])
+                   for r in range(rows) for c in range(columns)]
+        return np.concatenate([prefix, patches])
 
     def one(image):
         tokens = [params["cls"][0, 0]] if pool == "token" else []
-        for r in range(0, image.shape[0], patch_size):
-            for c in range(0, image.shape[1], patch_size):
-                patch = image[r : r + patch_size, c : c + patch_size]
+        rows, columns = image.shape[0] // patch_size, image.shape[1] // patch_size
+        for r in range(rows):
+            for c in range(columns):
+                y, x = r * patch_size, c * patch_size
+                patch = image[y : y + patch_size, x : x + patch_size]
                 projected = np.einsum("yxc,yxcd->d", patch, params["embedding"]["kernel"])
                 tokens.append(projected + params["embedding"]["bias"])
-        encoder = params["Transformer"]
-        z = np.stack(tokens) + encoder["posembed_input"]["pos_embedding"][0]  # equation 1
+        encoder, z = params["Transformer"], np.stack(tokens)
         for i in range(sum(name.startswith("encoderblock") for name in encoder)):
             p = encoder[f"encoderblock_{i}"]
-            z = msa(layer_norm(z, p["LayerNorm_0"]), p["MultiHeadDotProductAttention_0"]) + z  # 2
-            z = mlp(layer_norm(z, p["LayerNorm_1"]), p["MlpBlock_0"]) + z  # 3
+            where = f"posembed_{i}" if positions_at == "layers" else "posembed_input"
+            if positions in ("1d", "2d") and (positions_at != "stem" or i == 0):
+                z = z + table(encoder[where], rows, columns)  # equation 1, D.4
+            if axial:
+                z = z.reshape(rows, columns, -1)
+                z = np.stack([block(z[r], p["row"]) for r in range(rows)])
+                z = np.stack([block(z[:, c], p["column"]) for c in range(columns)], axis=1)
+                z = z.reshape(rows * columns, -1)
+            else:
+                z = block(z, p)
         y = layer_norm(z, encoder["encoder_norm"])
         y = y[0] if pool == "token" else y.mean(0)  # 4
         if pre_logits:
@@ -121,6 +210,96 @@ def paper_forward(params, images, *, patch_size, pool, pre_logits, **unused):
         return y
 
     return np.stack([one(image) for image in images.astype(np.float64)])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(dict(positions=kind, positions_at=place)
+          for kind in ("1d", "2d") for place in ("stem", "layers", "shared")),
+        dict(positions="2d", pool="gap"),
+        dict(positions="relative"),
+        dict(positions="relative", pool="gap"),
+        dict(positions="none"),
+        dict(axial=True, pool="gap"),
+        dict(axial=True, pool="gap", positions="relative"),
+        dict(axial=True, pool="gap", positions="2d", positions_at="layers"),
+        dict(gelu="exact", norm_epsilon=1e-3),
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)  # fmt: skip
+def test_variations_equal_their_equations(images, options):
+    """Position embeddings of D.4, axial blocks of D.6, and what PyTorch's ViTs compute."""
+    model = tiny(**options)
+    params = random_params(model, images)
+    found = jax.jit(model.apply)({"params": params}, images)
+    expected = paper_forward(params, images, patch_size=4, **options)
+    np.testing.assert_allclose(found, expected, atol=3e-6 * np.abs(expected).max())
+
+
+def numpy_resnet(params, images, *, layers, axial):
+    """A BiT ResNet in float64 with nothing but slices and sums (arXiv 1912.11370, paper D.6)."""
+
+    def conv(x, kernel, stride=1):
+        kernel = np.asarray(kernel, np.float64)
+        kernel = (kernel - kernel.mean((0, 1, 2))) / np.sqrt(kernel.var((0, 1, 2)) + 1e-10)
+        size = kernel.shape[0]
+        x = np.pad(x, [(0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)])
+        rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+        return sum(
+            x[:, i : i + rows * stride : stride, j : j + columns * stride : stride] @ kernel[i, j]
+            for i in range(size) for j in range(size)
+        )  # fmt: skip
+
+    def norm(x, p):
+        groups = x.reshape(*x.shape[:3], 32, -1)
+        mean, var = (f(groups, axis=(1, 2, 4), keepdims=True) for f in (np.mean, np.var))
+        x = ((groups - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+        return np.maximum(x * p["scale"] + p["bias"], 0)
+
+    def windows(x, size, stride, reduce):
+        rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+        parts = [x[:, i : i + rows * stride : stride, j : j + columns * stride : stride]
+                 for i in range(size) for j in range(size)]
+        return reduce(parts, axis=0)
+
+    def line(z, p):
+        attention = p["MultiHeadDotProductAttention_0"]
+        return numpy_attention(z, attention, p["RelativePositions_0"]["offset_embedding"])
+
+    def unit(x, p, stride):
+        z = norm(x, p["gn1"])
+        shortcut = conv(z, p["conv_proj"]["kernel"], stride) if "conv_proj" in p else x
+        y = norm(conv(z, p["conv1"]["kernel"]), p["gn2"])
+        if axial:
+            p_row, p_column = p["attention"]["row"], p["attention"]["column"]
+            y = np.stack([[line(row, p_row) for row in image] for image in y])
+            y = np.stack([[line(c, p_column) for c in image.swapaxes(0, 1)] for image in y])
+            y = y.swapaxes(1, 2)
+            y = windows(y, stride, stride, np.mean) if stride > 1 else y
+        else:
+            y = conv(y, p["conv2"]["kernel"], stride)
+        return shortcut + conv(norm(y, p["gn3"]), p["conv3"]["kernel"])
+
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    x = conv(images.astype(np.float64), params["conv_root"]["kernel"], 2)
+    x = windows(np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)]), 3, 2, np.max)
+    for s, units in enumerate(layers):
+        for u in range(units):
+            x = unit(x, params[f"block{s + 1}"][f"unit{u + 1}"], 2 if s and not u else 1)
+    x = norm(x, params["gn_pre_head"]).mean((1, 2))
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+@pytest.mark.parametrize("axial", [False, True])
+def test_resnets_equal_their_equations(rng, axial):
+    options = dict(layers=(2, 1), axial=axial)
+    model = models.build("R50x1", num_classes=5, **options)
+    images = rng.uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+    params = jax.tree.map(lambda x: x / 4, random_params(model, images))
+    found = jax.jit(model.apply)({"params": params}, images)
+    expected = numpy_resnet(params, images, **options)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
@@ -280,7 +459,9 @@ def test_gradients_of_attend_equal_those_of_softmax_attention(rng):
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [("b16", "B/16"), ("B_16", "B/16"), ("ViT-B/16", "B/16"), ("vit_l32", "L/32"), ("h14", "H/14"),
-     ("ti16", "Ti/16"), ("nano8", "Nano/8"), ("S/32", "S/32")],
+     ("ti16", "Ti/16"), ("nano8", "Nano/8"), ("S/32", "S/32"), ("R50+ViT-B_16", "R50+B/16"),
+     ("R50x1+ViT-L/32", "R50+L/32"), ("R26_S_32", "R26+S/32"), ("R+ViT-Ti_16", "R+Ti/16"),
+     ("ResNet152x2", "R152x2"), ("r50x1", "R50x1"), ("Axial-ViT-B/32", "Axial-B/32")],
 )  # fmt: skip
 def test_variants_are_known_by_their_usual_spellings(spelling, name):
     assert models.canonical(spelling) == name
@@ -290,9 +471,15 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
     ("variant", "overrides", "message"),
     [
         ("B/17", {}, "closest: B/16"),
-        ("B/16", {"widht": 4}, "has no widht; it takes depth, dropout"),
+        ("B/16", {"widht": 4}, "has no widht; it takes axial, depth, dropout"),
         ("B/16", {"num_heads": 7}, "width=768 is not a multiple of num_heads=7"),
-        ("B/16", {"pool": "max"}, '"token" or "gap"'),
+        ("B/16", {"pool": "max"}, "pool='max' is unknown: 'token' or 'gap'"),
+        ("B/16", {"positions": "3d"}, "'1d' or '2d' or 'relative' or 'none'"),
+        ("B/16", {"positions": "none", "positions_at": "layers"}, "there is nothing to add"),
+        ("B/16", {"positions": "2d", "width": 9, "num_heads": 3}, "needs an even width, not 9"),
+        ("B/16", {"gelu": "fast"}, "gelu='fast' is unknown: 'tanh' or 'exact'"),
+        ("Axial-B/16", {"pool": "token"}, "no place for a class token: take pool='gap'"),
+        ("R50x1", {"dropout": 0.1}, "Variant R50x1 has no dropout; it takes axial, dtype, layers"),
     ],
 )
 def test_impossible_models_are_explained(variant, overrides, message):
@@ -311,3 +498,14 @@ def test_patches_can_be_rectangles():
 def test_images_that_do_not_divide_into_patches_are_refused(image):
     with pytest.raises(ValueError, match=f"{image[0]}x{image[1]} pixels can't be cut"):
         shapes("Ti/16", image, num_classes=0)
+
+
+def test_hybrids_cut_the_stems_features_into_patches():
+    """Sides are halved and rounded up by the stem; only its features need whole patches."""
+    model = models.build("R50+B/16", num_classes=0)
+    assert model.stride == (16, 16) and model.grid((225, 64)) == (15, 4)
+    tree = shapes("R50+B/16", (33, 64), num_classes=0, width=12, num_heads=3, depth=1)
+    assert tree["Transformer/posembed_input/pos_embedding"] == (1, 1 + 3 * 4, 12)
+    assert models.build("R+Ti/16", num_classes=0).stride == (32, 32)
+    with pytest.raises(ValueError, match="of 100x224 pixels the stem makes features of 25x56"):
+        shapes("R+Ti/16", (100, 224), num_classes=0)

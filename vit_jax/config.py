@@ -10,15 +10,14 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax import data, models
-from vit_jax.models.patches import grid_shape
 
 JOBS = ("train", "evaluate")
 OPTIMIZERS = ("sgd", "adam")
 DECAYS = ("cosine", "linear", "constant")
 CROPS = ("inception", "resize")
-POOLS = ("token", "gap")
 DTYPES = ("float32", "bfloat16")
 PARALLEL = ("pmap",)
+RESIZES = ("linear", "cubic")
 
 
 def default() -> ConfigDict:
@@ -35,15 +34,25 @@ def default() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.variant = "B/16"  # a row of vit_jax.models.VARIANTS
-    # The rest replaces the row's numbers; None keeps them.
-    config.model.dropout = 0.0  # probability; paper: 0.1 on ImageNet and ImageNet-21k, else 0
-    config.model.pool = "token"  # what the head reads: the class "token", or "gap" (mean of tokens)
-    config.model.pre_logits = False  # Dense and tanh before the head; paper: in pre-training
-    config.model.patch_size = placeholder(int)  # pixels
+    # The rest replaces the row's values; None keeps them. ResNets have the last three alone.
+    config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
+    config.model.pool = placeholder(str)  # the head reads the class "token", or "gap": their mean
+    config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training
+    config.model.positions = placeholder(str)  # "1d", "2d", "relative" or "none"; paper: "1d"
+    config.model.positions_at = placeholder(str)  # "stem" (paper), "layers", "shared" by layers
+    config.model.patch_size = placeholder(int)  # pixels, of the feature map where there is a stem
     config.model.width = placeholder(int)  # size of a token (paper: D)
     config.model.depth = placeholder(int)  # encoder blocks (paper: L)
     config.model.mlp_dim = placeholder(int)  # hidden size of the MLP
     config.model.num_heads = placeholder(int)  # attention heads
+    config.model.stem = placeholder(tuple)  # units of each stage of a hybrid's ResNet
+    config.model.axial = placeholder(bool)  # attention along rows, then columns
+    # None takes these from init_from's weights, or else what the published checkpoints are for.
+    config.model.gelu = placeholder(str)  # "tanh" approximation (published), or "exact"
+    config.model.norm_epsilon = placeholder(float)  # added to LayerNorm's variance; published: 1e-6
+    config.model.kernel_epsilon = placeholder(float)  # added to a standardised kernel's variance
+    config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage
+    config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
 
     config.data = ConfigDict()
     config.data.name = "rendered_flowers"  # a tfds name, or a folder of images
@@ -83,7 +92,10 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps; the last step is always saved; 0: only that
     config.checkpoint.keep = 2  # newest checkpoints that stay
-    config.init_from = placeholder(str)  # workdir or checkpoint to start from, or to evaluate
+    # What to start from, or to evaluate: a workdir, a checkpoint's folder, a file of weights, a URL
+    # or a name, see vit_jax.interop.restore.
+    config.init_from = placeholder(str)
+    config.init_resize = "linear"  # how init_from's positions are resized; or "cubic"
     return config.lock()
 
 
@@ -110,7 +122,7 @@ def validate(config: ConfigDict, *, device_count: int | None = None) -> None:
 def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
     yield from _unknown_keys(config, default())
     choices = {
-        "job": JOBS, "dtype": DTYPES, "parallel": PARALLEL, "model.pool": POOLS,
+        "job": JOBS, "dtype": DTYPES, "parallel": PARALLEL, "init_resize": RESIZES,
         "data.crop": CROPS, "optim.name": OPTIMIZERS, "optim.decay": DECAYS,
     }  # fmt: skip
     for key, known in choices.items():
@@ -143,8 +155,8 @@ def _range_problems(config: ConfigDict) -> Iterator[str]:
         (shares, "in (0, 1]", lambda x: 0 < x <= 1),
     ):
         for key in keys:
-            if not fits(_get(config, key)):
-                yield f"{key}={_get(config, key)} must be {rule}."
+            if (value := _get(config, key)) is not None and not fits(value):
+                yield f"{key}={value} must be {rule}."
 
 
 def _length_problems(config: ConfigDict) -> Iterator[str]:
@@ -176,11 +188,9 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
         yield f"model: {error}"
         return
     try:
-        height, width = data.image_shape(config.data.image_size)
-        grid_shape((height, width), (model.patch_size, model.patch_size))
+        model.grid(data.image_shape(config.data.image_size))
     except (TypeError, ValueError) as error:
-        yield f"data.image_size={config.data.image_size} with model.patch_size=" \
-              f"{model.patch_size}: {error}"
+        yield f"data.image_size={config.data.image_size} with {config.model.variant}: {error}"
 
 
 def _unknown_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> Iterator[str]:

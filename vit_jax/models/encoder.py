@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.attention import MultiHeadDotProductAttention
-from vit_jax.models.positions import LearnedPositions
+from vit_jax.models.attention import self_attention
+from vit_jax.models.axial import along_columns, along_rows
+from vit_jax.models.positions import GridPositions, LearnedPositions
+
+# The published checkpoints were trained with the tanh approximation; PyTorch's ViTs are exact.
+GELUS = {
+    "tanh": functools.partial(nn.gelu, approximate=True),
+    "exact": functools.partial(nn.gelu, approximate=False),
+}
 
 
 class MlpBlock(nn.Module):
-    """Dense(mlp_dim), GELU (tanh form), dropout, Dense(d), dropout: (b, n, d) -> (b, n, d)."""
+    """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d)."""
 
     mlp_dim: int
     dropout: float = 0.0
+    gelu: str = "tanh"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -28,27 +37,58 @@ class MlpBlock(nn.Module):
             dtype=self.dtype,
         )
         x = nn.Dense(self.mlp_dim, **init)(x)
-        x = nn.gelu(x)
+        x = GELUS[self.gelu](x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(width, **init)(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
 class EncoderBlock(nn.Module):
-    """z' = MSA(LN(z)) + z, then MLP(LN(z')) + z': (b, n, d) -> (b, n, d)."""
+    """z' = MSA(LN(z)) + z, then MLP(LN(z')) + z': (b, n, d) -> (b, n, d).
+
+    Attributes:
+      relative: adds relative positions to the attention (paper D.4).
+      others: as `VisionTransformer`'s.
+    """
 
     mlp_dim: int
     num_heads: int
+    relative: bool = False
     dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    gelu: str = "tanh"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
-        y = nn.LayerNorm(dtype=self.dtype)(z)
-        y = MultiHeadDotProductAttention(num_heads=self.num_heads, dtype=self.dtype)(y)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(z)
+        y = self_attention(y, self.num_heads, relative=self.relative, dtype=self.dtype)
         z = z + nn.Dropout(self.dropout, deterministic=not train)(y)
-        y = nn.LayerNorm(dtype=self.dtype)(z)
-        return z + MlpBlock(self.mlp_dim, self.dropout, self.dtype)(y, train=train)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(z)
+        return z + MlpBlock(self.mlp_dim, self.dropout, self.gelu, self.dtype)(y, train=train)
+
+
+class AxialEncoderBlock(nn.Module):
+    """An encoder block on the rows of the grid, then one on its columns: (b, n, d) -> (b, n, d).
+
+    The block of Axial-ViT (paper D.6).
+
+    Attributes:
+      grid: (rows, columns) of the n tokens, which are numbered row by row.
+      options: attributes of the two `EncoderBlock`s.
+    """
+
+    grid: tuple[int, int]
+    options: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
+        row, column = (
+            functools.partial(EncoderBlock(**self.options, name=name), train=train)
+            for name in ("row", "column")
+        )
+        y = z.reshape(z.shape[0], *self.grid, z.shape[-1])
+        return along_columns(column, along_rows(row, y)).reshape(z.shape)
 
 
 class Encoder(nn.Module):
@@ -56,20 +96,50 @@ class Encoder(nn.Module):
 
     Dropout comes right after the position embeddings and after every dense layer but the
     query, key and value projections (paper B.1).
+
+    Attributes:
+      grid: (rows, columns) of the patches, which are the last of the n tokens.
+      others: as `VisionTransformer`'s.
     """
 
+    grid: tuple[int, int]
     depth: int
     mlp_dim: int
     num_heads: int
+    positions: str = "1d"
+    positions_at: str = "stem"
+    axial: bool = False
     dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    gelu: str = "tanh"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        z = LearnedPositions(name="posembed_input")(x)
-        z = nn.Dropout(self.dropout, deterministic=not train)(z)
+        options = dict(
+            mlp_dim=self.mlp_dim,
+            num_heads=self.num_heads,
+            relative=self.positions == "relative",
+            dropout=self.dropout,
+            norm_epsilon=self.norm_epsilon,
+            gelu=self.gelu,
+            dtype=self.dtype,
+        )
+        tables = {"1d": LearnedPositions, "2d": functools.partial(GridPositions, self.grid)}
+        table = tables.get(self.positions)
+        if table and self.positions_at != "layers":
+            positions = table(name="posembed_input")
+        z = x
         for i in range(self.depth):
-            z = EncoderBlock(
-                self.mlp_dim, self.num_heads, self.dropout, self.dtype, name=f"encoderblock_{i}"
-            )(z, train=train)
-        return nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(z)
+            if table and self.positions_at == "layers":
+                z = table(name=f"posembed_{i}")(z)
+            elif table and (self.positions_at == "shared" or i == 0):
+                z = positions(z)
+            if i == 0:
+                z = nn.Dropout(self.dropout, deterministic=not train)(z)
+            block = f"encoderblock_{i}"
+            if self.axial:
+                z = AxialEncoderBlock(self.grid, options, name=block)(z, train=train)
+            else:
+                z = EncoderBlock(**options, name=block)(z, train=train)
+        return nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="encoder_norm")(z)

@@ -1,4 +1,8 @@
-"""Position embeddings (paper 3.1, D.4)."""
+"""Position embeddings (paper 3.1, D.4): learned 1-D or 2-D tables, or relative to the query.
+
+Every table is float32 whatever the compute dtype and starts at N(0, 0.02^2), as the published
+checkpoints' did.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,70 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+KINDS = ("1d", "2d", "relative", "none")
+PLACES = ("stem", "layers", "shared")
+
+_INIT = nn.initializers.normal(stddev=0.02)
+
 
 class LearnedPositions(nn.Module):
-    """Adds one learned vector to each of n tokens: (b, n, d) -> (b, n, d), paper equation 1.
+    """1-D: adds one learned vector to each of n tokens, (b, n, d) -> (b, n, d), paper equation 1.
 
-    The table's shape is (1, n, d) and float32 whatever the compute dtype; it starts at
-    N(0, 0.02^2), as the published checkpoints did.
+    The parameter is `pos_embedding` (1, n, d).
     """
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (1, *x.shape[1:])
-        table = self.param("pos_embedding", nn.initializers.normal(stddev=0.02), shape)
+        table = self.param("pos_embedding", _INIT, (1, *x.shape[1:]))
         return x + jnp.asarray(table, x.dtype)
+
+
+class GridPositions(nn.Module):
+    """2-D: adds [X(column), Y(row)] to each patch, (b, n, d) -> (b, n, d), paper D.4.
+
+    The parameters are `x_embedding` (columns, d/2), `y_embedding` (rows, d/2), and, for the
+    tokens that stand before the patches, `token_embedding` (n - rows * columns, d).
+
+    Attributes:
+      grid: (rows, columns) of the patches, which are numbered row by row.
+    """
+
+    grid: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        (rows, columns), d = self.grid, x.shape[-1]
+        along_x = self.param("x_embedding", _INIT, (columns, d // 2))
+        along_y = self.param("y_embedding", _INIT, (rows, d // 2))
+        table = jnp.concatenate(
+            [
+                jnp.broadcast_to(along_x[None, :], (rows, columns, d // 2)),
+                jnp.broadcast_to(along_y[:, None], (rows, columns, d // 2)),
+            ],
+            axis=-1,
+        ).reshape(rows * columns, d)
+        if tokens := x.shape[1] - rows * columns:
+            table = jnp.concatenate([self.param("token_embedding", _INIT, (tokens, d)), table])
+        return x + jnp.asarray(table, x.dtype)
+
+
+class RelativePositions(nn.Module):
+    """Embeddings of the offsets between n tokens, () -> (n, n, depth) [query, key], paper D.4.
+
+    Entry [q, k] is the embedding of p_q - p_k, one vector for all heads, as in Shaw et al.
+    (arXiv 1803.02155). The parameter is `offset_embedding` (2n - 1, depth), its middle row the
+    offset 0. `attention.attend` takes them as additional keys.
+
+    Attributes:
+      tokens: n.
+      depth: size of an attention head.
+    """
+
+    tokens: int
+    depth: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        table = self.param("offset_embedding", _INIT, (2 * self.tokens - 1, self.depth))
+        at = jnp.arange(self.tokens)
+        return table[at[:, None] - at[None, :] + self.tokens - 1]

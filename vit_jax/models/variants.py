@@ -10,33 +10,66 @@ from typing import Any
 
 import flax.linen as nn
 
-from vit_jax.models.vit import VisionTransformer
+from vit_jax.models.encoder import GELUS
+from vit_jax.models.positions import KINDS, PLACES
+from vit_jax.models.resnet import ResNet
+from vit_jax.models.vit import POOLS, VisionTransformer
 
 
-def _vit(depth: int, width: int, mlp_dim: int, num_heads: int, patch_size: int) -> dict[str, Any]:
+def _vit(
+    depth: int, width: int, mlp_dim: int, num_heads: int, patch_size: int, **more: Any
+) -> dict[str, Any]:
     return dict(
-        depth=depth, width=width, mlp_dim=mlp_dim, num_heads=num_heads, patch_size=patch_size
-    )
+        depth=depth, width=width, mlp_dim=mlp_dim, num_heads=num_heads, patch_size=patch_size,
+        **more,
+    )  # fmt: skip
+
+
+def _resnet(layers: tuple[int, ...], width_factor: int, **more: Any) -> dict[str, Any]:
+    return dict(layers=layers, width_factor=width_factor, **more)
 
 
 # B, L, H: paper table 1. Ti and S: the sizes published since for the same code. Nano: ours,
-# small enough to be trained from scratch on a laptop in minutes.
+# small enough to be trained from scratch on a laptop in minutes. R…: hybrids (paper 4.1) with
+# the stem's units a stage, R…x…: BiT ResNets, the paper's baselines; Axial: paper D.6.
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
-    #                 depth width   mlp heads patch
-    "Nano/8":     _vit(   4,   96,  384,    3,    8),
-    "Ti/16":      _vit(  12,  192,  768,    3,   16),
-    "S/32":       _vit(  12,  384, 1536,    6,   32),
-    "S/16":       _vit(  12,  384, 1536,    6,   16),
-    "B/32":       _vit(  12,  768, 3072,   12,   32),
-    "B/16":       _vit(  12,  768, 3072,   12,   16),
-    "L/32":       _vit(  24, 1024, 4096,   16,   32),
-    "L/16":       _vit(  24, 1024, 4096,   16,   16),
-    "H/14":       _vit(  32, 1280, 5120,   16,   14),
+    #                    depth width   mlp heads patch
+    "Nano/8":        _vit(   4,   96,  384,    3,    8),
+    "Ti/16":         _vit(  12,  192,  768,    3,   16),
+    "S/32":          _vit(  12,  384, 1536,    6,   32),
+    "S/16":          _vit(  12,  384, 1536,    6,   16),
+    "B/32":          _vit(  12,  768, 3072,   12,   32),
+    "B/16":          _vit(  12,  768, 3072,   12,   16),
+    "B/8":           _vit(  12,  768, 3072,   12,    8),
+    "L/32":          _vit(  24, 1024, 4096,   16,   32),
+    "L/16":          _vit(  24, 1024, 4096,   16,   16),
+    "H/14":          _vit(  32, 1280, 5120,   16,   14),
+    "R+Ti/16":       _vit(  12,  192,  768,    3,    8, stem=()),
+    "R26+S/32":      _vit(  12,  384, 1536,    6,    1, stem=(2, 2, 2, 2)),
+    "R50+B/32":      _vit(  12,  768, 3072,   12,    1, stem=(3, 4, 6, 3)),
+    "R50+B/16":      _vit(  12,  768, 3072,   12,    1, stem=(3, 4, 9)),
+    "R50+L/32":      _vit(  24, 1024, 4096,   16,    1, stem=(3, 4, 6, 3)),
+    "R50+L/16":      _vit(  24, 1024, 4096,   16,    1, stem=(3, 4, 9)),
+    "Axial-B/32":    _vit(  12,  768, 3072,   12,   32, axial=True, pool="gap"),
+    "Axial-B/16":    _vit(  12,  768, 3072,   12,   16, axial=True, pool="gap"),
+    #                        units a stage, width factor
+    "R50x1":         _resnet((3,  4,  6, 3), 1),
+    "R50x2":         _resnet((3,  4,  6, 3), 2),
+    "R101x1":        _resnet((3,  4, 23, 3), 1),
+    "R152x1":        _resnet((3,  8, 36, 3), 1),
+    "R152x2":        _resnet((3,  8, 36, 3), 2),
+    "R200x3":        _resnet((3, 24, 36, 3), 3),
+    "AxialResNet50": _resnet((3,  4,  6, 3), 1, axial=True),
 })  # fmt: skip
+
+_CHOICES = {"pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": tuple(GELUS)}
+_INTERNAL = ("parent", "name", "num_classes")
 
 
 def _key(name: str) -> str:
-    return re.sub(r"^vit|[^a-z0-9+]", "", name.lower())
+    name = re.sub(r"resnet(?=\d+x)", "r", name.lower())  # ResNet50x1
+    name = re.sub(r"x1(?=\+)", "", name)  # R50x1+ViT-B/16
+    return re.sub(r"vit|[^a-z0-9]", "", name)
 
 
 def canonical(name: str) -> str:
@@ -55,7 +88,7 @@ def canonical(name: str) -> str:
 
 
 def build(variant: str, *, num_classes: int, **overrides: Any) -> nn.Module:
-    """Returns the Flax module of a variant; see `VisionTransformer` for what it computes.
+    """Returns a variant's module: a `VisionTransformer`, or a `ResNet` for the baselines.
 
     Args:
       variant: a key of `VARIANTS`, or another spelling that `canonical` knows.
@@ -65,20 +98,39 @@ def build(variant: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     Raises:
       ValueError: unknown variant, or attributes that the module does not have or can't take.
     """
-    row = {**VARIANTS[canonical(variant)], **overrides}
-    known = {name for name in VisionTransformer.__dataclass_fields__ if name not in _INTERNAL}
+    row = VARIANTS[canonical(variant)]
+    module = ResNet if "layers" in row else VisionTransformer
+    row = {**row, **overrides}
+    row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}  # as JSON gives them
+    known = {name for name in module.__dataclass_fields__ if name not in _INTERNAL}
     if unknown := sorted(set(row) - known):
         raise ValueError(
             f"Variant {variant} has no {', '.join(unknown)}; it takes {', '.join(sorted(known))}."
         )
-    if row["width"] % row["num_heads"]:
+    for name, choices in _CHOICES.items():
+        if name in row and row[name] not in choices:
+            raise ValueError(f"{name}={row[name]!r} is unknown: {' or '.join(map(repr, choices))}.")
+    model = module(num_classes=num_classes, **row)
+    if module is VisionTransformer:
+        _check(model)
+    return model
+
+
+def _check(model: VisionTransformer) -> None:
+    if model.width % model.num_heads:
         raise ValueError(
-            f"width={row['width']} is not a multiple of num_heads={row['num_heads']}, so the "
+            f"width={model.width} is not a multiple of num_heads={model.num_heads}, so the "
             f"attention heads can't share it evenly."
         )
-    if row.get("pool", "token") not in ("token", "gap"):
-        raise ValueError(f'pool={row["pool"]!r} is unknown: "token" or "gap".')
-    return VisionTransformer(num_classes=num_classes, **row)
-
-
-_INTERNAL = ("parent", "name", "num_classes")
+    if model.positions == "2d" and model.width % 2:
+        raise ValueError(f"positions='2d' needs an even width, not {model.width}.")
+    if model.positions in ("none", "relative") and model.positions_at != "stem":
+        raise ValueError(
+            f"positions_at={model.positions_at!r} is for positions='1d' or '2d': there is nothing "
+            f"to add with {model.positions!r}."
+        )
+    if model.axial and model.pool == "token":
+        raise ValueError(
+            "pool='token' needs a sequence, but axial blocks work on the grid of patches, which "
+            "has no place for a class token: take pool='gap'."
+        )

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.encoder import Encoder
-from vit_jax.models.patches import PatchEmbedding
+from vit_jax.models.patches import PatchEmbedding, grid_shape
+from vit_jax.models.resnet import feature_stride, hybrid_stem
+
+POOLS = ("token", "gap")
 
 
 class VisionTransformer(nn.Module):
@@ -21,14 +24,25 @@ class VisionTransformer(nn.Module):
 
     Attributes:
       num_classes: c; 0 leaves the head out and returns the pooled representation (b, d).
-      patch_size: the patch's side in pixels, or its (height, width).
+      patch_size: the patch's side in pixels (of the feature map, with a stem), or its (height,
+        width).
       width: d, the size of every token (the paper's D).
       depth: number of encoder blocks (the paper's L).
       mlp_dim: hidden size of the blocks' MLP.
       num_heads: attention heads; `width` must be a multiple of it.
+      stem: units of each stage of a hybrid's ResNet (paper 4.1), () for its root alone; None
+        cuts the image itself into patches.
+      axial: blocks attend along rows, then along columns, of the grid of patches (paper D.6).
+      positions: "1d", "2d", "relative" or "none" (paper D.4).
+      positions_at: where 1-D and 2-D positions are added: "stem", before the encoder, "layers",
+        before every block from a table each, or "shared", before every block from one table.
       pool: "token" reads the class token, "gap" averages the patch tokens (paper D.3).
       pre_logits: adds Dense(d) and tanh before the head, as in pre-training (paper 3.1).
       dropout: probability of dropping a unit (paper B.1).
+      norm_epsilon: what LayerNorm adds to the variance.
+      gelu: "tanh", the approximation the published checkpoints were trained with, or "exact",
+        which PyTorch's ViTs compute.
+      kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems are for 1e-8.
       dtype: the dtype of the computation.
     """
 
@@ -38,27 +52,78 @@ class VisionTransformer(nn.Module):
     depth: int
     mlp_dim: int
     num_heads: int
+    stem: tuple[int, ...] | None = None
+    axial: bool = False
+    positions: str = "1d"
+    positions_at: str = "stem"
     pool: str = "token"
     pre_logits: bool = False
     dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    gelu: str = "tanh"
+    kernel_epsilon: float | None = None
     dtype: Any = jnp.float32
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """The patch's (height, width)."""
+        size = self.patch_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """(Height, width) in pixels of what becomes one patch token."""
+        of_features = 1 if self.stem is None else feature_stride(len(self.stem))
+        return self.patch_shape[0] * of_features, self.patch_shape[1] * of_features
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the (rows, columns) of patches that images of (h, w) pixels are cut into.
+
+        Raises:
+          ValueError: they can't be cut into whole patches.
+        """
+        if self.stem is None:
+            return grid_shape(image_size, self.patch_shape)
+        stride = feature_stride(len(self.stem))
+        features = (-(-image_size[0] // stride), -(-image_size[1] // stride))
+        try:
+            return grid_shape(features, self.patch_shape)
+        except ValueError as error:
+            raise ValueError(
+                f"Of an image of {image_size[0]}x{image_size[1]} pixels the stem makes features "
+                f"of {features[0]}x{features[1]}. {error}"
+            ) from None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        patch_size = self.patch_size
-        if isinstance(patch_size, int):
-            patch_size = (patch_size, patch_size)
-        images = jnp.asarray(images, self.dtype)
-        x = PatchEmbedding(
-            self.width, patch_size, strides=patch_size, dtype=self.dtype, name="embedding"
-        )(images)  # (b, n, d)
+        grid = self.grid(images.shape[1:3])
+        x = jnp.asarray(images, self.dtype)
+        if self.stem is not None:
+            x = hybrid_stem(x, self.stem, self.kernel_epsilon, self.dtype)
+        patch = self.patch_shape
+        embedding = PatchEmbedding(
+            self.width, patch, strides=patch, dtype=self.dtype, name="embedding"
+        )
+        x = embedding(x)  # (b, n, d)
         if self.pool == "token":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
             cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([cls, x], axis=1)  # (b, n + 1, d)
-        x = Encoder(
-            self.depth, self.mlp_dim, self.num_heads, self.dropout, self.dtype, name="Transformer"
-        )(x, train=train)
+        encoder = Encoder(
+            grid,
+            self.depth,
+            self.mlp_dim,
+            self.num_heads,
+            positions=self.positions,
+            positions_at=self.positions_at,
+            axial=self.axial,
+            dropout=self.dropout,
+            norm_epsilon=self.norm_epsilon,
+            gelu=self.gelu,
+            dtype=self.dtype,
+            name="Transformer",
+        )
+        x = encoder(x, train=train)
         x = x[:, 0] if self.pool == "token" else x.mean(axis=1)  # (b, d)
         if self.pre_logits:
             x = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pre_logits")(x))

@@ -1,0 +1,242 @@
+"""BiT ResNets, the paper's baselines, and the ResNet stem of its hybrids (paper 4.1).
+
+Both have GroupNorm for BatchNorm and standardised convolutions, but they are not the same
+network: the hybrids' stem is post-activation with SAME padding, the baselines are
+pre-activation with symmetric padding, and each divides by its own kind of deviation.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vit_jax.models.axial import AxialAttention
+
+
+class StdConv(nn.Module):
+    """A convolution whose kernel is standardised: (b, h, w, c) -> (b, h', w', features), no bias.
+
+    Each output channel's weights get mean 0 and deviation 1 before use (Qiao et al., arXiv
+    1903.10520), in float32.
+
+    Attributes:
+      features: output channels.
+      size: the kernel's side in pixels.
+      stride: in pixels.
+      bit: symmetric padding and (w - mean) / sqrt(var + 1e-10), as in the published BiT ResNets;
+        otherwise SAME padding and (w - mean) / (std + 1e-5), as in the published hybrids.
+      epsilon: where it is given, both are (w - mean) / sqrt(var + epsilon).
+      dtype: of the computation.
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    bit: bool = False
+    epsilon: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = kernel - kernel.mean((0, 1, 2))
+        variance = jnp.square(kernel).mean((0, 1, 2))
+        if self.bit or self.epsilon is not None:
+            kernel /= jnp.sqrt(variance + (1e-10 if self.epsilon is None else self.epsilon))
+        else:
+            kernel /= jnp.sqrt(variance) + 1e-5
+        return jax.lax.conv_general_dilated(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=[(self.size // 2, self.size // 2)] * 2 if self.bit else "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class PostActivationUnit(nn.Module):
+    """A hybrid's bottleneck: (b, h, w, c) -> (b, h/stride, w/stride, 4 features).
+
+    Convolutions 1x1, 3x3 (strided), 1x1, each normalised, ReLU after the first two and after the
+    sum with the input, which is projected where its shape has to change. The last norm's scale
+    starts at zero, so that the unit starts as the identity.
+    """
+
+    features: int
+    stride: int = 1
+    kernel_epsilon: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def conv(features, name, **kwargs):
+            kwargs |= dict(epsilon=self.kernel_epsilon, dtype=self.dtype)
+            return StdConv(features, name=name, **kwargs)
+
+        def norm(name, **kwargs):
+            return nn.GroupNorm(epsilon=1e-6, dtype=self.dtype, name=name, **kwargs)
+
+        y = nn.relu(norm("gn1")(conv(self.features, "conv1")(x)))
+        y = nn.relu(norm("gn2")(conv(self.features, "conv2", size=3, stride=self.stride)(y)))
+        y = norm("gn3", scale_init=nn.initializers.zeros)(conv(4 * self.features, "conv3")(y))
+        if x.shape != y.shape:
+            x = norm("gn_proj")(conv(4 * self.features, "conv_proj", stride=self.stride)(x))
+        return nn.relu(x + y)
+
+
+class PreActivationUnit(nn.Module):
+    """A BiT bottleneck: (b, h, w, c) -> (b, h/stride, w/stride, 4 features).
+
+    Norm and ReLU come before each convolution; the projection reads what they give, too.
+
+    Attributes:
+      axial: has row and column attention with 8 heads in the place of the 3x3 convolution, and
+        strides by averaging (AxialResNet, paper D.6).
+    """
+
+    features: int
+    stride: int = 1
+    axial: bool = False
+    kernel_epsilon: float | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def conv(features, name, **kwargs):
+            kwargs |= dict(bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
+            return StdConv(features, name=name, **kwargs)
+
+        def activate(x, name):
+            return nn.relu(nn.GroupNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x))
+
+        z = activate(x, "gn1")
+        y = activate(conv(self.features, "conv1")(z), "gn2")
+        if self.axial:
+            y = AxialAttention(num_heads=8, dtype=self.dtype, name="attention")(y)
+            if self.stride > 1:
+                window = (self.stride, self.stride)
+                y = nn.avg_pool(y, window, window, padding="SAME", count_include_pad=False)
+        else:
+            y = conv(self.features, "conv2", size=3, stride=self.stride)(y)
+        y = conv(4 * self.features, "conv3")(activate(y, "gn3"))
+        if x.shape != y.shape:
+            x = conv(4 * self.features, "conv_proj", stride=self.stride)(z)
+        return x + y
+
+
+class Stage(nn.Module):
+    """Units of one width, the first of which may stride: (b, h, w, c) -> (b, h', w', c').
+
+    Attributes:
+      units: how many.
+      unit: the module class of one, or a partial of it, which still takes `stride` and `name`.
+      stride: of the first.
+    """
+
+    units: int
+    unit: Callable[..., nn.Module]
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.units):
+            x = self.unit(stride=1 if i else self.stride, name=f"unit{i + 1}")(x)
+        return x
+
+
+def _stages(
+    x: jax.Array, layers: Sequence[int], width: int, unit: Callable[..., nn.Module]
+) -> jax.Array:
+    """Each stage after the first halves the sides and doubles the width."""
+    for i, units in enumerate(layers):
+        of_width = functools.partial(unit, width * 2**i)
+        x = Stage(units, of_width, stride=2 if i else 1, name=f"block{i + 1}")(x)
+    return x
+
+
+def hybrid_stem(
+    images: jax.Array, layers: Sequence[int], kernel_epsilon: float | None, dtype: Any
+) -> jax.Array:
+    """Images (b, h, w, 3) to a feature map (b, h', w', c), c = 256, 512… by stage, 64 without any.
+
+    To be called in a module's compact method, which gets the parameters under the names of the
+    published hybrids: `conv_root`, `gn_root`, `block1/unit1/conv1`…
+
+    Args:
+      images: in [-1, 1].
+      layers: units of each stage; with none, the root alone is left.
+      kernel_epsilon: see `StdConv.epsilon`.
+      dtype: of the computation.
+    """
+    options = dict(epsilon=kernel_epsilon, dtype=dtype)
+    x = StdConv(64, size=7, stride=2, **options, name="conv_root")(images)
+    x = nn.relu(nn.GroupNorm(epsilon=1e-6, dtype=dtype, name="gn_root")(x))
+    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+    unit = functools.partial(PostActivationUnit, kernel_epsilon=kernel_epsilon, dtype=dtype)
+    return _stages(x, layers, 64, unit)
+
+
+def feature_stride(stages: int) -> int:
+    """Returns the pixels an image's side is divided by, rounded up, after the root and stages."""
+    return 4 * 2 ** max(0, stages - 1)
+
+
+class ResNet(nn.Module):
+    """A BiT ResNet: images (b, h, w, 3) in [-1, 1] to logits (b, c) or features (b, d), float32.
+
+    Call it with `module.apply({"params": params}, images)` (Kolesnikov et al., arXiv 1912.11370;
+    the baselines of the paper's section 4.1).
+
+    Attributes:
+      num_classes: c; 0 leaves the head out and returns the mean of the last feature map.
+      layers: units of each stage; (3, 4, 6, 3) is a ResNet50.
+      width_factor: multiplies every width; 1 gives d = 2048.
+      axial: row and column attention in the place of the 3x3 convolutions (paper D.6).
+      kernel_epsilon: see `StdConv.epsilon`.
+      dtype: the dtype of the computation; parameters are float32.
+    """
+
+    num_classes: int
+    layers: tuple[int, ...]
+    width_factor: int = 1
+    axial: bool = False
+    kernel_epsilon: float | None = None
+    dtype: Any = jnp.float32
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """(Height, width) in pixels of one position of the last feature map."""
+        stride = feature_stride(len(self.layers))
+        return stride, stride
+
+    def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Returns the (rows, columns) of the last feature map for images of (h, w) pixels."""
+        rows, columns = (-(-side // self.stride[0]) for side in image_size)
+        return rows, columns
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        width = 64 * self.width_factor
+        options = dict(bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
+        x = StdConv(width, size=7, stride=2, **options, name="conv_root")(images)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        unit = functools.partial(
+            PreActivationUnit,
+            axial=self.axial,
+            kernel_epsilon=self.kernel_epsilon,
+            dtype=self.dtype,
+        )
+        x = _stages(x, self.layers, width, unit)
+        x = nn.relu(nn.GroupNorm(epsilon=1e-5, dtype=self.dtype, name="gn_pre_head")(x))
+        x = x.mean((1, 2))
+        if self.num_classes:
+            init = nn.initializers.zeros
+            x = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
+        return x.astype(jnp.float32)
