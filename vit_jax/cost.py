@@ -1,0 +1,96 @@
+"""What a model costs: parameters and floating-point operations, counted from the model itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+
+from vit_jax import models
+
+
+def parameter_shapes(model: nn.Module, image_size: int | Sequence[int]) -> Any:
+    """Returns the tree of a model's parameters as `jax.ShapeDtypeStruct`s; computes nothing.
+
+    Args:
+      model: a module of `models.build`.
+      image_size: pixels: one side, or (h, w).
+
+    Raises:
+      ValueError: the model can't take images of this size.
+    """
+    return jax.eval_shape(model.init, jax.random.key(0), _image(image_size))["params"]
+
+
+def forward_flops(
+    variant: str,
+    image_size: int | Sequence[int] = 224,
+    *,
+    num_classes: int = 0,
+    elementwise: bool = False,
+    **overrides: Any,
+) -> float:
+    """Returns the floating-point operations of one image's forward pass.
+
+    Counted are the multiplications and additions, 2 for each pair, of all matrix products and
+    convolutions of the traced model, padding included: twice the MACs of the usual counters. A
+    training step is three forward passes (this reproduces the paper's table 6).
+
+    Args:
+      variant: a row of `models.VARIANTS`.
+      image_size: pixels: one side, or (h, w).
+      num_classes: size of the head; 0 for none.
+      elementwise: counts all other additions, subtractions, multiplications and divisions, too
+        (norms, softmax, GELU, standardised kernels). timm's published GMACs hold such a share:
+        2.7 % for R26+S/32, where it is largest.
+      **overrides: as for `models.build`.
+
+    Raises:
+      ValueError: there is no such variant, or it can't take images of this size.
+    """
+    model = models.build(variant, num_classes=num_classes, **overrides)
+    params = parameter_shapes(model, image_size)
+    traced = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, _image(image_size))
+    return float(_flops(traced.jaxpr, elementwise))
+
+
+def _image(image_size: int | Sequence[int]) -> jax.ShapeDtypeStruct:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+
+
+_ELEMENTWISE = ("add", "sub", "mul", "div", "square", "integer_pow")
+
+
+def _flops(jaxpr: jex.core.Jaxpr, elementwise: bool) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        shapes = [x.aval.shape for x in equation.invars]
+        out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            total += 2 * out * math.prod(shapes[0][axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            out_channels = equation.params["dimension_numbers"].rhs_spec[0]
+            total += 2 * out * math.prod(shapes[1]) // shapes[1][out_channels]
+        elif name in _ELEMENTWISE:
+            total += out * elementwise
+        elif name == "reduce_sum":
+            total += math.prod(shapes[0]) * elementwise
+        else:  # functions that are called, such as jitted ones
+            inner = sum(_flops(called, elementwise) for called in _called(equation.params))
+            total += inner * equation.params.get("length", 1)
+    return total
+
+
+def _called(params: dict[str, Any]) -> list[jex.core.Jaxpr]:
+    values = [v for value in params.values()
+              for v in (value if isinstance(value, tuple | list) else [value])]
+    closed = [v.jaxpr for v in values if isinstance(v, jex.core.ClosedJaxpr)]
+    return closed + [v for v in values if isinstance(v, jex.core.Jaxpr)]
