@@ -4,7 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest", "scikit-learn", "timm>=1.0.20", "torch==2.13.0"]
+TEST = ["pytest", "scikit-learn", "timm>=1.0.20", "torch==2.13.0", "transformers>=5"]
 
 setup(
     name="vit_jax",
@@ -25,11 +25,13 @@ setup(
         "importlib_resources",  # tensorflow-datasets needs it without saying so
         "jax>=0.10",
         "ml-collections",
+        "ml_dtypes",
         "numpy",
         "opencv-python-headless",
         "optax",
         "orbax-checkpoint>=0.12",
         "pillow",
+        "safetensors>=0.8",  # older ones copy all they write
         "scipy",
         "simplejpeg",
         "tensorboardX",

@@ -2,10 +2,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from scipy import ndimage
 
 from vit_jax import checkpoint, config, data, models, step
-from vit_jax.interop import surgery
 
 CLASSES = ("a", "b", "c")
 
@@ -100,53 +98,3 @@ def test_restoring_another_model_names_every_difference(tmp_path, settings, batc
         "Transformer/posembed_input/pos_embedding has the shape (1, 5, 24), the model's is (1, 4,",
     ):
         assert part in str(error.value)
-
-
-@pytest.mark.parametrize(("old", "new"), [((7, 7), (12, 12)), ((6, 4), (3, 9)), ((2, 2), (5, 3))])
-@pytest.mark.parametrize("tokens", [0, 1])
-def test_positions_resize_like_corner_aligned_interpolation(rng, old, new, tokens):
-    """Against interpolation by hand, and the public loader's call."""
-    table = rng.normal(size=(1, tokens + old[0] * old[1], 5)).astype(np.float32)
-    resized = surgery.resize_positions(table, old, new)
-    np.testing.assert_array_equal(resized[:, :tokens], table[:, :tokens])
-    grid, result = table[0, tokens:].reshape(*old, 5), resized[0, tokens:].reshape(*new, 5)
-    for r in range(new[0]):
-        for c in range(new[1]):
-            y, x = r * (old[0] - 1) / (new[0] - 1), c * (old[1] - 1) / (new[1] - 1)
-            top, left = min(int(y), old[0] - 2), min(int(x), old[1] - 2)
-            fy, fx = y - top, x - left
-            square = grid[top : top + 2, left : left + 2]
-            expected = np.einsum("y,x,yxd->d", [1 - fy, fy], [1 - fx, fx], square)
-            np.testing.assert_allclose(result[r, c], expected, atol=1e-5)
-    zoom = (new[0] / old[0], new[1] / old[1], 1)
-    np.testing.assert_array_equal(result, ndimage.zoom(grid, zoom, order=1))
-
-
-def test_a_linear_ramp_stays_a_ramp():
-    """Corners keep their values: position embeddings at the border stay border embeddings."""
-    ramp = np.linspace(0, 1, 4)[None, :, None] * np.ones((3, 1, 1))
-    resized = surgery.resize_positions(ramp.reshape(1, 12, 1), (3, 4), (3, 8))
-    np.testing.assert_allclose(resized.reshape(3, 8), np.tile(np.linspace(0, 1, 8), (3, 1)))
-
-
-def test_adapting_takes_everything_but_the_head(settings):
-    settings.model.pre_logits = True
-    old = jax.tree.map(np.asarray, state_of(settings, 2).params)
-    settings.model.pre_logits = False
-    model = models.build("Ti/16", num_classes=9, **config.model_overrides(settings))
-    fresh = model.init(jax.random.key(1), np.zeros((1, 32, 24, 3)))["params"]
-    adapted = surgery.adapt(old, fresh, old_grid=(2, 2), new_grid=(4, 3), where="the old run")
-    assert jax.tree.map(np.shape, adapted) == jax.tree.map(np.shape, dict(fresh))
-    assert not adapted["head"]["kernel"].any()
-    assert_equal(adapted["embedding"], old["embedding"])
-    assert_equal(
-        adapted["Transformer"]["encoderblock_0"], old["Transformer"]["encoderblock_0"]
-    )
-
-
-def test_adapting_names_what_does_not_fit(settings):
-    old = jax.tree.map(np.asarray, state_of(settings, 2).params)
-    settings.model.width = 48
-    fresh = state_of(settings, 0).params
-    with pytest.raises(ValueError, match=r"the old run doesn't.*cls has the shape \(1, 1, 24\)"):
-        surgery.adapt(old, fresh, old_grid=(2, 2), new_grid=(2, 2), where="the old run")

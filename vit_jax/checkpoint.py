@@ -7,26 +7,40 @@ iterator, and `metadata` is JSON that lets a checkpoint be opened without its co
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import functools
 import json
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import config as config_lib
-from vit_jax import models
+from vit_jax import data, models
 from vit_jax.step import TrainState
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint opened by `load`: parameters as NumPy arrays, and what the run noted down."""
+    """A model's parameters, and what is known of them.
+
+    Attributes:
+      path: where it was opened.
+      params: tree of float32 arrays, or of what becomes one when NumPy asks for it.
+      config: of the run; of weights from elsewhere, `model` and `data.image_size` alone mean
+        something.
+      class_names: in the order of the logits; () where they are not known.
+      step: updates done, 0 for weights from elsewhere.
+    """
 
     path: str
     params: Any
@@ -34,13 +48,21 @@ class Checkpoint(NamedTuple):
     class_names: tuple[str, ...]
     step: int
 
-    def model(self) -> nn.Module:
-        """Returns the module that the parameters belong to."""
-        return models.build(
-            self.config.model.variant,
-            num_classes=len(self.class_names),
-            **config_lib.model_overrides(self.config),
-        )
+    @property
+    def num_classes(self) -> int:
+        """The size of the head, 0 where there is none."""
+        return self.params["head"]["bias"].shape[0] if "head" in self.params else 0
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """(h, w) in pixels of the images the parameters are for, None where it is not known."""
+        size = self.config.data.image_size
+        return None if size is None else data.image_shape(size)
+
+    def model(self, **changes: Any) -> nn.Module:
+        """Returns the module that the parameters belong to, or one that departs from it."""
+        attributes = {"num_classes": self.num_classes, **config_lib.model_overrides(self.config)}
+        return models.build(self.config.model.variant, **{**attributes, **changes})
 
 
 class Checkpoints:
@@ -78,18 +100,13 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
-        metadata = {
-            "config": json.loads(config.to_json()),
-            "class_names": list(class_names),
-            "step": step,
-        }
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 optimizer=ocp.args.StandardSave(_optimizer_item(state)),
                 data=grain.checkpoint.CheckpointSave(batches),
-                metadata=ocp.args.JsonSave(metadata),
+                metadata=ocp.args.JsonSave(_noted(config, class_names, step)),
             ),
         )
 
@@ -123,6 +140,12 @@ class Checkpoints:
         self._manager.close()
 
 
+def _noted(config: ConfigDict, class_names: tuple[str, ...], step: int) -> dict[str, Any]:
+    return {
+        "config": json.loads(config.to_json()), "class_names": list(class_names), "step": step,
+    }  # fmt: skip
+
+
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state}
 
@@ -147,30 +170,101 @@ def find(path: str | epath.PathLike) -> epath.Path:
     )
 
 
-def load(path: str | epath.PathLike) -> Checkpoint:
-    """Opens a checkpoint without its configuration; parameters come as NumPy arrays.
+def load(path: str | epath.PathLike, *, lazy: bool = False) -> Checkpoint:
+    """Opens a checkpoint without its configuration.
 
     Args:
       path: a run's workdir (its newest checkpoint), or one checkpoint's folder.
+      lazy: leaves parameters on disk until NumPy asks for them; else they are NumPy arrays.
 
     Raises:
       FileNotFoundError: there is no checkpoint there.
     """
     folder = find(path)
-    as_numpy = jax.tree.map(lambda x: ocp.RestoreArgs(restore_type=np.ndarray), _shapes(folder))
-    params = ocp.PyTreeCheckpointHandler().restore(
-        folder / "params", args=ocp.args.PyTreeRestore(restore_args=as_numpy)
-    )
-    metadata = ocp.JsonCheckpointHandler().restore(
-        folder / "metadata", args=ocp.args.JsonRestore()
-    )
+    shapes = flatten_dict(_shapes(folder), sep="/")
+    restore = functools.partial(_restore, folder / "params")
+    if lazy:
+
+        @functools.lru_cache(maxsize=1)
+        def restore_group(group):  # a block at a time: fewer reads, little memory
+            return restore([name for name in shapes if _group(name) == group])
+
+        params = {name: _StoredArray(name, x, restore_group) for name, x in shapes.items()}
+    else:
+        params = restore(shapes)
+    metadata = _metadata(folder)
     return Checkpoint(
         path=str(folder),
-        params=params,
+        params=unflatten_dict(params, sep="/"),
         config=ConfigDict(metadata["config"]),
         class_names=tuple(metadata["class_names"]),
         step=metadata["step"],
     )
+
+
+class _StoredArray:
+    """A parameter on disk: `np.asarray` reads it."""
+
+    def __init__(self, name: str, metadata: Any, restore_group: Callable[[str], dict]):
+        self.shape, self.dtype = tuple(metadata.shape), np.dtype(metadata.dtype)
+        self._name, self._restore_group = name, restore_group
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._restore_group(_group(self._name))[self._name], dtype)
+
+
+def _group(name: str) -> str:
+    return "/".join(name.split("/")[:2])
+
+
+def _restore(folder: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    def tree(leaf):
+        return unflatten_dict(dict.fromkeys(names, leaf), sep="/")
+
+    args = ocp.args.PyTreeRestore(
+        item=tree(0),
+        restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)),
+        partial_restore=True,
+    )
+    return flatten_dict(ocp.PyTreeCheckpointHandler().restore(folder, args=args), sep="/")
+
+
+def save(checkpoint: Checkpoint, path: str | epath.PathLike) -> None:
+    """Writes a checkpoint of its own, which `load` opens: `PATH/{params,metadata}`.
+
+    Args:
+      checkpoint: its parameters are read one by one, and need to fit into memory once.
+      path: a folder that does not exist yet.
+    """
+    handler = ocp.CompositeCheckpointHandler(
+        params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=_SAVED_AT_ONCE_GB),
+        metadata=ocp.JsonCheckpointHandler(),
+    )
+    metadata = _noted(checkpoint.config, checkpoint.class_names, checkpoint.step)
+    params = jax.tree.map(jnp.asarray, checkpoint.params)  # NumPy arrays would be copied
+    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
+        checkpointer.save(
+            epath.Path(path).resolve(),
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(metadata)
+            ),
+        )
+
+
+_SAVED_AT_ONCE_GB = 0.1
+
+
+def load_config(path: str | epath.PathLike) -> ConfigDict:
+    """Returns the configuration noted in a checkpoint, without reading its parameters.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint there.
+    """
+    return ConfigDict(_metadata(find(path))["config"])
+
+
+def _metadata(folder: epath.Path) -> dict[str, Any]:
+    return ocp.JsonCheckpointHandler().restore(folder / "metadata", args=ocp.args.JsonRestore())
 
 
 def _shapes(folder: epath.Path) -> Any:
@@ -187,13 +281,29 @@ def check_same(found: Any, wanted: Any, where: str) -> None:
     Raises:
       ValueError: lists every missing, unexpected and wrong-shaped parameter by name.
     """
-    found, wanted = flatten_dict(found, sep="/"), flatten_dict(wanted, sep="/")
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is not in the model" for name in found if name not in wanted]
-    problems += [
-        f"{name} has the shape {tuple(found[name].shape)}, the model's is {wanted[name].shape}"
-        for name in wanted
-        if name in found and tuple(found[name].shape) != wanted[name].shape
-    ]
-    if problems:
+    shapes = ({name: tuple(x.shape) for name, x in flatten_dict(tree, sep="/").items()}
+              for tree in (found, wanted))
+    if problems := differences(*shapes):
         raise ValueError(f"{where} doesn't fit the model: " + "; ".join(problems) + ".")
+
+
+def differences(
+    found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> list[str]:
+    """Returns a sentence for every missing, unexpected and wrong-shaped parameter of `found`.
+
+    What is unexpected comes with the missing parameter of the most similar name, if there is one.
+    """
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    comparable = len(missing) * len(extra) < 10_000  # else it is another model altogether
+    problems = [f"{name} is missing" for name in missing]
+    for name in extra:
+        close = difflib.get_close_matches(name, missing, n=1) if comparable else []
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        problems.append(f"{name} is not in the model{hint}")
+    for name, shape in wanted.items():
+        if name in found and found[name] != shape:
+            turned = " (transposed?)" if sorted(found[name]) == sorted(shape) else ""
+            problems.append(f"{name} has the shape {found[name]}, the model's is {shape}{turned}")
+    return problems

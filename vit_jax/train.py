@@ -21,11 +21,10 @@ from ml_collections import ConfigDict
 
 from vit_jax import checkpoint as checkpoint_lib
 from vit_jax import config as config_lib
-from vit_jax import data, models, optim, parallel
+from vit_jax import data, interop, models, optim, parallel
 from vit_jax import step as step_lib
 from vit_jax.interop import surgery
 from vit_jax.metrics import MetricWriter
-from vit_jax.models.patches import grid_shape
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +83,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------- model and step
+    checkpoints = checkpoint_lib.Checkpoints(workdir, config.checkpoint.keep)
+    origin = None
+    if checkpoints.latest_step() is not None:
+        config = _inherit(config, checkpoint_lib.load_config(workdir))
+    elif config.init_from is not None:
+        origin = _origin(config)
+        config = _inherit(config, origin.config)
     model = models.build(
         config.model.variant,
         num_classes=len(dataset.class_names),
@@ -108,14 +114,13 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         functools.partial(step_lib.initial_state, model, optimizer, image_shape), init_key
     )
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    checkpoints = checkpoint_lib.Checkpoints(workdir, config.checkpoint.keep)
-    if checkpoints.latest_step() is not None:
+    if origin is not None:
+        params = _fitted(origin, config, model.grid(image_shape), program.gather(state.params))
+        state = state.replace(params=program.init(step_lib.identity, params))
+        logger.info("starting from %s", origin.path)
+    elif checkpoints.latest_step() is not None:
         state = checkpoints.restore(state, batches)
         logger.info("continuing from %s", checkpoints.path(int(state.step)))
-    elif config.init_from is not None:
-        params = _load_params(config, program.gather(state.params))
-        state = state.replace(params=program.init(step_lib.identity, params))
-        logger.info("starting from %s", config.init_from)
     first_step = int(state.step)
     logger.info(
         "%s with %s parameters, steps %d to %d, %d images each, on %d x %s",
@@ -179,20 +184,25 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       and one column for each predicted class, counting images.
 
     Raises:
-      ValueError: the data's classes are not the checkpoint's, or as `train`.
+      ValueError: the data's classes are not the checkpoint's (where these have no names, their
+        number), or as `train`.
       FileNotFoundError: there is no data or no checkpoint.
     """
     config_lib.validate(config)
-    checkpoint = checkpoint_lib.load(config.init_from or workdir)
+    checkpoint = interop.restore(config.init_from or workdir)
     dataset = data.open_dataset(config.data.name, config.data.dir)
-    if dataset.class_names != checkpoint.class_names:
+    known, found = checkpoint.class_names, dataset.class_names
+    if (known and known != found) or checkpoint.num_classes != len(found):
+        told = _few(known) if known else f"{checkpoint.num_classes} classes"
         raise ValueError(
-            f"{checkpoint.path} tells {_few(checkpoint.class_names)} apart, but "
-            f"{config.data.name} has {_few(dataset.class_names)}: choose data with its classes."
+            f"{checkpoint.path} tells {told} apart, but {config.data.name} has {_few(found)}: "
+            f"choose data with its classes."
         )
     split = _splits(config, dataset)[1]
     options = config.data.copy_and_resolve_references()
-    options.image_size = checkpoint.config.data.image_size
+    if checkpoint.image_shape is not None:
+        with options.ignore_type():  # one side or two
+            options.image_size = checkpoint.image_shape
     batches = data.eval_batches(
         _source(dataset, split),
         options,
@@ -203,7 +213,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     )
     evaluation = step_lib.make_evaluate(checkpoint.model(), confusion=True)
     program = parallel.BODIES[config.parallel](evaluation)
-    params = program.init(step_lib.identity, checkpoint.params)
+    params = program.init(step_lib.identity, jax.tree.map(np.asarray, checkpoint.params))
     start = time.monotonic()
     sums = _sums(program, params, batches)
     seconds = time.monotonic() - start
@@ -233,24 +243,40 @@ def _source(dataset: data.Dataset, split: str) -> data.Source:
     return source
 
 
-def _load_params(config: ConfigDict, fresh: Any) -> Any:
-    """Returns the parameters of `config.init_from` with a new head, fitted to the image size."""
-    checkpoint = checkpoint_lib.load(config.init_from)
-    return surgery.adapt(
-        checkpoint.params,
+def _origin(config: ConfigDict) -> checkpoint_lib.Checkpoint:
+    """Returns what `config.init_from` names, which must be of the configured model."""
+    adaptable = ("dropout", "pool", "pre_logits", "gelu", "norm_epsilon", "kernel_epsilon")
+    overrides = config_lib.model_overrides(config)
+    return interop.restore(
+        config.init_from,
+        variant=config.model.variant,
+        **{key: value for key, value in overrides.items() if key not in adaptable},
+    )
+
+
+def _inherit(config: ConfigDict, origin: ConfigDict) -> ConfigDict:
+    """Returns a copy with what weights are computed with, where `config` leaves it open."""
+    config = config.copy_and_resolve_references()
+    for key in ("gelu", "norm_epsilon", "kernel_epsilon", "positions", "positions_at"):
+        if config.model[key] is None:
+            config.model[key] = origin.model.get(key)
+    return config
+
+
+def _fitted(
+    origin: checkpoint_lib.Checkpoint, config: ConfigDict, grid: tuple[int, int], fresh: Any
+) -> Any:
+    """Returns the parameters of `origin` with the head of `fresh`, fitted to its grid."""
+    params = surgery.adapt(
+        origin.params,
         fresh,
-        old_grid=_grid(checkpoint.config),
-        new_grid=_grid(config),
-        where=checkpoint.path,
+        old_grid=interop.grid(origin),
+        new_grid=grid,
+        where=origin.path,
+        head={name: fresh[name] for name in surgery.HEAD if name in fresh},
+        method=config.init_resize,
     )
-
-
-def _grid(config: ConfigDict) -> tuple[int, int]:
-    model = models.build(
-        config.model.variant, num_classes=0, **config_lib.model_overrides(config)
-    )
-    image_shape = data.image_shape(config.data.image_size)
-    return grid_shape(image_shape, (model.patch_size, model.patch_size))
+    return jax.tree.map(np.asarray, params)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,266 @@
+"""PyTorch's files: timm's state dicts, and Hugging Face folders of ViTs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401 (gives NumPy the bfloat16 that safetensors asks it for)
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vit_jax.checkpoint import Checkpoint
+from vit_jax.interop import layouts
+from vit_jax.interop.weights import TensorFile, arrays, side_or_sides
+
+PICKLED = (".pth", ".pt", ".bin")
+_GELUS = {"gelu": "exact", "gelu_python": "exact", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh",
+          "gelu_fast": "tanh"}  # fmt: skip
+_METADATA = "vit_jax"  # what we note in a safetensors file, besides the arrays
+
+
+# ---------------------------------------------------------------------------------------- read
+def read(path: str | os.PathLike) -> TensorFile:
+    """Opens a `.safetensors` file, or a pickled state dict (which needs PyTorch), of timm.
+
+    timm computes the exact GELU and adds 1e-8 to the variance of standardised kernels, so that is
+    what such weights are for, unless we wrote the file and noted something else. Pickled files
+    can't run code: PyTorch loads them with `weights_only=True`.
+
+    Raises:
+      ValueError: it can't be read, or is a file of a Hugging Face folder without its config.json.
+    """
+    path = pathlib.Path(path)
+    shapes, read_one, metadata = _tensors(path)
+    layout = layouts.recognise(layouts.TIMM + layouts.HUGGING_FACE, shapes)
+    if layout in layouts.HUGGING_FACE:
+        if (path.parent / "config.json").is_file():
+            return read_folder(path.parent)
+        raise ValueError(
+            f"{path} has Hugging Face's names, but no config.json beside it, which tells its GELU "
+            f"and layer-norm epsilon: give the model's whole folder."
+        )
+    noted = _json(path, metadata.get(_METADATA, "{}"))
+    model = {"kernel_epsilon": 1e-8} if any("conv" in name for name in shapes) else {}
+    if "patch_embed.proj.weight" in shapes:
+        model["gelu"] = "exact"
+    noted_model = noted.get("model", {})
+    model |= {k: tuple(v) if isinstance(v, list) else v for k, v in noted_model.items()}
+    image_size = noted.get("image_size")
+    return TensorFile(
+        str(path), shapes, read_one, layouts.TIMM, model,
+        tuple(image_size) if image_size else None, tuple(noted.get("class_names", ())),
+    )  # fmt: skip
+
+
+def read_folder(folder: str | os.PathLike) -> TensorFile:
+    """Opens a Hugging Face folder: config.json beside the weights, of transformers or timm.
+
+    Sizes, GELU, layer-norm epsilon, image size and class names are config.json's.
+
+    Raises:
+      ValueError: it is not a ViT's, computes something that we don't, or can't be read.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    config = _json(path, path.read_text(encoding="utf-8"))
+    weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    found = [file for file in weights if file.is_file()]
+    if not found:
+        names = " nor ".join(file.name for file in weights)
+        raise ValueError(f"{folder} has a config.json, but neither {names}.")
+    if "architecture" in config:  # a model of timm's
+        return read(found[0])
+    try:
+        model, image_size, class_names = _described(config)
+    except KeyError as error:
+        raise ValueError(f"{path} lacks the key {error}, so it isn't that of a ViT.") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    shapes, read_one, _ = _tensors(found[0])
+    return TensorFile(
+        str(found[0]), shapes, read_one, layouts.HUGGING_FACE, model, image_size, class_names
+    )
+
+
+def _described(config: Mapping[str, Any]) -> tuple[dict, tuple[int, int], tuple[str, ...]]:
+    """Returns attributes of the model, image size and class names that a config.json tells."""
+    for key, fits in (("model_type", "vit"), ("num_channels", 3), ("qkv_bias", True),
+                      ("pooler_act", "tanh")):  # fmt: skip
+        if (value := config.get(key, fits)) != fits:
+            raise ValueError(f"{key} is {value!r}, and only {fits!r} can be loaded.")
+    if (act := config["hidden_act"]) not in _GELUS:
+        raise ValueError(f"hidden_act is {act!r}; known are {', '.join(_GELUS)}.")
+    patch, image = config["patch_size"], config["image_size"]
+    model = {
+        "depth": config["num_hidden_layers"],
+        "width": config["hidden_size"],
+        "mlp_dim": config["intermediate_size"],
+        "num_heads": config["num_attention_heads"],
+        "patch_size": patch if isinstance(patch, int) else tuple(patch),
+        "norm_epsilon": config["layer_norm_eps"],
+        "gelu": _GELUS[act],
+    }
+    labels = {int(k): v for k, v in config.get("id2label", {}).items()}
+    names = tuple(labels[i] for i in sorted(labels))
+    if names == tuple(f"LABEL_{i}" for i in range(len(names))):
+        names = ()  # what transformers fills in where nobody gave names
+    return model, (image, image) if isinstance(image, int) else tuple(image), names
+
+
+def _json(path: pathlib.Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
+    return value
+
+
+def _tensors(
+    path: pathlib.Path,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], dict[str, str]]:
+    """Returns shapes by name, a function that reads one array, and the file's metadata."""
+    if path.suffix in PICKLED:
+        state = _unpickled(path)
+        return {k: tuple(v.shape) for k, v in state.items()}, lambda k: state[k].numpy(), {}
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            names = file.keys()  # what it can't give is its names when iterated over
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} can't be read as safetensors: {error}.") from error
+
+    def read_one(name: str) -> np.ndarray:
+        # Opened anew each time: what an open file has mapped would stay in memory.
+        try:
+            with safetensors.safe_open(path, "numpy") as file:
+                return file.get_tensor(name)
+        except (safetensors.SafetensorError, OSError, TypeError) as error:
+            raise ValueError(f"{path}: the array {name} can't be read: {error}.") from error
+
+    return shapes, read_one, metadata
+
+
+def _unpickled(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{path} is a pickled PyTorch file, which only PyTorch can read: pip install torch, "
+            f"or save it as safetensors."
+        ) from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # PyTorch raises whatever its parts do
+        raise ValueError(f"{path} can't be read as a PyTorch state dict: {error}") from error
+    for key in ("state_dict", "model"):
+        state = state.get(key, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
+        raise ValueError(f"{path} holds no state dict, that is, names with a tensor each.")
+    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+
+
+# --------------------------------------------------------------------------------------- write
+def write_timm(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Writes timm's state dict, as safetensors or, for the suffixes of pickled files, by PyTorch.
+
+    A safetensors file also notes what timm's names and shapes don't tell (variant, GELU, image
+    size), where `read` finds it.
+
+    Raises:
+      ValueError: timm has no such parameters, or PyTorch is missing.
+    """
+    path = pathlib.Path(path)
+    tensors = dict(arrays(checkpoint, layouts.TIMM))
+    if path.suffix in PICKLED:
+        try:
+            import torch
+        except ImportError:
+            raise ValueError(
+                f"Writing {path} needs PyTorch: take the suffix .safetensors."
+            ) from None
+        torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
+        return
+    model = checkpoint.model()
+    settings = {k: v for k, v in checkpoint.config.model.items() if v is not None}
+    settings.pop("dropout", None)
+    mathematics = ("gelu", "norm_epsilon", "kernel_epsilon")
+    settings |= {k: getattr(model, k) for k in mathematics if hasattr(model, k)}
+    noted = {
+        "model": settings,
+        "image_size": checkpoint.image_shape,
+        "class_names": checkpoint.class_names,
+    }
+    metadata = {"format": "pt", _METADATA: json.dumps(noted)}
+    _save(tensors, path, metadata)
+
+
+def write_hugging_face(folder: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors.
+
+    With a head, they are a `ViTForImageClassification`'s; without, a `ViTModel`'s, whose pooler
+    is our `pre_logits`.
+
+    Raises:
+      ValueError: Hugging Face's ViT has no such parameters, or the image size is not known.
+    """
+    folder = pathlib.Path(folder)
+    tensors = dict(arrays(checkpoint, layouts.HUGGING_FACE))
+    model, image_shape = checkpoint.model(), checkpoint.image_shape
+    if (model.pool, model.positions) != ("token", "1d"):
+        raise ValueError(
+            f"{checkpoint.path} has pool={model.pool!r} and positions={model.positions!r}, but "
+            f"Hugging Face's ViT reads a class token and adds 1-D positions."
+        )
+    if image_shape is None:
+        raise ValueError(
+            f"{checkpoint.path}: the image size is not known, and a Hugging Face folder must tell "
+            f"it: give image_size."
+        )
+    config = {
+        "architectures": ["ViTForImageClassification" if checkpoint.num_classes else "ViTModel"],
+        "model_type": "vit",
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.num_heads,
+        "intermediate_size": model.mlp_dim,
+        "hidden_act": {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[model.gelu],
+        "layer_norm_eps": model.norm_epsilon,
+        "patch_size": model.patch_size,
+        "image_size": side_or_sides(image_shape),
+        "num_channels": 3,
+        "qkv_bias": True,
+        "encoder_stride": model.stride[0],
+    }
+    if checkpoint.num_classes:
+        names = checkpoint.class_names or [f"LABEL_{i}" for i in range(checkpoint.num_classes)]
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        config["label2id"] = {name: i for i, name in enumerate(names)}
+    preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": image_shape[0], "width": image_shape[1]},
+        "resample": 2,  # bilinear
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(tensors, folder / "model.safetensors", {"format": "pt"})
+    for name, content in (("config", config), ("preprocessor_config", preprocessor)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _save(tensors: dict[str, np.ndarray], path: pathlib.Path, metadata: dict[str, str]) -> None:
+    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    os.umask(mask := os.umask(0))
+    path.chmod(0o666 & ~mask)  # as any file: safetensors makes it readable for its owner alone
