@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, write_jpegs
 
-from vit_jax import checkpoint, config, train
+from vit_jax import checkpoint, config, convert, interop, models, train
 
 TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
 
@@ -150,6 +151,99 @@ def test_fine_tuning_starts_from_the_other_run_at_a_higher_resolution(settings, 
     corners_new = new_table.reshape(4, 3, -1)[:: 3, ::2]
     np.testing.assert_allclose(corners_new, corners_old, rtol=1e-5)
     assert new["head"]["kernel"].shape == (16, 2)
+
+
+def converted(settings, tmp_path, destination, format):
+    """A run, and its checkpoint in another format."""
+    settings.total_steps = 60
+    summary = train.train(settings, tmp_path / "run")
+    assert summary["test_accuracy"] > 0.9
+    convert.convert(str(tmp_path / "run"), str(destination), format=format)
+    return summary
+
+
+@pytest.mark.parametrize("ending", ["x.npz", "x.safetensors", "hf", "orbax"])
+def test_fine_tuning_starts_from_weights_of_any_format(settings, tmp_path, ending):
+    format = "hf" if ending == "hf" else None
+    converted(settings, tmp_path, tmp_path / ending, format=format)
+    settings.update(init_from=str(tmp_path / ending), total_steps=1)
+    settings.optim.update(lr=1e-30, clip_norm=0.0)
+    settings.data.image_size = 32
+    train.train(settings, tmp_path / "tuned")
+    old, new = (checkpoint.load(tmp_path / name).params for name in ("run", "tuned"))
+    np.testing.assert_array_equal(new["embedding"]["kernel"], old["embedding"]["kernel"])
+    assert new["Transformer"]["posembed_input"]["pos_embedding"].shape == (1, 17, 16)
+    assert np.abs(new["head"]["kernel"]).max() < 1e-20  # a new one, of zeros
+
+
+@pytest.mark.parametrize("ending", ["x.npz", "x.safetensors", "hf"])
+def test_evaluating_weights_of_any_format(settings, tmp_path, ending):
+    """Where a file has no class names, as many classes will do."""
+    for key in settings.model:
+        settings.model[key] = None
+    settings.model.variant = "Nano/8"
+    settings.optim.update(name="adam", lr=1e-3)
+    summary = converted(
+        settings, tmp_path, tmp_path / ending, format="hf" if ending == "hf" else None
+    )
+    settings.update(job="evaluate", init_from=str(tmp_path / ending))
+    result = train.evaluate(settings, tmp_path)
+    assert result["test_accuracy"] == pytest.approx(summary["test_accuracy"])
+    assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-4)
+    settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 4, "y": 4}))
+    told = "3 classes apart" if ending == "x.npz" else r"3 classes \(blue, green, red\) apart"
+    with pytest.raises(ValueError, match=f"tells {told}"):
+        train.evaluate(settings, tmp_path)
+
+
+def test_what_weights_are_computed_with_outlives_their_file(settings, tmp_path):
+    """GELU and epsilon of a Hugging Face folder, in the run's checkpoint and when it goes on."""
+    model = models.build(num_classes=0, **TINY)
+    params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
+    mathematics = dict(gelu="exact", norm_epsilon=1e-3)
+    interop.save(params, tmp_path / "hf", format="hf", **TINY, **mathematics)
+    settings.update(init_from=str(tmp_path / "hf"), total_steps=2)
+    train.train(settings, tmp_path / "run")
+    shutil.rmtree(tmp_path / "hf")
+    settings.total_steps = 4
+    train.train(settings, tmp_path / "run")
+    for step in (2, 4):
+        saved = checkpoint.load(tmp_path / "run" / "checkpoints" / str(step)).model()
+        assert {key: getattr(saved, key) for key in mathematics} == mathematics
+
+
+def test_weights_of_another_variant_are_refused_before_training(settings, tmp_path):
+    model = models.build(num_classes=0, **TINY)
+    params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
+    interop.save(params, tmp_path / "x.npz", format="npz", **TINY)
+    settings.init_from = str(tmp_path / "x.npz")
+    settings.model.update(depth=2)
+    with pytest.raises(ValueError, match=r"x\.npz isn't a Ti/16.*encoderblock_1/.* is missing"):
+        train.train(settings, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        dict(variant="R50+B/16", stem=(1, 1), patch_size=1, width=16, depth=1, mlp_dim=16,
+             num_heads=2),
+        dict(variant="R50x1", layers=(1, 1)),
+        dict(variant="Axial-B/16", patch_size=8, width=16, depth=1, mlp_dim=16, num_heads=2),
+        dict(TINY, positions="2d", pool="gap"),
+    ],
+    ids=lambda model: model["variant"],
+)  # fmt: skip
+def test_every_kind_of_model_trains_and_is_opened_again(settings, tmp_path, model):
+    for key in list(settings.model):
+        settings.model[key] = model.get(key)
+    settings.total_steps = 2
+    first = train.train(settings, tmp_path)
+    opened = checkpoint.load(tmp_path)
+    built = models.build(num_classes=3, **model)
+    assert opened.model() == built
+    again = train.evaluate(settings, tmp_path)
+    assert again["test_loss"] == pytest.approx(first["test_loss"], rel=1e-5)
 
 
 def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):

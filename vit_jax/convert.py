@@ -67,7 +67,8 @@ def _format(destination: str) -> str:
     return "timm" if suffix in (".safetensors", *PICKLED) else "orbax"
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
+    """Returns (h, w) of "SIDE" or "HxW"; raises ValueError for anything else."""
     sides = [int(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise ValueError(text)
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=interop.FORMATS, help="default: by the suffix")
     parser.add_argument("--num_classes", type=int, help="a new head of zeros; 0: no head")
     parser.add_argument(
-        "--image_size", type=_size, metavar="SIDE|HxW", help="resizes position embeddings for it"
+        "--image_size", type=size, metavar="SIDE|HxW", help="resizes position embeddings for it"
     )
     parser.add_argument(
         "--resize", choices=("linear", "cubic"), default="linear", help="how they are resized"
@@ -117,11 +118,11 @@ def describe(checkpoint: interop.Checkpoint, *, parameters: bool) -> str:
     lines = [f"{name:{width}}  {tuple(x.shape)}" for name, x in flat.items()]
     total = sum(math.prod(x.shape) for x in flat.values())
     if shape := checkpoint.image_shape:
-        size = f"{shape[0]} x {shape[1]} pixels"
+        images = f"{shape[0]} x {shape[1]} pixels"
     else:  # patches in one of several grids, or a ResNet
-        size = f"{'an unknown' if 'Transformer' in checkpoint.params else 'any'} image size"
+        images = f"{'an unknown' if 'Transformer' in checkpoint.params else 'any'} image size"
     classes = f"{checkpoint.num_classes} classes" if checkpoint.num_classes else "no head"
-    summary = f"{checkpoint.config.model.variant}, {size}, {classes}: {total:,} parameters"
+    summary = f"{checkpoint.config.model.variant}, {images}, {classes}: {total:,} parameters"
     return "\n".join([*lines, summary] if parameters else [summary])
 
 
