@@ -155,9 +155,9 @@ def test_fine_tuning_starts_from_the_other_run_at_a_higher_resolution(settings, 
 
 def converted(settings, tmp_path, destination, format):
     """A run, and its checkpoint in another format."""
-    settings.total_steps = 60
+    settings.update(total_steps=10, eval_every=0)
+    settings.checkpoint.every = 0
     summary = train.train(settings, tmp_path / "run")
-    assert summary["test_accuracy"] > 0.9
     convert.convert(str(tmp_path / "run"), str(destination), format=format)
     return summary
 

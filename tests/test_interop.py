@@ -1,6 +1,7 @@
 """Weights written and read again, fitted, and refused, over all formats."""
 
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -494,9 +495,12 @@ def test_l16_converts_fast_and_in_little_memory(tmp_path):
     npz.write(tmp_path / "l16.npz", arrays.items())
     size = (tmp_path / "l16.npz").stat().st_size
     assert size == pytest.approx(4 * 304_326_632, rel=1e-3)
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("this system doesn't tell a process's largest size")
     program = (
-        "import resource, sys; from vit_jax import convert; convert.main(sys.argv[1:]); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+        "import sys; from vit_jax import convert; convert.main(sys.argv[1:]); "
+        f"print(open('{status}').read().split('VmHWM:')[1].split()[0])"
     )
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     for source, destination in (("l16.npz", "orbax"), ("orbax", "x.safetensors")):
@@ -507,7 +511,7 @@ def test_l16_converts_fast_and_in_little_memory(tmp_path):
         )  # fmt: skip
         assert time.monotonic() - start < 60
         assert "304,326,632 parameters" in done.stdout
-        assert int(done.stdout.split()[-1]) < 2 * size
+        assert 1024 * int(done.stdout.split()[-1]) < 2 * size
 
 
 def test_names_are_nested_as_linen_nests_them(tmp_path):

@@ -479,7 +479,7 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
         ("B/16", {"positions": "2d", "width": 9, "num_heads": 3}, "needs an even width, not 9"),
         ("B/16", {"gelu": "fast"}, "gelu='fast' is unknown: 'tanh' or 'exact'"),
         ("Axial-B/16", {"pool": "token"}, "no place for a class token: take pool='gap'"),
-        ("R50x1", {"dropout": 0.1}, "Variant R50x1 has no dropout; it takes axial, dtype, layers"),
+        ("R50x1", {"dropout": 0.1}, "Variant R50x1 has no dropout; it takes axial, dtype, kernel_"),
     ],
 )
 def test_impossible_models_are_explained(variant, overrides, message):

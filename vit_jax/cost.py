@@ -92,5 +92,5 @@ def _flops(jaxpr: jex.core.Jaxpr, elementwise: bool) -> int:
 def _called(params: dict[str, Any]) -> list[jex.core.Jaxpr]:
     values = [v for value in params.values()
               for v in (value if isinstance(value, tuple | list) else [value])]
-    closed = [v.jaxpr for v in values if isinstance(v, jex.core.ClosedJaxpr)]
-    return closed + [v for v in values if isinstance(v, jex.core.Jaxpr)]
+    kinds = (jex.core.ClosedJaxpr, jex.core.Jaxpr)  # from jax 0.12 on, one class
+    return [getattr(v, "jaxpr", v) for v in values if isinstance(v, kinds)]
