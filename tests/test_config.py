@@ -46,7 +46,7 @@ def test_the_default_with_a_length_is_valid(config):
         ("model.positions", "3d", "model: positions='3d' is unknown: '1d' or '2d'"),
         ("model.layers", (3, 4), "Variant B/16 has no layers"),
         ("init_resize", "bicubic", "did you mean 'cubic'?"),
-        ("model.dropout", 1.0, "model.dropout=1.0 must be in [0, 1)"),
+        ("model.dropout", 1.0, "model: dropout=1.0 must be a number in [0, 1)"),
         ("data.image_size", 225, "multiple of the patch"),
         ("data.image_size", (224, 100), "224x100 pixels can't be cut into patches of 16x16"),
         ("data.image_size", (1, 2, 3), "data.image_size=(1, 2, 3)"),

@@ -457,6 +457,43 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "noted",
+    ["[]", "{", '{"model": 3}', '{"model": {"width": "x"}}', '{"model": {"depth": 1000000000}}',
+     '{"model": {"variant": {}}}', '{"image_size": "big"}', '{"class_names": 3}'],
+)  # fmt: skip
+def test_notes_in_a_safetensors_file_may_be_wrong(tmp_path, noted):
+    params = random_params("B/16", **VIT)
+    path = tmp_path / "x.safetensors"
+    interop.save(params, path, variant="B/16", format="timm", **VIT)
+    arrays = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(arrays, path, metadata={"vit_jax": noted})
+    with pytest.raises(ValueError, match=str(path)):
+        interop.load(path)
+
+
+def test_archives_of_an_unknown_kind_are_refused(tmp_path):
+    published(tmp_path)
+    path = tmp_path / "published.npz"
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02")
+    data[at + 10] = 77  # the compression of the last entry in the directory
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="compression method is not supported"):
+        interop.load(path, variant="B/16", **VIT)
+
+
+@pytest.mark.parametrize("format", ["npz", "timm"])
+def test_a_file_is_recognised_without_its_suffix(tmp_path, format):
+    params = random_params("B/16", **VIT)
+    interop.save(params, tmp_path / ENDINGS[format], variant="B/16", format=format, **VIT)
+    (tmp_path / ENDINGS[format]).rename(tmp_path / "blob")
+    assert_same(interop.load(tmp_path / "blob", variant="B/16", **VIT), params)
+    (tmp_path / "blob").write_text("something else")
+    with pytest.raises(ValueError, match="blob is no file of weights"):
+        interop.load(tmp_path / "blob")
+
+
 def test_files_of_something_else_say_what_they_hold(tmp_path):
     np.savez(tmp_path / "x.npz", weight=np.zeros(3), other=np.zeros(4))
     with pytest.raises(ValueError, match=r"holds no ViT .* 2 arrays are called weight"):

@@ -324,6 +324,22 @@ def test_bfloat16_stays_close_to_the_papers_equations(images):
     assert 1e-5 < difference < 0.04
 
 
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [("R50x1", dict(layers=(1, 1))), ("AxialResNet50", dict(layers=(1, 1))),
+     ("R50+B/16", dict(stem=(1, 1), width=12, num_heads=3, depth=1, mlp_dim=20)),
+     ("Axial-B/16", dict(TINY, positions="relative"))],
+)  # fmt: skip
+def test_every_kind_of_model_computes_in_bfloat16(rng, variant, options):
+    images = rng.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    exact, rounded = (models.build(variant, num_classes=5, **options, dtype=dtype)
+                      for dtype in ("float32", "bfloat16"))
+    params = jax.tree.map(lambda x: x / 4, random_params(exact, images))
+    expected, found = (np.asarray(m.apply({"params": params}, images)) for m in (exact, rounded))
+    assert found.dtype == np.float32
+    assert 1e-4 < np.abs(found - expected).max() / np.abs(expected).max() < 0.1
+
+
 def test_parameter_tree_is_that_of_the_published_checkpoints():
     """B/32 at 224 pixels: names and shapes of the public files, in Linen's numbering."""
     block = {
@@ -474,6 +490,8 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
         ("B/16", {"widht": 4}, "has no widht; it takes axial, depth, dropout"),
         ("B/16", {"num_heads": 7}, "width=768 is not a multiple of num_heads=7"),
         ("B/16", {"pool": "max"}, "pool='max' is unknown: 'token' or 'gap'"),
+        ("B/16", {"depth": 0}, "depth=0 must be a whole number above 0"),
+        ("B/16", {"stem": (3, 0)}, "stem=(3, 0) must be numbers of units, or None"),
         ("B/16", {"positions": "3d"}, "'1d' or '2d' or 'relative' or 'none'"),
         ("B/16", {"positions": "none", "positions_at": "layers"}, "there is nothing to add"),
         ("B/16", {"positions": "2d", "width": 9, "num_heads": 3}, "needs an even width, not 9"),

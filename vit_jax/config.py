@@ -145,8 +145,7 @@ def _range_problems(config: ConfigDict) -> Iterator[str]:
                 "checkpoint.keep", "data.threads", "data.prefetch", "optim.lr")  # fmt: skip
     not_negative = ("seed", "eval_every", "checkpoint.every", "optim.warmup_steps",
                     "optim.weight_decay", "optim.clip_norm")  # fmt: skip
-    fractions = ("model.dropout", "optim.label_smoothing", "optim.momentum", "optim.beta1",
-                 "optim.beta2")  # fmt: skip
+    fractions = ("optim.label_smoothing", "optim.momentum", "optim.beta1", "optim.beta2")
     shares = ("data.crop_area", "data.crop_fraction")
     for keys, rule, fits in (
         (positive, "above 0", lambda x: x > 0),
@@ -155,8 +154,8 @@ def _range_problems(config: ConfigDict) -> Iterator[str]:
         (shares, "in (0, 1]", lambda x: 0 < x <= 1),
     ):
         for key in keys:
-            if (value := _get(config, key)) is not None and not fits(value):
-                yield f"{key}={value} must be {rule}."
+            if not fits(_get(config, key)):
+                yield f"{key}={_get(config, key)} must be {rule}."
 
 
 def _length_problems(config: ConfigDict) -> Iterator[str]:

@@ -50,17 +50,27 @@ def restore(
       FileNotFoundError: there is no such source.
     """
     path = download.find(source)
-    file = pathlib.Path(path)
-    if file.suffix == ".npz":
-        return weights.checkpoint(npz.read(file), variant, **overrides)
-    if file.suffix in (".safetensors", *torch.PICKLED):
-        return weights.checkpoint(torch.read(file), variant, **overrides)
-    if (file / "config.json").is_file():
-        return weights.checkpoint(torch.read_folder(file), variant, **overrides)
+    if (file := _tensor_file(pathlib.Path(path))) is not None:
+        return weights.checkpoint(file, variant, **overrides)
     found = checkpoint_lib.load(path, lazy=True)
     if variant is not None and models.canonical(variant) != found.config.model.variant:
         raise ValueError(f"{found.path} is a {found.config.model.variant}, not a {variant}.")
     return found
+
+
+def _tensor_file(path: pathlib.Path) -> weights.TensorFile | None:
+    """Opens a file of arrays, or a folder with one and its config.json; None for other folders."""
+    if (path / "config.json").is_file():
+        return torch.read_folder(path)
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if path.suffix in (".safetensors", *torch.PICKLED) or start[8:] == b"{":
+        return torch.read(path)
+    if path.suffix == ".npz" or start.startswith(b"PK"):
+        return npz.read(path)
+    raise ValueError(f"{path} is no file of weights: neither .npz nor safetensors nor PyTorch's.")
 
 
 def load(

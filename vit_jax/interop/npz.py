@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable
 
 import ml_dtypes
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 # What may stand before every name: of an optimizer's state, or of a training state.
 _PREFIXES = ("opt/target/", "params/")
+# What zipfile and NumPy raise for damaged files.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def read(path: str | os.PathLike) -> TensorFile:
@@ -33,7 +36,7 @@ def read(path: str | os.PathLike) -> TensorFile:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
             shapes = {name.removesuffix(".npy"): _shape(archive, name) for name in members}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} can't be read as an .npz file: {error}.") from error
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
     if others := [name for name in shapes if not name.startswith(prefix)]:
@@ -44,7 +47,7 @@ def read(path: str | os.PathLike) -> TensorFile:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 array = arrays[prefix + name]
-        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        except _DAMAGE as error:
             raise ValueError(f"{path}: the array {name} is damaged: {error}.") from error
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 

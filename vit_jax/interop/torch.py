@@ -48,13 +48,15 @@ def read(path: str | os.PathLike) -> TensorFile:
     model = {"kernel_epsilon": 1e-8} if any("conv" in name for name in shapes) else {}
     if "patch_embed.proj.weight" in shapes:
         model["gelu"] = "exact"
-    noted_model = noted.get("model", {})
-    model |= {k: tuple(v) if isinstance(v, list) else v for k, v in noted_model.items()}
-    image_size = noted.get("image_size")
-    return TensorFile(
-        str(path), shapes, read_one, layouts.TIMM, model,
-        tuple(image_size) if image_size else None, tuple(noted.get("class_names", ())),
-    )  # fmt: skip
+    try:
+        for key, value in _of(dict, noted, "model", {}).items():
+            model[key] = tuple(value) if isinstance(value, list) else value
+        image_size = noted.get("image_size")
+        image_size = None if image_size is None else _sides("image_size", image_size)
+        class_names = tuple(map(str, _of(list, noted, "class_names", [])))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return TensorFile(str(path), shapes, read_one, layouts.TIMM, model, image_size, class_names)
 
 
 def read_folder(folder: str | os.PathLike) -> TensorFile:
@@ -67,7 +69,7 @@ def read_folder(folder: str | os.PathLike) -> TensorFile:
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
-    config = _json(path, path.read_text(encoding="utf-8"))
+    config = _json(path, path.read_bytes())
     weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
     found = [file for file in weights if file.is_file()]
     if not found:
@@ -93,26 +95,38 @@ def _described(config: Mapping[str, Any]) -> tuple[dict, tuple[int, int], tuple[
                       ("pooler_act", "tanh")):  # fmt: skip
         if (value := config.get(key, fits)) != fits:
             raise ValueError(f"{key} is {value!r}, and only {fits!r} can be loaded.")
-    if (act := config["hidden_act"]) not in _GELUS:
+    if (act := str(config["hidden_act"])) not in _GELUS:
         raise ValueError(f"hidden_act is {act!r}; known are {', '.join(_GELUS)}.")
-    patch, image = config["patch_size"], config["image_size"]
     model = {
         "depth": config["num_hidden_layers"],
         "width": config["hidden_size"],
         "mlp_dim": config["intermediate_size"],
         "num_heads": config["num_attention_heads"],
-        "patch_size": patch if isinstance(patch, int) else tuple(patch),
+        "patch_size": side_or_sides(_sides("patch_size", config["patch_size"])),
         "norm_epsilon": config["layer_norm_eps"],
         "gelu": _GELUS[act],
     }
-    labels = {int(k): v for k, v in config.get("id2label", {}).items()}
+    labels = {int(number): str(name) for number, name in _of(dict, config, "id2label", {}).items()}
     names = tuple(labels[i] for i in sorted(labels))
     if names == tuple(f"LABEL_{i}" for i in range(len(names))):
         names = ()  # what transformers fills in where nobody gave names
-    return model, (image, image) if isinstance(image, int) else tuple(image), names
+    return model, _sides("image_size", config["image_size"]), names
 
 
-def _json(path: pathlib.Path, text: str) -> dict[str, Any]:
+def _of(kind: type, values: Mapping[str, Any], key: str, default: Any) -> Any:
+    if not isinstance(value := values.get(key, default), kind):
+        raise ValueError(f"{key} must be a {kind.__name__}, not {value!r}.")
+    return value
+
+
+def _sides(key: str, value: Any) -> tuple[int, int]:
+    sides = value if isinstance(value, list) else [value, value]
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError(f"{key} must be one or two whole numbers above 0, not {value!r}.")
+    return sides[0], sides[1]
+
+
+def _json(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:

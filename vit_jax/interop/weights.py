@@ -108,24 +108,26 @@ def checkpoint(
             f"{len(file.shapes)} arrays are called {', '.join(list(file.shapes)[:4])}…"
         )
     seen = _attributes(ours)
-    closest = _closest({**seen, **file.model})
     said = file.model if variant is None else _without_sizes(file.model)
     attributes = {**_without_sizes(seen), **said, **overrides}
-    said_variant = attributes.pop("variant", closest)
-    variant = models.canonical(variant or said_variant)
-    attributes = _departing(variant, attributes)
     num_classes = _length(ours, r"head/bias|head/kernel", -1)
     try:
+        closest = _closest({**seen, **file.model})
+        said_variant = attributes.pop("variant", closest)
+        variant = models.canonical(variant or said_variant)
+        attributes = _departing(variant, attributes)
         model = models.build(variant, num_classes=num_classes, **attributes)
-    except ValueError as error:
+        if (units := _units(model)) > len(ours):
+            raise ValueError(f"it tells of {units} blocks, but holds {len(ours)} parameters.")
+        image_shape, known = _image_shape(ours, model)
+        if file.image_size is not None and _cuts(model, file.image_size):
+            image_shape, known = file.image_size, True
+        tree = cost.parameter_shapes(model, image_shape)
+        wanted = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
+        slots = layouts.slots([layout], wanted)
+        expected = {theirs: slot.shape(wanted) for theirs, slot in slots.items()}
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file.path}: {error}") from error
-    image_shape, known = _image_shape(ours, model)
-    if file.image_size is not None and _cuts(model, file.image_size):
-        image_shape, known = file.image_size, True
-    tree = cost.parameter_shapes(model, image_shape)
-    wanted = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
-    slots = layouts.slots([layout], wanted)
-    expected = {theirs: slot.shape(wanted) for theirs, slot in slots.items()}
     if problems := _problems(file, model, expected):
         like = "" if closest == variant else f", it looks most like {closest}"
         raise ValueError(f"{file.path} isn't a {variant}{like}: {'; '.join(problems)}.")
@@ -138,7 +140,7 @@ def checkpoint(
         path=file.path,
         params=unflatten_dict(params, sep="/"),
         config=config_of(variant, image_shape if known else None, **attributes),
-        class_names=file.class_names,
+        class_names=file.class_names if num_classes else (),
         step=0,
     )
 
@@ -176,7 +178,8 @@ def config_of(variant: str, image_size: tuple[int, int] | None, **attributes: An
     Only `model` and `data.image_size` of it mean something, the latter None where unknown.
     """
     config = config_lib.default()
-    config.model.update(variant=models.canonical(variant), **attributes)
+    with config.ignore_type():  # a patch may have two sides
+        config.model.update(variant=models.canonical(variant), **attributes)
     config.data.image_size = side_or_sides(image_size)
     return config
 
@@ -197,6 +200,11 @@ def _departing(variant: str, attributes: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in attributes.items() if getattr(plain, k, None) != v}
 
 
+def _units(model: nn.Module) -> int:
+    stages = getattr(model, "stem", None) or getattr(model, "layers", ())
+    return getattr(model, "depth", 0) + sum(stages)
+
+
 def _cuts(model: nn.Module, image_size: tuple[int, int]) -> bool:
     try:
         return bool(model.grid(image_size))
@@ -210,11 +218,15 @@ def _problems(file: TensorFile, model: nn.Module, expected: dict[str, Shape]) ->
     for name, shape in found.items():  # GroupNorm's (1, 1, 1, c), in some files, is our (c,)
         if len(expected.get(name, ())) == 1 and set(shape[:-1]) == {1}:
             found[name] = shape[-1:]
-    return checkpoint_lib.differences(found, expected) + [
-        f"its {key} is {value}, the model's is {getattr(model, key)}"
-        for key, value in file.model.items()
-        if key in _SIZES and getattr(model, key) != value
-    ]
+    problems = checkpoint_lib.differences(found, expected)
+    for key in (key for key in file.model if key in _SIZES):
+        if (value := getattr(model, key, None)) != file.model[key]:
+            problems.append(f"its {key} is {file.model[key]}, the model's is {value}")
+    if file.class_names and model.num_classes not in (0, len(file.class_names)):
+        problems.append(
+            f"it names {len(file.class_names)} classes and has logits of {model.num_classes}"
+        )
+    return problems
 
 
 def _attributes(shapes: dict[str, Shape]) -> dict[str, Any]:

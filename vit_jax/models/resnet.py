@@ -75,18 +75,17 @@ class PostActivationUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def conv(features, name, **kwargs):
-            kwargs |= dict(epsilon=self.kernel_epsilon, dtype=self.dtype)
-            return StdConv(features, name=name, **kwargs)
-
-        def norm(name, **kwargs):
-            return nn.GroupNorm(epsilon=1e-6, dtype=self.dtype, name=name, **kwargs)
-
-        y = nn.relu(norm("gn1")(conv(self.features, "conv1")(x)))
-        y = nn.relu(norm("gn2")(conv(self.features, "conv2", size=3, stride=self.stride)(y)))
-        y = norm("gn3", scale_init=nn.initializers.zeros)(conv(4 * self.features, "conv3")(y))
+        conv = functools.partial(StdConv, epsilon=self.kernel_epsilon, dtype=self.dtype)
+        norm = functools.partial(nn.GroupNorm, epsilon=1e-6, dtype=self.dtype)
+        y = conv(self.features, name="conv1")(x)
+        y = nn.relu(norm(name="gn1")(y))
+        y = conv(self.features, size=3, stride=self.stride, name="conv2")(y)
+        y = nn.relu(norm(name="gn2")(y))
+        y = conv(4 * self.features, name="conv3")(y)
+        y = norm(name="gn3", scale_init=nn.initializers.zeros)(y)
         if x.shape != y.shape:
-            x = norm("gn_proj")(conv(4 * self.features, "conv_proj", stride=self.stride)(x))
+            x = conv(4 * self.features, stride=self.stride, name="conv_proj")(x)
+            x = norm(name="gn_proj")(x)
         return nn.relu(x + y)
 
 
@@ -108,25 +107,24 @@ class PreActivationUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def conv(features, name, **kwargs):
-            kwargs |= dict(bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
-            return StdConv(features, name=name, **kwargs)
-
-        def activate(x, name):
-            return nn.relu(nn.GroupNorm(epsilon=1e-5, dtype=self.dtype, name=name)(x))
-
-        z = activate(x, "gn1")
-        y = activate(conv(self.features, "conv1")(z), "gn2")
+        conv = functools.partial(
+            StdConv, bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype
+        )
+        norm = functools.partial(nn.GroupNorm, epsilon=1e-5, dtype=self.dtype)
+        z = nn.relu(norm(name="gn1")(x))
+        y = conv(self.features, name="conv1")(z)
+        y = nn.relu(norm(name="gn2")(y))
         if self.axial:
             y = AxialAttention(num_heads=8, dtype=self.dtype, name="attention")(y)
             if self.stride > 1:
                 window = (self.stride, self.stride)
                 y = nn.avg_pool(y, window, window, padding="SAME", count_include_pad=False)
         else:
-            y = conv(self.features, "conv2", size=3, stride=self.stride)(y)
-        y = conv(4 * self.features, "conv3")(activate(y, "gn3"))
+            y = conv(self.features, size=3, stride=self.stride, name="conv2")(y)
+        y = nn.relu(norm(name="gn3")(y))
+        y = conv(4 * self.features, name="conv3")(y)
         if x.shape != y.shape:
-            x = conv(4 * self.features, "conv_proj", stride=self.stride)(z)
+            x = conv(4 * self.features, stride=self.stride, name="conv_proj")(z)
         return x + y
 
 

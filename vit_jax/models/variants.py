@@ -66,6 +66,30 @@ _CHOICES = {"pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": t
 _INTERNAL = ("parent", "name", "num_classes")
 
 
+def _whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x > 0
+
+
+def _wholes(x: Any) -> bool:
+    return isinstance(x, tuple) and all(map(_whole, x))
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < 1
+
+
+# What attributes can be, by type; `_CHOICES` has those that are one of a few words.
+_KINDS = (
+    (("width", "depth", "mlp_dim", "num_heads", "width_factor"), _whole, "a whole number above 0"),
+    (("patch_size",), lambda x: _whole(x) or (_wholes(x) and len(x) == 2), "one side or two"),
+    (("stem",), lambda x: x is None or _wholes(x), "numbers of units, or None"),
+    (("layers",), lambda x: _wholes(x) and len(x) > 0, "numbers of units"),
+    (("axial", "pre_logits"), lambda x: isinstance(x, bool), "True or False"),
+    (("dropout", "norm_epsilon"), _number, "a number in [0, 1)"),
+    (("kernel_epsilon",), lambda x: x is None or _number(x), "a number in [0, 1), or None"),
+)
+
+
 def _key(name: str) -> str:
     name = re.sub(r"resnet(?=\d+x)", "r", name.lower())  # ResNet50x1
     name = re.sub(r"x1(?=\+)", "", name)  # R50x1+ViT-B/16
@@ -110,6 +134,10 @@ def build(variant: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     for name, choices in _CHOICES.items():
         if name in row and row[name] not in choices:
             raise ValueError(f"{name}={row[name]!r} is unknown: {' or '.join(map(repr, choices))}.")
+    for names, fits, kind in _KINDS:
+        for name in names:
+            if name in row and not fits(row[name]):
+                raise ValueError(f"{name}={row[name]!r} must be {kind}.")
     model = module(num_classes=num_classes, **row)
     if module is VisionTransformer:
         _check(model)
