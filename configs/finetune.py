@@ -7,8 +7,9 @@
 Expect 65.1 % test accuracy after 4.3 minutes on two cores of a shared server (76 images/s), where
 the quickstart's model left 48 px and drawn flowers for photos.
 
-The argument is VARIANT,DATASET, as in `pretrain.py`. Without `init_from`, training starts from
-random parameters, which is of use only to try things out.
+The argument is VARIANT,DATASET, as in `pretrain.py`. `init_from` is a run, a file or folder of
+weights, an address or a name: `--config.init_from=B/16` downloads AugReg's best of ImageNet-21k.
+Without it, training starts from random parameters, which is of use only to try things out.
 """
 
 from vit_jax import config as config_lib
