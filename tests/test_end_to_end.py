@@ -187,7 +187,7 @@ def test_evaluating_weights_of_any_format(settings, tmp_path, ending):
         settings, tmp_path, tmp_path / ending, format="hf" if ending == "hf" else None
     )
     settings.update(job="evaluate", init_from=str(tmp_path / ending))
-    result = train.evaluate(settings, tmp_path)
+    result = train.evaluate(settings, tmp_path / "new" / "workdir")
     assert result["test_accuracy"] == pytest.approx(summary["test_accuracy"])
     assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-4)
     settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 4, "y": 4}))

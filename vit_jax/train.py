@@ -189,6 +189,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       FileNotFoundError: there is no data or no checkpoint.
     """
     config_lib.validate(config)
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     checkpoint = interop.restore(config.init_from or workdir)
     dataset = data.open_dataset(config.data.name, config.data.dir)
     known, found = checkpoint.class_names, dataset.class_names
