@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax import cost, models
+from vit_jax import cost
 
 torch = pytest.importorskip("torch")
 
@@ -76,6 +76,3 @@ def assert_close(found, expected):
     """Within 1e-4 of the largest logit, and not by being all alike."""
     assert expected.std() > 0.05 * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-
-
-__all__ = ["models", "torch"]

@@ -333,6 +333,13 @@ def test_a_bare_variant_is_augregs_best_of_imagenet21k(server, tmp_path, monkeyp
         interop.load("H/14")
 
 
+def test_an_index_that_can_not_be_had_is_not_an_unknown_name(server, monkeypatch):
+    monkeypatch.setattr(download, "published", lambda: PUBLISHED)
+    server.errors = [403]
+    with pytest.raises(ValueError, match=r"augreg/index\.csv can't be downloaded: 403"):
+        interop.load("B/16")
+
+
 def test_the_list_names_public_checkpoints():
     """Sizes are those the variant's parameters need, in float32, with the head of the data."""
     assert len(PUBLISHED) > 40

@@ -134,6 +134,8 @@ def test_saving_checks_names_shapes_and_values(tmp_path):
     params["head"]["kernel"] = np.full_like(params["head"]["kernel"], np.nan)
     with pytest.raises(ValueError, match="72 of the 72 values of head/kernel are NaN"):
         interop.save(params, tmp_path / "x.npz", variant="B/16", format="npz", **VIT)
+    with pytest.raises(ValueError, match="only Orbax checkpoints are written to a bucket"):
+        interop.save(params, "gs://bucket/x.npz", variant="B/16", format="npz", **VIT)
     with pytest.raises(ValueError, match="no format 'tar': npz, orbax, timm, hf"):
         interop.save(params, tmp_path / "x.npz", variant="B/16", format="tar", **VIT)
     assert not list(tmp_path.iterdir())

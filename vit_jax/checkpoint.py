@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -217,7 +217,7 @@ def _group(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def _restore(folder: epath.Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+def _restore(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
     def tree(leaf):
         return unflatten_dict(dict.fromkeys(names, leaf), sep="/")
 

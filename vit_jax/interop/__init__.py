@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax.traverse_util import flatten_dict
 
 from vit_jax import checkpoint as checkpoint_lib
@@ -165,7 +166,8 @@ def save(
 
     Args:
       params: nested dictionary of arrays with our (Linen) names.
-      destination: a path where nothing is yet: a file for "npz" and "timm", else a folder.
+      destination: a path where nothing is yet: a file for "npz" and "timm", else a folder; of
+        "orbax" it may be in a bucket, `gs://…`.
       variant: the model they are of.
       format: "npz", the published JAX layout; "orbax"; "timm", a state dict; "hf", a folder.
       image_size: pixels, a side or (h, w); needed where position embeddings are not of a square.
@@ -196,14 +198,16 @@ def write(checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str
     """
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
-    path = pathlib.Path(destination)
+    path = epath.Path(destination)
+    if "://" in os.fspath(path) and format != "orbax":
+        raise ValueError(f"{path}: only Orbax checkpoints are written to a bucket.")
     if path.exists():
         raise FileExistsError(f"There is something at {path} already; it is left as it is.")
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "orbax":
         checkpoint_lib.save(checkpoint, path)
         return
-    with _partial(path) as partial:
+    with _partial(pathlib.Path(path)) as partial:
         if format == "npz":
             npz.write(partial, weights.arrays(checkpoint, layouts.NPZ))
         elif format == "timm":

@@ -7,7 +7,6 @@ that what broke off goes on where it stopped and a file is there only when it is
 from __future__ import annotations
 
 import base64
-import contextlib
 import csv
 import difflib
 import hashlib
@@ -105,8 +104,12 @@ def _named(name: str) -> str:
     if name in rows:
         logger.info("%s: %d MiB from %s", name, rows[name].mebibytes, rows[name].url)
         return rows[name].url
-    with contextlib.suppress(ValueError):
-        return _augreg(models.canonical(name))
+    try:
+        variant = models.canonical(name)
+    except ValueError:
+        pass
+    else:
+        return _augreg(variant)
     close = difflib.get_close_matches(name, rows, n=3, cutoff=0.4)
     hint = f" Names close to it: {', '.join(close)}." if close else ""
     raise FileNotFoundError(

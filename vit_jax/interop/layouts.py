@@ -159,7 +159,7 @@ def _numbers(template: str, name: str) -> dict[str, int] | None:
         ends = [0, *(m.end() for m in fields)]
         starts = [*(m.start() for m in fields), len(template)]
         texts = [re.escape(template[a:b]) for a, b in zip(ends, starts, strict=True)]
-        groups = [*(f"(?P<{m[1]}>[0-9]+)" for m in fields), ""]
+        groups = [*(f"(?P<{m[1]}>[0-9]{{1,4}})" for m in fields), ""]
         pattern = "".join(text + group for text, group in zip(texts, groups, strict=True))
         _PATTERNS[template] = re.compile(pattern), {m[1]: bool(m[2]) for m in fields}
     pattern, offsets = _PATTERNS[template]
