@@ -222,6 +222,14 @@ def test_names_in_linens_numbering(tmp_path):
     assert_same(interop.load(tmp_path / "x.npz", variant="B/16", **VIT), params)
 
 
+def test_position_tables_at_the_top_as_in_big_vision(tmp_path):
+    params = random_params("B/16", **VIT)
+    arrays = flatten_dict(params, sep="/")
+    arrays["pos_embedding"] = arrays.pop("Transformer/posembed_input/pos_embedding")
+    np.savez(tmp_path / "x.npz", **{f"params/{name}": x for name, x in arrays.items()})
+    assert_same(interop.load(tmp_path / "x.npz", variant="B/16", **VIT), params)
+
+
 @pytest.mark.parametrize("shape", [(-1,), (1, 1, 1, -1)])
 def test_group_norms_in_either_shape(tmp_path, shape):
     arrays, params = published(tmp_path, "R50+B/16", dict(STEM, stem=(1, 1)))

@@ -215,6 +215,12 @@ def _published() -> list[Rule]:
     return rules
 
 
+def _big_vision() -> list[Rule]:
+    """big_vision's `.npz`: Linen's numbering as ours, but the position table at the top."""
+    ours = [name for rule in _published() for name in rule.ours if name != _TABLE]
+    return [*_same(*ours), Rule((_TABLE,), "pos_embedding")]
+
+
 def _bit() -> list[Rule]:
     """The published `.npz` of BiT ResNets."""
     unit, conv = "resnet/block{s}/unit{u:02d}/", "standardized_conv2d/kernel"
@@ -309,7 +315,12 @@ _PRE_LINEN = re.compile(r"MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3"
 
 # The spellings of each format; files are written in the first that has a place for everything.
 OURS = Layout("our own")
-NPZ = (Layout("published JAX", _published()), Layout("published BiT", _bit()), OURS)
+NPZ = (
+    Layout("published JAX", _published()),
+    Layout("published BiT", _bit()),
+    OURS,
+    Layout("big_vision", _big_vision()),
+)
 TIMM = (
     Layout("timm", _timm("patch_embed.backbone.", stages=False)),  # R+Ti/16: a root, no stages
     Layout("timm", _timm("patch_embed.backbone.stem.", stages=True)),
