@@ -49,6 +49,12 @@ def test_positions_resize_like_corner_aligned_interpolation(rng, old, new, token
     np.testing.assert_array_equal(result, ndimage.zoom(grid, zoom, order=1))
 
 
+def test_other_ways_to_resize_are_refused(rng):
+    table = rng.normal(size=(1, 5, 3)).astype(np.float32)
+    with pytest.raises(ValueError, match="no way to resize called 'nearest': linear or cubic"):
+        surgery.resize_positions(table, (2, 2), (3, 3), "nearest")
+
+
 def test_a_linear_ramp_stays_a_ramp():
     """Corners keep their values: position embeddings at the border stay border embeddings."""
     ramp = np.linspace(0, 1, 4)[None, :, None] * np.ones((3, 1, 1))

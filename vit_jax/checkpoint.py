@@ -206,7 +206,7 @@ class _StoredArray:
     """A parameter on disk: `np.asarray` reads it."""
 
     def __init__(self, name: str, metadata: Any, restore_group: Callable[[str], dict]):
-        self.shape, self.dtype = tuple(metadata.shape), np.dtype(metadata.dtype)
+        self.shape = tuple(metadata.shape)
         self._name, self._restore_group = name, restore_group
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

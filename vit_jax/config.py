@@ -34,7 +34,7 @@ def default() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.variant = "B/16"  # a row of vit_jax.models.VARIANTS
-    # The rest replaces the row's values; None keeps them. ResNets have the last three alone.
+    # The rest replaces the row's values; None keeps them. ResNets have axial and the last three.
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
     config.model.pool = placeholder(str)  # the head reads the class "token", or "gap": their mean
     config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training

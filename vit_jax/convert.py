@@ -13,6 +13,7 @@ import jax
 from flax.traverse_util import flatten_dict
 
 from vit_jax import interop
+from vit_jax.config import RESIZES
 from vit_jax.interop.torch import PICKLED
 
 _EXAMPLES = """
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--image_size", type=size, metavar="SIDE|HxW", help="resizes position embeddings for it"
     )
     parser.add_argument(
-        "--resize", choices=("linear", "cubic"), default="linear", help="how they are resized"
+        "--resize", choices=RESIZES, default=RESIZES[0], help="how they are resized"
     )
     parser.add_argument("--dry_run", action="store_true", help="list the parameters, write nothing")
     options = vars(parser.parse_args(argv))

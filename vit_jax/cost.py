@@ -11,7 +11,7 @@ import jax
 import jax.extend as jex
 import jax.numpy as jnp
 
-from vit_jax import models
+from vit_jax import data, models
 
 
 def parameter_shapes(model: nn.Module, image_size: int | Sequence[int]) -> Any:
@@ -60,8 +60,7 @@ def forward_flops(
 
 
 def _image(image_size: int | Sequence[int]) -> jax.ShapeDtypeStruct:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    return jax.ShapeDtypeStruct((1, *data.image_shape(image_size), 3), jnp.float32)
 
 
 _ELEMENTWISE = ("add", "sub", "mul", "div", "square", "integer_pow")

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("npz", "orbax", "timm", "hf")
 
-__all__ = ["FORMATS", "load", "restore", "save", "write"]
+__all__ = ["FORMATS", "Checkpoint", "adapt", "grid", "load", "restore", "save", "write"]
 
 
 def restore(

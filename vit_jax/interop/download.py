@@ -19,6 +19,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -227,7 +229,7 @@ class _Told(NamedTuple):
 
 def _continue(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Told]:
     """Downloads what is missing of a file; returns its temporary path."""
-    with _Opened(url) as response:
+    with _open(url) as response:
         told = _told(response)
         mark = hashlib.sha256((told.version or url).encode()).hexdigest()[:12]
         partial = path.with_name(f".{path.name}.{mark}.part")
@@ -237,7 +239,7 @@ def _continue(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Told]:
             return partial, told
     if done < told.size:
         headers = {"Range": f"bytes={done}-", "If-Range": told.version}
-        with _Opened(url, headers) as response:
+        with _open(url, headers) as response:
             mode = "ab" if response.status == 206 else "wb"  # or it sends all of it once more
             _receive(response, partial, mode, path.name, told.size)
     return partial, told
@@ -247,30 +249,29 @@ def _received(path: pathlib.Path) -> int:
     return max((p.stat().st_size for p in path.parent.glob(f".{path.name}.*.part")), default=0)
 
 
-class _Opened(urllib.request.HTTPRedirectHandler):
-    """The response of an address, with the headers of where it was redirected from before its own.
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to secure addresses alone, and keeps the headers of what redirected.
 
     Hugging Face tells a file's hash before it sends on to where the file is.
     """
 
-    def __init__(self, url: str, headers: dict[str, str] | None = None):
-        self._before: list[tuple[str, str]] = []
-        agent = {"User-Agent": "vit_jax", "Accept-Encoding": "identity"}
-        self._request = urllib.request.Request(url, headers={**agent, **(headers or {})})
+    def __init__(self):
+        self.headers: dict[str, str] = {}
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         _secure(newurl)
-        self._before += headers.items()
+        self.headers |= {name.lower(): value for name, value in headers.items()}
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-    def __enter__(self) -> Any:
-        opener = urllib.request.build_opener(self)
-        self._response = opener.open(self._request, timeout=_TIMEOUT)
-        self._response.linked = {k.lower(): v for k, v in self._before}
-        return self._response
 
-    def __exit__(self, *unused: Any) -> None:
-        self._response.close()
+def _open(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """Returns the response of an address, with the headers of redirects to it as `linked`."""
+    agent = {"User-Agent": "vit_jax", "Accept-Encoding": "identity"}
+    redirects = _Redirects()
+    request = urllib.request.Request(url, headers={**agent, **headers})
+    response = urllib.request.build_opener(redirects).open(request, timeout=_TIMEOUT)
+    response.linked = redirects.headers
+    return response
 
 
 def _secure(url: str) -> None:

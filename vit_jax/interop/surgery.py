@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy import ndimage
 
 from vit_jax.checkpoint import check_same
+from vit_jax.config import RESIZES
 
 HEAD = ("pre_logits", "head")  # the pre-training head: fine-tuning starts with a new one
 
@@ -24,7 +25,12 @@ def resize(array: np.ndarray, shape: tuple[int, ...], method: str = "linear") ->
       method: "linear" with aligned corners, as in the public JAX loader; or "cubic", which timm
         and Hugging Face use: samples at the centres of their cells, Keys's kernel (a = -0.5),
         widened where the grid gets coarser.
+
+    Raises:
+      ValueError: there is no such method.
     """
+    if method not in RESIZES:
+        raise ValueError(f"There is no way to resize called {method!r}: {' or '.join(RESIZES)}.")
     array = np.asarray(array)
     if method == "linear":
         zoom = [new / old for new, old in zip(shape, array.shape, strict=True)]

@@ -29,7 +29,6 @@ from vit_jax.interop.layouts import Layout, Shape, Slot
 # Attributes of a model that its parameters' names and shapes decide, and that make a variant.
 _SIZES = ("depth", "width", "mlp_dim", "patch_size", "num_heads", "stem", "axial", "layers",
           "width_factor")  # fmt: skip
-_MANY = 1000  # more blocks or stages than any model has
 _TABLES = r"Transformer/posembed_\w+/pos_embedding"
 
 
@@ -59,17 +58,13 @@ class FileArray:
     """One parameter in a file: `np.asarray` reads it, as float32.
 
     Attributes:
-      shape, dtype: of the array.
-      ndim: its number of axes.
+      shape: of the array.
     """
-
-    dtype = np.dtype(np.float32)
 
     def __init__(self, file: TensorFile, theirs: str, slot: Slot, name: str, shapes: dict):
         self._file, self._theirs, self._slot = file, theirs, slot
         self._name, self._shapes = name, shapes
         self.shape = shapes[name]
-        self.ndim = len(self.shape)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         array = self._file.read(self._theirs)
@@ -235,7 +230,7 @@ def _attributes(shapes: dict[str, Shape]) -> dict[str, Any]:
     Kernels of query, key and value may have their heads flattened; then `num_heads` is left out.
     Of names or axes that are missing, there are zeros: the comparison names them later.
     """
-    stages = _counts(r"block(\d+)/unit(\d+)/", shapes, first=1)
+    stages = _stages(shapes)
     if not any(name.startswith(("Transformer/", "embedding/")) for name in shapes):
         return {
             "layers": stages,
@@ -245,9 +240,10 @@ def _attributes(shapes: dict[str, Shape]) -> dict[str, Any]:
     patch = tuple(_length(shapes, r"embedding/kernel", axis) for axis in (0, 1))
     kinds = {"x_embedding": "2d", "pos_embedding": "1d", "offset_embedding": "relative"}
     tables = [kind for name, kind in kinds.items() if any(n.endswith(name) for n in shapes)]
+    blocks = [re.match(r"Transformer/encoderblock_(\d{1,4})/", name) for name in shapes]
     tokens = _length(shapes, _TABLES, 1)
     attributes = {
-        "depth": len(_counts(r"Transformer/encoderblock_(\d+)()/", shapes, first=0)),
+        "depth": 1 + max((int(match[1]) for match in blocks if match), default=-1),
         "width": _length(shapes, r"Transformer/encoder_norm/scale|embedding/bias|cls", -1),
         "mlp_dim": _length(shapes, r".*/Dense_0/bias", -1),
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
@@ -270,14 +266,13 @@ def _length(shapes: dict[str, Shape], pattern: str, axis: int) -> int:
     return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
 
-def _counts(pattern: str, shapes: dict[str, Shape], *, first: int) -> tuple[int, ...]:
-    """Returns the highest second number for each first number, of names that match."""
-    highest: dict[int, int] = {}
-    for match in filter(None, (re.match(pattern, name) for name in shapes)):
-        group, unit = int(match[1]), int(match[2] or 0)
-        if group < _MANY:
-            highest[group] = max(unit, highest.get(group, 0))
-    return tuple(highest.get(i, 0) for i in range(first, max(highest, default=first - 1) + 1))
+def _stages(shapes: dict[str, Shape]) -> tuple[int, ...]:
+    """Returns the units of each stage of a ResNet: the highest number in a name."""
+    units: dict[int, int] = {}
+    for match in filter(None, (re.match(r"block(\d{1,3})/unit(\d{1,4})/", n) for n in shapes)):
+        stage, unit = int(match[1]), int(match[2])
+        units[stage] = max(unit, units.get(stage, 0))
+    return tuple(units.get(stage, 0) for stage in range(1, max(units, default=0) + 1))
 
 
 def _closest(attributes: dict[str, Any]) -> str:
