@@ -1,5 +1,8 @@
 """The ViT family against the paper's equations, the paper's numbers and the published layout."""
 
+import itertools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +150,15 @@ def numpy_attention(z, p, relative=None):
     return result
 
 
+def sincos_by_hand(rows, columns):
+    """For each patch at (x, y): 3 frequencies, as 12 numbers are 4 times 3."""
+    frequencies = (1.0, 1 / 100, 1 / 10_000)
+    return [
+        [f(w * place) for place in (x, y) for f in (math.sin, math.cos) for w in frequencies]
+        for y in range(rows) for x in range(columns)
+    ]  # fmt: skip
+
+
 def paper_forward(params, images, *, patch_size, pool="token", pre_logits=False, positions="1d",
                   positions_at="stem", axial=False, gelu="tanh", norm_epsilon=1e-6):  # fmt: skip
     """The paper's equations in float64, one image, one head, one token at a time."""
@@ -174,6 +186,9 @@ def paper_forward(params, images, *, patch_size, pool="token", pre_logits=False,
     def table(p, rows, columns):
         if positions == "1d":
             return p["pos_embedding"][0]
+        if positions == "sincos":
+            prefix = np.zeros((int(pool == "token"), TINY["width"]))
+            return np.concatenate([prefix, np.array(sincos_by_hand(rows, columns))])
         prefix = p["token_embedding"] if pool == "token" else np.zeros((0, TINY["width"]))
         patches = [np.concatenate([p["x_embedding"][c], p["y_embedding"][r]])
                    for r in range(rows) for c in range(columns)]
@@ -192,8 +207,8 @@ def paper_forward(params, images, *, patch_size, pool="token", pre_logits=False,
         for i in range(sum(name.startswith("encoderblock") for name in encoder)):
             p = encoder[f"encoderblock_{i}"]
             where = f"posembed_{i}" if positions_at == "layers" else "posembed_input"
-            if positions in ("1d", "2d") and (positions_at != "stem" or i == 0):
-                z = z + table(encoder[where], rows, columns)  # equation 1, D.4
+            if positions in ("1d", "2d", "sincos") and (positions_at != "stem" or i == 0):
+                z = z + table(encoder.get(where), rows, columns)  # equation 1, D.4
             if axial:
                 z = z.reshape(rows, columns, -1)
                 z = np.stack([block(z[r], p["row"]) for r in range(rows)])
@@ -218,6 +233,8 @@ def paper_forward(params, images, *, patch_size, pool="token", pre_logits=False,
         *(dict(positions=kind, positions_at=place)
           for kind in ("1d", "2d") for place in ("stem", "layers", "shared")),
         dict(positions="2d", pool="gap"),
+        dict(positions="sincos"),
+        dict(positions="sincos", pool="gap", positions_at="layers"),
         dict(positions="relative"),
         dict(positions="relative", pool="gap"),
         dict(positions="none"),
@@ -431,6 +448,40 @@ def test_dropout_works_in_training_only_and_repeats_with_its_key(images):
     np.testing.assert_array_equal(run(0, False), plain)
     np.testing.assert_array_equal(run(0, True), run(0, True))
     assert (run(0, True) != run(1, True)).any() and (run(0, True) != plain).any()
+
+
+def test_stochastic_depth_drops_whole_branches_more_often_deeper():
+    """Each branch adds a power of 4 to every number, so that the sum tells which were kept."""
+    images, rates = np.zeros((2000, 4, 4, 3), np.float32), (0.0, 0.25, 0.5)
+    model = tiny(depth=3, stochastic_depth=0.5, positions="none")
+    params = jax.tree.map(np.zeros_like, random_params(model, images[:1]))
+    added = []
+    for i, rate in enumerate(rates):
+        block = params["Transformer"][f"encoderblock_{i}"]
+        biases = (block["MultiHeadDotProductAttention_0"]["out"], block["MlpBlock_0"]["Dense_1"])
+        for j, branch in enumerate(biases):
+            branch["bias"] += 4.0 ** (2 * i + j)
+            added.append(4.0 ** (2 * i + j) / (1 - rate))
+    streams = []
+
+    def record(call, args, kwargs, context):
+        result = call(*args, **kwargs)
+        if context.module.name == "encoderblock_2":
+            streams.append(np.asarray(result))
+        return result
+
+    with nn.intercept_methods(record):
+        model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(0)})
+        model.apply({"params": params}, images[:1], train=False)
+    training, evaluation = streams
+    assert (training == training[:, :1, :1]).all()  # all of an example alike
+    choices = np.array(list(itertools.product([0, 1], repeat=6)))
+    distance = np.abs(training[:, 0, :1] - choices @ added)
+    kept = choices[distance.argmin(1)]
+    assert distance.min(1).max() < 1e-2
+    np.testing.assert_allclose(kept.mean(0), np.repeat(1 - np.array(rates), 2), atol=0.04)
+    assert 0.4 < (kept[:, 4] == kept[:, 5]).mean() < 0.6  # each branch for itself
+    assert evaluation[0, 0, 0] == sum(4**i for i in range(6))
 
 
 def test_only_the_positions_tell_where_a_patch_is(images):

@@ -12,8 +12,10 @@ from scipy import ndimage
 
 from vit_jax.checkpoint import check_same
 from vit_jax.config import RESIZES
+from vit_jax.models import masked
 
-HEAD = ("pre_logits", "head")  # the pre-training head: fine-tuning starts with a new one
+# What belongs to pre-training alone, masked patch prediction's too: fine-tuning starts anew.
+HEAD = ("pre_logits", "head", *masked.PARAMETERS)
 
 
 def resize(array: np.ndarray, shape: tuple[int, ...], method: str = "linear") -> np.ndarray:
@@ -79,7 +81,7 @@ def adapt(
       wanted: the other model's parameters, or their shapes.
       old_grid, new_grid: (rows, columns) of patches of the two; None where it is not known.
       where: what `params` are, for the message.
-      head: takes the place of `pre_logits` and `head`; None keeps them.
+      head: takes the place of what `HEAD` names; None keeps it.
       method: how positions are interpolated, see `resize`.
 
     Raises:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.attention import self_attention
 from vit_jax.models.axial import along_columns, along_rows
-from vit_jax.models.positions import GridPositions, LearnedPositions
+from vit_jax.models.positions import GridPositions, LearnedPositions, SincosPositions
 
 # The published checkpoints were trained with the tanh approximation; PyTorch's ViTs are exact.
 GELUS = {
@@ -47,6 +47,8 @@ class EncoderBlock(nn.Module):
     """z' = MSA(LN(z)) + z, then MLP(LN(z')) + z': (b, n, d) -> (b, n, d).
 
     Attributes:
+      drop_path: probability with which each of the two residual branches is left out for an
+        example, in training; what remains is scaled up to the same mean.
       relative: adds relative positions to the attention (paper D.4).
       others: as `VisionTransformer`'s.
     """
@@ -55,17 +57,22 @@ class EncoderBlock(nn.Module):
     num_heads: int
     relative: bool = False
     dropout: float = 0.0
+    drop_path: float = 0.0
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
+        path = nn.Dropout(
+            self.drop_path, broadcast_dims=(1, 2), deterministic=not train, name="drop_path"
+        )
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(z)
         y = self_attention(y, self.num_heads, relative=self.relative, dtype=self.dtype)
-        z = z + nn.Dropout(self.dropout, deterministic=not train)(y)
+        z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(z)
-        return z + MlpBlock(self.mlp_dim, self.dropout, self.gelu, self.dtype)(y, train=train)
+        y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, self.dtype)(y, train=train)
+        return z + path(y)
 
 
 class AxialEncoderBlock(nn.Module):
@@ -110,6 +117,7 @@ class Encoder(nn.Module):
     positions_at: str = "stem"
     axial: bool = False
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     dtype: Any = jnp.float32
@@ -125,7 +133,11 @@ class Encoder(nn.Module):
             gelu=self.gelu,
             dtype=self.dtype,
         )
-        tables = {"1d": LearnedPositions, "2d": functools.partial(GridPositions, self.grid)}
+        tables = {
+            "1d": LearnedPositions,
+            "2d": functools.partial(GridPositions, self.grid),
+            "sincos": functools.partial(SincosPositions, self.grid),
+        }
         table = tables.get(self.positions)
         if table and self.positions_at != "layers":
             positions = table(name="posembed_input")
@@ -137,9 +149,10 @@ class Encoder(nn.Module):
                 z = positions(z)
             if i == 0:
                 z = nn.Dropout(self.dropout, deterministic=not train)(z)
+            options["drop_path"] = self.stochastic_depth * i / max(1, self.depth - 1)
             block = f"encoderblock_{i}"
             if self.axial:
-                z = AxialEncoderBlock(self.grid, options, name=block)(z, train=train)
+                z = AxialEncoderBlock(self.grid, {**options}, name=block)(z, train=train)
             else:
                 z = EncoderBlock(**options, name=block)(z, train=train)
         return nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="encoder_norm")(z)

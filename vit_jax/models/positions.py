@@ -1,7 +1,7 @@
-"""Position embeddings (paper 3.1, D.4): learned 1-D or 2-D tables, or relative to the query.
+"""Position embeddings (paper 3.1, D.4): learned 1-D or 2-D, relative to the query, or sin-cos.
 
-Every table is float32 whatever the compute dtype and starts at N(0, 0.02^2), as the published
-checkpoints' did.
+Every learned table is float32 whatever the compute dtype and starts at N(0, 0.02^2), as those of
+the published checkpoints did.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-KINDS = ("1d", "2d", "relative", "none")
+KINDS = ("1d", "2d", "relative", "sincos", "none")
 PLACES = ("stem", "layers", "shared")
 
 _INIT = nn.initializers.normal(stddev=0.02)
@@ -54,6 +54,39 @@ class GridPositions(nn.Module):
         ).reshape(rows * columns, d)
         if tokens := x.shape[1] - rows * columns:
             table = jnp.concatenate([self.param("token_embedding", _INIT, (tokens, d)), table])
+        return x + jnp.asarray(table, x.dtype)
+
+
+def sincos_table(grid: tuple[int, int], width: int, tokens: int = 0) -> jax.Array:
+    """Returns the fixed 2-D embeddings of a grid's patches, row by row: (n, d) float32.
+
+    A patch at (x, y), counted from 0, gets sin(w x), cos(w x), sin(w y), cos(w y), d/4 numbers
+    each, for frequencies w from 1 to 1/10,000 in geometric progression (Beyer et al., arXiv
+    2205.01580; the form of MoCo v3, arXiv 2104.02057).
+
+    Args:
+      grid: (rows, columns).
+      width: d, a multiple of 4 and at least 8.
+      tokens: how many stand before the patches; nothing is added to them.
+    """
+    frequencies = 10_000.0 ** -jnp.linspace(0.0, 1.0, width // 4)
+    y, x = jnp.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * frequencies
+    table = jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=-1)
+    return jnp.pad(table, ((tokens, 0), (0, 0)))
+
+
+class SincosPositions(nn.Module):
+    """Adds `sincos_table` to the patches, nothing to tokens before them: (b, n, d) -> (b, n, d).
+
+    Attributes:
+      grid: (rows, columns) of the patches, which are numbered row by row.
+    """
+
+    grid: tuple[int, int]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        tokens = x.shape[1] - self.grid[0] * self.grid[1]
+        table = sincos_table(self.grid, x.shape[-1], tokens)
         return x + jnp.asarray(table, x.dtype)
 
 

@@ -85,7 +85,7 @@ _KINDS = (
     (("stem",), lambda x: x is None or _wholes(x), "numbers of units, or None"),
     (("layers",), lambda x: _wholes(x) and len(x) > 0, "numbers of units"),
     (("axial", "pre_logits"), lambda x: isinstance(x, bool), "True or False"),
-    (("dropout", "norm_epsilon"), _number, "a number in [0, 1)"),
+    (("dropout", "norm_epsilon", "stochastic_depth"), _number, "a number in [0, 1)"),
     (("kernel_epsilon",), lambda x: x is None or _number(x), "a number in [0, 1), or None"),
 )
 
@@ -152,10 +152,12 @@ def _check(model: VisionTransformer) -> None:
         )
     if model.positions == "2d" and model.width % 2:
         raise ValueError(f"positions='2d' needs an even width, not {model.width}.")
+    if model.positions == "sincos" and (model.width % 4 or model.width < 8):
+        raise ValueError(f"positions='sincos' needs a width that 4 divides, not {model.width}.")
     if model.positions in ("none", "relative") and model.positions_at != "stem":
         raise ValueError(
-            f"positions_at={model.positions_at!r} is for positions='1d' or '2d': there is nothing "
-            f"to add with {model.positions!r}."
+            f"positions_at={model.positions_at!r} is for positions='1d', '2d' or 'sincos': "
+            f"there is nothing to add with {model.positions!r}."
         )
     if model.axial and model.pool == "token":
         raise ValueError(

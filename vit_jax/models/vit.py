@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -33,12 +34,14 @@ class VisionTransformer(nn.Module):
       stem: units of each stage of a hybrid's ResNet (paper 4.1), () for its root alone; None
         cuts the image itself into patches.
       axial: blocks attend along rows, then along columns, of the grid of patches (paper D.6).
-      positions: "1d", "2d", "relative" or "none" (paper D.4).
-      positions_at: where 1-D and 2-D positions are added: "stem", before the encoder, "layers",
-        before every block from a table each, or "shared", before every block from one table.
+      positions: "1d", "2d", "relative" or "none" (paper D.4), or "sincos", which is fixed.
+      positions_at: where all but relative positions are added: "stem", before the encoder,
+        "layers", before every block from a table each, or "shared", before each from one table.
       pool: "token" reads the class token, "gap" averages the patch tokens (paper D.3).
       pre_logits: adds Dense(d) and tanh before the head, as in pre-training (paper 3.1).
       dropout: probability of dropping a unit (paper B.1).
+      stochastic_depth: probability of dropping a residual branch of the last block; it falls
+        linearly to 0 at the first (Huang et al., arXiv 1603.09382).
       norm_epsilon: what LayerNorm adds to the variance.
       gelu: "tanh", the approximation the published checkpoints were trained with, or "exact",
         which PyTorch's ViTs compute.
@@ -59,6 +62,7 @@ class VisionTransformer(nn.Module):
     pool: str = "token"
     pre_logits: bool = False
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
@@ -95,7 +99,18 @@ class VisionTransformer(nn.Module):
             ) from None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        corrupt: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Returns logits, or representations.
+
+        With `corrupt`, a function of the patch embeddings (b, n, d) to embeddings, it returns
+        what the encoder makes of these patches, (b, n, d): for `masked.MaskedPatchPredictor`.
+        """
         grid = self.grid(images.shape[1:3])
         x = jnp.asarray(images, self.dtype)
         if self.stem is not None:
@@ -105,6 +120,8 @@ class VisionTransformer(nn.Module):
             self.width, patch, strides=patch, dtype=self.dtype, name="embedding"
         )
         x = embedding(x)  # (b, n, d)
+        if corrupt is not None:
+            x = corrupt(x)
         if self.pool == "token":
             cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
             cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
@@ -118,12 +135,15 @@ class VisionTransformer(nn.Module):
             positions_at=self.positions_at,
             axial=self.axial,
             dropout=self.dropout,
+            stochastic_depth=self.stochastic_depth,
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
             dtype=self.dtype,
             name="Transformer",
         )
         x = encoder(x, train=train)
+        if corrupt is not None:
+            return x[:, -grid[0] * grid[1] :]
         x = x[:, 0] if self.pool == "token" else x.mean(axis=1)  # (b, d)
         if self.pre_logits:
             x = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pre_logits")(x))
