@@ -141,6 +141,45 @@ def test_evaluation_sees_every_example_exactly_once(options, count, processes):
     assert len(set(lengths)) == 1
 
 
+def test_evaluation_sees_a_central_crop_or_the_whole_image(options, tmp_path):
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, :10] = 255  # which the crop cuts off
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(file.getvalue())
+    source = data.open_dataset(str(tmp_path)).source("train")
+
+    def seen(crop):
+        options.eval_crop = crop
+        (batch,) = data.eval_batches(source, options, num_classes=1, batch_size=1)
+        return batch["image"][0]
+
+    assert seen("central").max() == 0
+    np.testing.assert_array_equal(seen("whole")[:, :2], 255)
+    np.testing.assert_array_equal(seen("whole")[:, 3:], 0)
+
+
+def test_randaugment_changes_training_images_alone(options, image_folder):
+    source = data.open_dataset(str(image_folder)).source("train")
+
+    def first(**settings):
+        options.update(settings)
+        arguments = dict(num_classes=3, batch_size=8)
+        training = next(data.train_batches(source, options, seed=0, **arguments))
+        return training, next(iter(data.eval_batches(source, options, **arguments)))
+
+    plain, plain_test = first(randaugment=0)
+    augmented, augmented_test = first(randaugment=2)
+    again, _ = first(randaugment=2)
+    weak, _ = first(randaugment_magnitude=1.0)
+    assert (augmented["image"] != plain["image"]).any((1, 2, 3)).sum() >= 6
+    assert (augmented["image"] != weak["image"]).any()
+    np.testing.assert_array_equal(augmented["image"], again["image"])
+    np.testing.assert_array_equal(augmented["label"], plain["label"])
+    np.testing.assert_array_equal(augmented_test["image"], plain_test["image"])
+
+
 def test_images_can_be_wider_than_high(options):
     options.image_size = (16, 40)
     source = NumberedSource(3)

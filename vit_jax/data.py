@@ -13,8 +13,9 @@ needs TensorFlow, but for the stock tfds builders that do.
 from __future__ import annotations
 
 import argparse
+import operator
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -23,11 +24,13 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from vit_jax import preprocess
-from vit_jax.datasets import prepare
+from vit_jax.datasets import prepare, vtab
+from vit_jax.randaugment import rand_augment
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
 Batch = dict[str, np.ndarray]
+_JFT = ("jft", "jft300m", "jft_300m", "jft-300m")
 _FOLDER_SEED = 0  # of the order inside a folder, which decides what `train[:85%]` holds
 
 
@@ -108,67 +111,91 @@ class FolderDataset:
 
     def source(self, split: str) -> Source:
         """Returns the examples of a split such as `train[:85%]` or `train+val`."""
-        infos = [tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0)
-                 for name, n in self.splits.items()]
-        parts = parse_split(split).to_absolute(tfds.core.splits.SplitDict(infos))
+        parts = _absolute(split, self.splits)
         return _FolderSource([x for p in parts for x in self._files[p.splitname][p.from_ : p.to]])
 
 
 class _TfdsSource:
-    def __init__(self, records: Sequence[Mapping[str, Any]], keys: tuple[str, str], name: str):
-        self._records, (self._image, self._label), self._name = records, keys, name
+    def __init__(
+        self,
+        records: Sequence[vtab.Record],
+        read: Callable[[vtab.Record], tuple[bytes, int]],
+        name: str,
+    ):
+        self._records, self._read, self._name = records, read, name
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records[index]
-        return Example(record[self._image], int(record[self._label]), f"{self._name} #{index}")
+        return Example(*self._read(self._records[index]), f"{self._name} #{index}")
 
 
 class TfdsDataset:
     """A tfds data set of images and class labels, prepared first where it is not yet.
+
+    Args:
+      name: tfds's, with a config and version or without.
+      data_dir: see `open_dataset`.
+      task: what the images and labels are where they aren't just two of the features.
 
     Raises:
       ValueError: it is not a set of images with one class label each.
       Exception: what `prepare.open_builder` raises.
     """
 
-    def __init__(self, name: str, data_dir: str | None = None):
+    def __init__(self, name: str, data_dir: str | None = None, task: vtab.Task | None = None):
         self._builder = prepare.open_builder(name, data_dir)
         info = self._builder.info
-        self._keys = info.supervised_keys or ("image", "label")
-        image, label = (dict(info.features).get(key) for key in self._keys)
-        if not isinstance(image, tfds.features.Image) or not hasattr(label, "names"):
+        features = dict(info.features)
+        image, label = info.supervised_keys or ("image", "label")
+        recode, label = (task.image, task.label) if task else (bytes, label)
+        if isinstance(label, str):
+            names = getattr(features.get(label), "names", None)
+            label = vtab.Labels(names, operator.itemgetter(label))
+        if not isinstance(features.get(image), tfds.features.Image) or not label.names:
             raise ValueError(
                 f"The tfds data set {name} can't be used for classification: it has the features "
-                f"{', '.join(info.features)}, and an image with one class label is needed."
+                f"{', '.join(features)}, and an image with one class label is needed."
             )
+        self._read = lambda record: (recode(record[image]), int(label.of(record)))
         self.class_names = tuple(label.names)
         self.splits = {split: info.splits[split].num_examples for split in info.splits}
 
     def source(self, split: str) -> Source:
         """Returns the examples of a split such as `train[:85%]` or `train+validation`."""
-        decoders = {self._keys[0]: tfds.decode.SkipDecoding()}
+        info = self._builder.info
+        images = [k for k, v in info.features.items() if isinstance(v, tfds.features.Image)]
         parse_split(split)
-        records = self._builder.as_data_source(split, decoders=decoders)
-        return _TfdsSource(records, self._keys, f"{self._builder.info.full_name} {split}")
+        records = self._builder.as_data_source(
+            split, decoders={key: tfds.decode.SkipDecoding() for key in images}
+        )
+        return _TfdsSource(records, self._read, f"{info.full_name} {split}")
 
 
 def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
-    """Opens a folder of images or a tfds data set.
+    """Opens a folder of images, a tfds data set or a task of VTAB.
 
     Args:
       name: a folder (any existing one, or what starts with "/", "." or "~"), else the name of a
-        tfds data set, such as `tf_flowers` or `name/config`.
+        tfds data set, such as `tf_flowers` or `name/config`, or `vtab/` and a task of
+        `vtab.TASKS`, whose splits are in its row.
       data_dir: where tfds keeps prepared data; None for its default, ~/tensorflow_datasets.
 
     Raises:
       FileNotFoundError: no such folder, or no images in it.
-      ValueError: no such data set, or not one of images and labels.
+      ValueError: no such data set, not one of images and labels, or not a public one.
     """
     if name.startswith(("/", ".", "~")) or pathlib.Path(name).is_dir():
         return FolderDataset(name)
+    if name.lower() in _JFT:
+        raise ValueError(
+            f"data.name={name}: JFT-300M is not public. The recipe is, for data of your own: let "
+            f"data.name be a folder of images or a tfds data set, and keep the rest."
+        )
+    if name.startswith("vtab/"):
+        task = vtab.task(name.removeprefix("vtab/"))
+        return TfdsDataset(task.dataset, data_dir, task)
     return TfdsDataset(name, data_dir)
 
 
@@ -195,6 +222,35 @@ def default_splits(splits: Iterable[str]) -> tuple[str, str]:
     """
     held_out = [name for name in ("test", "validation", "val") if name in splits]
     return ("train", held_out[0]) if held_out else ("train[:85%]", "train[85%:]")
+
+
+def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, str]:
+    """Divides a split in two: all but the last `share` of every part of it, and these.
+
+    Args:
+      split: such as "train[:90%]" or "train+validation".
+      share: of the examples of each part, in (0, 1); rounded to whole examples, at least one.
+      splits: the numbers of examples of the data set's splits.
+
+    Raises:
+      ValueError: a part has fewer than two examples.
+    """
+    kept, held = [], []
+    for part in _absolute(split, splits):
+        start, end = part.from_ or 0, splits[part.splitname] if part.to is None else part.to
+        if end - start < 2:
+            raise ValueError(f"{split}: {part.splitname} is too small to be divided.")
+        cut = end - min(max(1, round(share * (end - start))), end - start - 1)
+        kept.append(f"{part.splitname}[{start}:{cut}]")
+        held.append(f"{part.splitname}[{cut}:{end}]")
+    return "+".join(kept), "+".join(held)
+
+
+def _absolute(split: str, splits: Mapping[str, int]) -> list[Any]:
+    """Returns the parts of a split, with `splitname`, `from_` and `to` in examples."""
+    infos = [tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0)
+             for name, n in splits.items()]
+    return parse_split(split).to_absolute(tfds.core.splits.SplitDict(infos))
 
 
 def image_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -240,7 +296,10 @@ def train_batches(
             image = preprocess.inception_crop(image, size, rng, area=(options.crop_area, 1.0))
         else:
             image = preprocess.resize_and_random_crop(image, size, rng, options.crop_fraction)
-        return preprocess.random_flip(image, rng) if options.flip else image
+        image = preprocess.random_flip(image, rng) if options.flip else image
+        return rand_augment(
+            image, rng, operations=options.randaugment, magnitude=options.randaugment_magnitude
+        )
 
     def batch(tagged: list[tuple[int, Example]]) -> Batch:
         images = [augment(t) for t in tagged]
@@ -269,10 +328,14 @@ def eval_batches(
     """
     size = image_shape(options.image_size)
 
+    def view(image: np.ndarray) -> np.ndarray:
+        if options.eval_crop == "whole":
+            return preprocess.resize(image, size)
+        return preprocess.central_crop(image, size, options.crop_fraction)
+
     def batch(indices: np.ndarray) -> Batch:
         examples = [source[i] for i in indices if i < len(source)]
-        images = [preprocess.central_crop(_decode(example), size, options.crop_fraction)
-                  for example in examples]
+        images = [view(_decode(example)) for example in examples]
         return _collate(images, examples, num_classes, batch_size, size)
 
     steps = -(-len(source) // (batch_size * processes))
@@ -283,6 +346,26 @@ def eval_batches(
 
 def _read_options(options: ConfigDict) -> grain.ReadOptions:
     return grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=options.prefetch)
+
+
+def open_source(dataset: Dataset, part: str, split: str | None = None) -> tuple[str, Source]:
+    """Returns a split to train or test on, and its examples.
+
+    Args:
+      dataset: what `open_dataset` returns.
+      part: "train" or "test".
+      split: such as "train[:85%]"; None for the one of `default_splits`.
+
+    Raises:
+      ValueError: the split is wrong or empty.
+    """
+    if split is None:
+        split = default_splits(dataset.splits)[("train", "test").index(part)]
+    source = dataset.source(split)
+    if not len(source):
+        sizes = ", ".join(f"{name} has {n} images" for name, n in dataset.splits.items())
+        raise ValueError(f"The split {split} is empty: {sizes}. Choose data.train and data.test.")
+    return split, source
 
 
 def _decode(example: Example) -> np.ndarray:
