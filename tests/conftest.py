@@ -12,9 +12,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import simplejpeg
+
+from vit_jax import models
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -26,6 +29,40 @@ def pytest_unconfigure():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+IMAGE, CLASSES = 16, 7  # of the tiny models' images: pixels a side; of their heads
+
+
+def tiny(num_classes=CLASSES, **overrides):
+    """A ViT that compiles and runs in no time, for images of 16 x 16 pixels: 2 x 2 patches."""
+    sizes = dict(width=24, depth=1, mlp_dim=32, num_heads=2, patch_size=8)
+    return models.build("Ti/16", num_classes=num_classes, **{**sizes, **overrides})
+
+
+def random_params(model, seed=0):
+    """Parameters that are all random: a zero head would hide differences."""
+
+    @jax.jit
+    def draw(key):
+        params = model.init(key, np.zeros((1, IMAGE, IMAGE, 3)))["params"]
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
+        return tree.unflatten(
+            [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        )
+
+    return draw(jax.random.key(seed))
+
+
+@pytest.fixture
+def batch(rng):
+    """Sixteen images of noise, the last three of which only fill up."""
+    return {
+        "image": rng.integers(0, 256, (16, IMAGE, IMAGE, 3)).astype(np.uint8),
+        "label": rng.integers(0, CLASSES, 16).astype(np.int32),
+        "mask": np.arange(16) < 13,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,13 @@ PACKAGE = REPOSITORY / "vit_jax"
 
 # A file imports only from those before it.
 ORDER = [
-    "datasets.rendered_flowers", "datasets.tf_flowers", "datasets.prepare", "preprocess", "data",
+    "datasets.rendered_flowers", "datasets.tf_flowers", "datasets.prepare", "datasets.vtab",
+    "preprocess", "randaugment", "data",
     "models.patches", "models.positions", "models.attention", "models.axial", "models.encoder",
-    "models.resnet", "models.vit", "models.variants", "models", "cost", "config", "objectives",
-    "optim", "step", "parallel", "checkpoint", "interop.layouts", "interop.weights", "interop.npz",
-    "interop.torch", "interop.surgery", "interop.download", "interop", "metrics", "train", "main",
-    "convert",
+    "models.resnet", "models.vit", "models.masked", "models.variants", "models", "cost",
+    "objectives", "config", "optim", "step", "parallel", "checkpoint", "interop.layouts",
+    "interop.weights", "interop.npz", "interop.torch", "interop.surgery", "interop.download",
+    "interop", "fewshot", "metrics", "train", "figures", "study", "main", "convert",
 ]  # fmt: skip
 
 

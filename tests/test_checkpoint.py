@@ -55,6 +55,35 @@ def test_restores_state_and_data_position_bit_for_bit(tmp_path, settings, batche
     assert_equal([next(stream) for _ in range(3)], following)
 
 
+def averaged(settings, seed):
+    state = state_of(settings, seed)
+    return state.replace(average=jax.tree.map(lambda x: x - 1, state.params))
+
+
+def test_a_polyak_average_is_kept_beside_the_parameters(tmp_path, settings, batches):
+    saved, stream = averaged(settings, 2), batches()
+    store = checkpoint.Checkpoints(tmp_path, keep=1)
+    store.save(saved, stream, settings, CLASSES)
+    store.close()
+    store = checkpoint.Checkpoints(tmp_path, keep=1)
+    assert_equal(store.restore(averaged(settings, 0), stream), saved)
+    for lazy in (False, True):
+        found = checkpoint.load(tmp_path, lazy=lazy)
+        assert_equal(jax.tree.map(np.asarray, found.params), saved.params)
+        assert_equal(jax.tree.map(np.asarray, found.average), saved.average)
+    with pytest.raises(ValueError, match=r"has a Polyak average: optim\.polyak can't be turned"):
+        store.restore(state_of(settings, 0), stream)
+
+
+def test_an_average_that_was_not_kept_is_missed(tmp_path, settings, batches):
+    store = checkpoint.Checkpoints(tmp_path, keep=1)
+    store.save(state_of(settings, 2), batches(), settings, CLASSES)
+    store.close()
+    assert checkpoint.load(tmp_path).average is None
+    with pytest.raises(ValueError, match=r"has no Polyak average: optim\.polyak can't be turned"):
+        checkpoint.Checkpoints(tmp_path, keep=1).restore(averaged(settings, 0), batches())
+
+
 def test_keeps_the_newest(tmp_path, settings, batches):
     store = checkpoint.Checkpoints(tmp_path, keep=2)
     for number in (1, 2, 3, 4):
@@ -71,7 +100,7 @@ def test_opens_without_its_configuration(tmp_path, settings, batches, rng):
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "5"):
         opened = checkpoint.load(path)
         assert opened.class_names == CLASSES and opened.step == 5
-        assert opened.config.to_dict() == settings.to_dict()
+        assert opened.config.to_json(sort_keys=True) == settings.to_json(sort_keys=True)
         assert_equal(opened.params, saved.params)
         assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(opened.params))
         logits = opened.model().apply({"params": opened.params}, rng.normal(size=(2, 16, 16, 3)))

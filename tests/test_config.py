@@ -23,7 +23,7 @@ def problems(config, device_count=1):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "pretrain", "finetune"])
+@pytest.mark.parametrize("name", ["quickstart", "pretrain", "finetune", "sweep", "vtab", "compare"])
 @pytest.mark.parametrize("device_count", [1, 2, 4, 8, 16])
 def test_the_configurations_are_valid_on_any_usual_number_of_devices(name, device_count):
     get_config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]
@@ -37,7 +37,8 @@ def test_the_default_with_a_length_is_valid(config):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("job", "trian", "job='trian' is unknown: 'train' or 'evaluate' (did you mean 'train'?)"),
+        ("job", "trian", "job='trian' is unknown: 'train' or 'evaluate' or 'fewshot' or 'sweep' "
+         "or 'compare' (did you mean 'train'?)"),
         ("dtype", "float16", "'float32' or 'bfloat16'"),
         ("parallel", "pmapp", "did you mean 'pmap'?"),
         ("model.variant", "B/17", "closest: B/16"),
@@ -63,11 +64,42 @@ def test_the_default_with_a_length_is_valid(config):
         ("optim.decay", "step", "'cosine' or 'linear' or 'constant'"),
         ("optim.warmup_steps", -1, "optim.warmup_steps=-1 must be 0 or more"),
         ("eval_every", -1, "eval_every=-1 must be 0 or more"),
+        ("objective", "masked", "did you mean 'masked_patches'?"),
+        ("masked.target", "mean_color", "did you mean 'mean_colour'?"),
+        ("masked.fraction", 0.0, "masked.fraction=0.0 must be in (0, 1]"),
+        ("model.stochastic_depth", 1.5, "stochastic_depth=1.5 must be a number in [0, 1)"),
+        ("model.positions_at", "layer", "model: positions_at='layer' is unknown"),
+        ("data.eval_crop", "center", "data.eval_crop='center' is unknown"),
+        ("data.mixup", -0.1, "data.mixup=-0.1 must be 0 or more"),
+        ("data.randaugment", -1, "data.randaugment=-1 must be 0 or more"),
+        ("data.randaugment_magnitude", 31.0, "randaugment_magnitude=31.0 must be in [0, 30]"),
+        ("optim.polyak", 1.0, "optim.polyak=1.0 must be in [0, 1)"),
+        ("fewshot.shots", (0, 5), "fewshot.shots=(0, 5) must be numbers above 0"),
+        ("fewshot.shots", (), "fewshot.shots=() must be numbers above 0, such as (1, 5, 10, 25)"),
+        ("fewshot.train", "train[", "fewshot.train: 'train[' is not a split"),
+        ("sweep.lr", (0.1, -1.0), "sweep.lr=(0.1, -1.0) must be numbers above 0"),
+        ("sweep.held_out", 1.0, "sweep.held_out=1.0 must be in (0, 1)"),
         ("checkpoint.keep", 0, "checkpoint.keep=0 must be above 0"),
     ],
 )
 def test_each_problem_is_explained(config, key, value, message):
     config.update_from_flattened_dict({key: value})
+    assert message in problems(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.variant": "R50x1"}, "needs a ViT or a hybrid, not R50x1"),
+        ({"model.pre_logits": True}, "has no use for model.pre_logits"),
+        ({"model.variant": "R50+B/16", "data.image_size": 220}, "that the 16x16 pixels of a patch"),
+        ({"model.variant": "H/14", "masked.target": "downsized"}, "4 divides, not 14x14"),
+    ],
+)
+def test_what_masked_patches_can_not_be_predicted_with(config, changes, message):
+    config.objective = "masked_patches"
+    config_lib.validate(config, device_count=1)
+    config.update_from_flattened_dict(changes)
     assert message in problems(config)
 
 

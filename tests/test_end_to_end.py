@@ -32,7 +32,11 @@ def settings(image_folder):
 
 
 def rows(workdir):
-    with open(workdir / "metrics.csv", newline="") as file:
+    return rows_of(workdir / "metrics.csv")
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -59,9 +63,19 @@ class StoppedError(Exception):
     """Stands for whatever ends a run in the middle."""
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, accumulate_steps):
-    settings.accumulate_steps = accumulate_steps
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accumulate_steps": 2},
+        {"objective": "masked_patches", "optim.polyak": 0.9},
+        {"data.mixup": 0.2, "data.randaugment": 2, "model.stochastic_depth": 0.3,
+         "model.positions": "sincos", "fewshot.every": 3, "fewshot.shots": (1, 2)},
+    ],
+    ids=lambda changes: "-".join(changes) or "plain",
+)  # fmt: skip
+def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, changes):
+    settings.update_from_flattened_dict(changes)
     settings.optim.name, settings.optim.lr = "adam", 1e-3
     train.train(settings, tmp_path / "whole")
 
@@ -79,7 +93,8 @@ def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, ac
     train.train(settings, tmp_path / "stopped")
 
     runs = [checkpoint.load(tmp_path / name) for name in ("whole", "stopped")]
-    jax.tree.map(np.testing.assert_array_equal, runs[0].params, runs[1].params)
+    for one, other in zip(*((run.params, run.average) for run in runs), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
     whole, stopped = (
         [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(tmp_path / n)]
         for n in ("whole", "stopped")
@@ -151,6 +166,88 @@ def test_fine_tuning_starts_from_the_other_run_at_a_higher_resolution(settings, 
     corners_new = new_table.reshape(4, 3, -1)[:: 3, ::2]
     np.testing.assert_allclose(corners_new, corners_old, rtol=1e-5)
     assert new["head"]["kernel"].shape == (16, 2)
+
+
+def test_masked_patches_then_fine_tuning(settings, tmp_path):
+    """No label is read; the encoder goes on, the prediction head and the mask stay behind."""
+    settings.update(objective="masked_patches", total_steps=2, accumulate_steps=2)
+    settings.fewshot.update(every=2, shots=(1, 2), seeds=2)
+    summary = train.train(settings, tmp_path / "masked")
+    assert {"test_loss", "test_accuracy", "fewshot_1", "fewshot_2"} <= set(summary)
+    pretrained = checkpoint.load(tmp_path / "masked")
+    assert pretrained.class_names == () and pretrained.num_classes == 0
+    assert pretrained.params["patch_head"]["kernel"].shape == (16, 512)
+
+    with pytest.raises(ValueError, match=r"no head to classify with: fine-tune from it"):
+        train.evaluate(settings, tmp_path / "masked")
+    again = train.few_shot(settings, tmp_path / "masked")
+    assert again["fewshot_1"] == pytest.approx(summary["fewshot_1"])
+    assert again["fewshot_2"] == pytest.approx(summary["fewshot_2"])
+    scores = rows_of(again["table"])
+    assert [(row["shots"], row["seed"]) for row in scores] == [
+        ("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")
+    ]  # fmt: skip
+    accuracies = [float(row["accuracy"]) for row in scores if row["shots"] == "2"]
+    assert np.mean(accuracies) == pytest.approx(again["fewshot_2"])
+    assert np.std(accuracies) == pytest.approx(again["fewshot_2_std"])
+
+    settings.update(objective="classification", init_from=str(tmp_path / "masked"), total_steps=1)
+    settings.optim.update(lr=1e-30, clip_norm=0.0)
+    train.train(settings, tmp_path / "tuned")
+    tuned = checkpoint.load(tmp_path / "tuned").params
+    assert set(tuned) == {"Transformer", "cls", "embedding", "head"}
+    for name in ("Transformer", "cls", "embedding"):
+        jax.tree.map(np.testing.assert_array_equal, tuned[name], pretrained.params[name])
+
+    with pytest.raises(ValueError, match="place for its mask_token and patch_head: leave"):
+        convert.convert(str(tmp_path / "masked"), str(tmp_path / "x.npz"))
+    convert.convert(str(tmp_path / "masked"), str(tmp_path / "y.npz"), num_classes=0)
+    assert set(interop.load(tmp_path / "y.npz", **TINY)) == {"Transformer", "cls", "embedding"}
+
+
+@pytest.mark.parametrize("target", ["downsized", "pixels"])
+def test_the_other_targets_of_masked_patches_train(settings, tmp_path, target):
+    settings.update(objective="masked_patches", total_steps=2)
+    settings.masked.target = target
+    summary = train.train(settings, tmp_path)
+    assert np.isfinite(summary["test_loss"])
+    assert ("test_accuracy" in summary) == (target == "downsized")
+
+
+def test_averaged_parameters_are_evaluated_beside_the_last(settings, tmp_path):
+    settings.optim.polyak = 0.9
+    summary = train.train(settings, tmp_path / "run")
+    last = rows(tmp_path / "run")[-1]
+    assert float(last["polyak_test_loss"]) == summary["polyak_test_loss"]
+    assert summary["polyak_test_loss"] != summary["test_loss"]
+    result = train.evaluate(settings, tmp_path / "run")
+    for name in ("test_loss", "polyak_test_loss", "polyak_test_accuracy"):
+        assert result[name] == pytest.approx(summary[name], rel=1e-5)
+
+    saved = checkpoint.load(tmp_path / "run")
+    settings.update(init_from=str(tmp_path / "run"), init_average=True, total_steps=1)
+    settings.optim.update(lr=1e-30, clip_norm=0.0, polyak=0.0)
+    train.train(settings, tmp_path / "tuned")
+    found = checkpoint.load(tmp_path / "tuned").params["Transformer"]
+    jax.tree.map(np.testing.assert_array_equal, found, saved.average["Transformer"])
+
+    settings.init_from = str(tmp_path / "tuned")
+    with pytest.raises(ValueError, match=r"tuned.* has no Polyak average"):
+        train.train(settings, tmp_path / "more")
+
+
+def test_few_shot_evaluation_of_weights_from_elsewhere(settings, tmp_path):
+    """At the image size they are for, on the data set of its own choice."""
+    model = models.build("Nano/8", num_classes=0)
+    params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
+    interop.save(params, tmp_path / "x.npz", variant="Nano/8", format="npz")
+    folder = write_jpegs(tmp_path / "other", {"x": 20, "y": 20})
+    settings.update(init_from=str(tmp_path / "x.npz"))
+    settings.data.update(image_size=224, name="/nowhere")
+    settings.fewshot.update(shots=(5,), name=str(folder))
+    result = train.few_shot(settings, tmp_path / "out")
+    assert result["fewshot_5"] > 0.9  # two colours
+    assert result["step"] == 0
 
 
 def converted(settings, tmp_path, destination, format):

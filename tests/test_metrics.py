@@ -24,6 +24,26 @@ def test_writes_a_row_a_step_and_leaves_missing_columns_empty(tmp_path):
     assert first["test_accuracy"] == "0.25" and first["test_loss"] == ""
 
 
+def test_more_columns_can_come_and_go(tmp_path):
+    for first, columns in ((0, ["fewshot_5"]), (1, ["fewshot_5", "fewshot_10"]), (2, [])):
+        writer = MetricWriter(
+            tmp_path, first_step=first, total_steps=3, active=True, more_columns=columns
+        )
+        writer.write({"step": first + 1, **ROW, **dict.fromkeys(columns, 0.5)})
+        writer.close()
+        found = rows(tmp_path)
+        assert len(found) == first + 1
+        assert [found[-1][name] for name in columns] == ["0.5"] * len(columns)
+
+
+def test_a_row_without_an_accuracy_is_written(tmp_path):
+    """As training on pixels gives."""
+    writer = MetricWriter(tmp_path, first_step=0, total_steps=1, active=True)
+    writer.write({"step": 1, "train_loss": 1.0, "images_per_second": 10.0})
+    writer.close()
+    assert rows(tmp_path)[0]["train_accuracy"] == ""
+
+
 def test_going_on_drops_the_rows_after_the_restored_step(tmp_path):
     write(tmp_path, [2, 4, 6, 8], learning_rate=0.1)
     write(tmp_path, [6, 8], first_step=4, learning_rate=0.2)

@@ -101,3 +101,19 @@ def test_without_clipping_large_gradients_pass(settings):
     settings.clip_norm, settings.momentum = 0.0, 0.0
     first = run(settings, 1.0)[0]
     np.testing.assert_allclose(flat(PARAMS) - first, flat(GRADS[0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 0.9999])
+def test_polyak_averages_by_hand(factor):
+    """Against the weighted mean of all parameters there were, in float64."""
+    rng = np.random.default_rng(0)
+    history = [{"a": rng.normal(size=3), "b": rng.normal(size=(2, 2))} for _ in range(30)]
+    average = jax.tree.map(lambda x: np.full(x.shape, 7.0), history[0])  # of no effect
+    update = jax.jit(optim.polyak, static_argnums=2)
+    for step, params in enumerate(history):
+        average = update(average, params, factor, step)
+        weights = factor ** np.arange(step, -1, -1.0)
+        weights /= weights.sum()
+        for name in params:
+            expected = sum(w * p[name] for w, p in zip(weights, history, strict=False))
+            np.testing.assert_allclose(average[name], expected, rtol=2e-5, atol=1e-6)

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: `WORKDIR/checkpoints/STEP/{params,optimizer,data,metadata}`.
 
-`params` and `optimizer` (with the step) are arrays, `data` is the position of the training
+`params`, `optimizer` (with the step) and, where one is kept, `average`, the Polyak average of the
+parameters, are arrays, `data` is the position of the training
 iterator, and `metadata` is JSON that lets a checkpoint be opened without its configuration:
 `config`, `class_names`, `step`.
 """
@@ -40,6 +41,7 @@ class Checkpoint(NamedTuple):
         something.
       class_names: in the order of the logits; () where they are not known.
       step: updates done, 0 for weights from elsewhere.
+      average: the Polyak average of the parameters, as `params`; None where there is none.
     """
 
     path: str
@@ -47,6 +49,7 @@ class Checkpoint(NamedTuple):
     config: ConfigDict
     class_names: tuple[str, ...]
     step: int
+    average: Any = None
 
     @property
     def num_classes(self) -> int:
@@ -58,6 +61,16 @@ class Checkpoint(NamedTuple):
         """(h, w) in pixels of the images the parameters are for, None where it is not known."""
         size = self.config.data.image_size
         return None if size is None else data.image_shape(size)
+
+    def averaged(self) -> Checkpoint:
+        """Returns the checkpoint with the Polyak average in the place of its parameters.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if self.average is None:
+            raise ValueError(f"{self.path} has no Polyak average: its run had optim.polyak=0.")
+        return self._replace(params=self.average, average=None)
 
     def model(self, **changes: Any) -> nn.Module:
         """Returns the module that the parameters belong to, or one that departs from it."""
@@ -100,11 +113,11 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                **arrays,
                 data=grain.checkpoint.CheckpointSave(batches),
                 metadata=ocp.args.JsonSave(_noted(config, class_names, step)),
             ),
@@ -118,22 +131,28 @@ class Checkpoints:
           batches: the training iterator.
 
         Raises:
-          ValueError: the parameters are not those of `state`; each difference is named.
+          ValueError: the parameters are not those of `state`; each difference is named. Or only
+            one of the two has a Polyak average.
         """
         step = self._manager.latest_step()
-        check_same(_shapes(epath.Path(self.path(step))), state.params, self.path(step))
-        params, optimizer = jax.tree.map(
-            ocp.utils.to_shape_dtype_struct, (state.params, _optimizer_item(state))
-        )
+        folder = epath.Path(self.path(step))
+        check_same(_shapes(folder / "params"), state.params, self.path(step))
+        if (folder / "average").is_dir() != (state.average is not None):
+            has = "no" if state.average is not None else "a"
+            raise ValueError(
+                f"{folder} has {has} Polyak average: optim.polyak can't be turned on or off in the "
+                f"middle of a run. Keep it, or start in a new workdir with init_from."
+            )
+        arrays = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+            for name, tree in _items(state).items()
+        }
         restored = self._manager.restore(
             step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                optimizer=ocp.args.StandardRestore(optimizer),
-                data=grain.checkpoint.CheckpointRestore(batches),
-            ),
+            args=ocp.args.Composite(**arrays, data=grain.checkpoint.CheckpointRestore(batches)),
         )
-        return TrainState(params=restored.params, **restored.optimizer)
+        average = {"average": restored.average} if "average" in arrays else {}
+        return TrainState(params=restored.params, **restored.optimizer, **average)
 
     def close(self) -> None:
         """Waits until everything is written."""
@@ -146,8 +165,13 @@ def _noted(config: ConfigDict, class_names: tuple[str, ...], step: int) -> dict[
     }  # fmt: skip
 
 
-def _optimizer_item(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+def _items(state: TrainState) -> dict[str, Any]:
+    """Returns the trees of arrays that a checkpoint of a state has, by the folder's name."""
+    items = {
+        "params": state.params,
+        "optimizer": {"step": state.step, "opt_state": state.opt_state},
+    }
+    return items if state.average is None else {**items, "average": state.average}
 
 
 def find(path: str | epath.PathLike) -> epath.Path:
@@ -181,25 +205,31 @@ def load(path: str | epath.PathLike, *, lazy: bool = False) -> Checkpoint:
       FileNotFoundError: there is no checkpoint there.
     """
     folder = find(path)
-    shapes = flatten_dict(_shapes(folder), sep="/")
-    restore = functools.partial(_restore, folder / "params")
-    if lazy:
-
-        @functools.lru_cache(maxsize=1)
-        def restore_group(group):  # a block at a time: fewer reads, little memory
-            return restore([name for name in shapes if _group(name) == group])
-
-        params = {name: _StoredArray(name, x, restore_group) for name, x in shapes.items()}
-    else:
-        params = restore(shapes)
     metadata = _metadata(folder)
+    average = folder / "average"
     return Checkpoint(
         path=str(folder),
-        params=unflatten_dict(params, sep="/"),
+        params=_parameters(folder / "params", lazy),
         config=ConfigDict(metadata["config"]),
         class_names=tuple(metadata["class_names"]),
         step=metadata["step"],
+        average=_parameters(average, lazy) if average.is_dir() else None,
     )
+
+
+def _parameters(folder: epath.Path, lazy: bool) -> Any:
+    """Returns the tree in a folder, of arrays or, if lazy, of what reads them when asked."""
+    shapes = flatten_dict(_shapes(folder), sep="/")
+    restore = functools.partial(_restore, folder)
+    if not lazy:
+        return unflatten_dict(restore(shapes), sep="/")
+
+    @functools.lru_cache(maxsize=1)
+    def restore_group(group):  # a block at a time: fewer reads, little memory
+        return restore([name for name in shapes if _group(name) == group])
+
+    stored = {name: _StoredArray(name, x, restore_group) for name, x in shapes.items()}
+    return unflatten_dict(stored, sep="/")
 
 
 class _StoredArray:
@@ -268,7 +298,7 @@ def _metadata(folder: epath.Path) -> dict[str, Any]:
 
 
 def _shapes(folder: epath.Path) -> Any:
-    return ocp.PyTreeCheckpointHandler().metadata(folder / "params").tree
+    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
 
 
 def check_same(found: Any, wanted: Any, where: str) -> None:

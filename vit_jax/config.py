@@ -5,16 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax import data, models
+from vit_jax.models.vit import VisionTransformer
+from vit_jax.objectives import TARGETS
 
-JOBS = ("train", "evaluate")
+JOBS = ("train", "evaluate", "fewshot", "sweep", "compare")
+OBJECTIVES = ("classification", "masked_patches")
 OPTIMIZERS = ("sgd", "adam")
 DECAYS = ("cosine", "linear", "constant")
 CROPS = ("inception", "resize")
+EVAL_CROPS = ("central", "whole")
 DTYPES = ("float32", "bfloat16")
 PARALLEL = ("pmap",)
 RESIZES = ("linear", "cubic")
@@ -27,7 +32,10 @@ def default() -> ConfigDict:
     the paper used; its pre-training and fine-tuning tables are in `configs/`.
     """
     config = ConfigDict()
-    config.job = "train"  # "train" (and evaluate on the way), or "evaluate" a checkpoint
+    # "train" (and evaluate on the way); "evaluate" a checkpoint, or its representations by
+    # "fewshot"; "sweep" learning rates; "compare" several runs.
+    config.job = "train"
+    config.objective = "classification"  # or "masked_patches", without labels; paper: B.1.2
     config.seed = 0  # of parameters, data order, augmentation and dropout
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are always float32
     config.parallel = "pmap"  # how the step is spread over the devices
@@ -36,9 +44,10 @@ def default() -> ConfigDict:
     config.model.variant = "B/16"  # a row of vit_jax.models.VARIANTS
     # The rest replaces the row's values; None keeps them. ResNets have axial and the last three.
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
+    config.model.stochastic_depth = placeholder(float)  # probability at the last block; paper: 0
     config.model.pool = placeholder(str)  # the head reads the class "token", or "gap": their mean
     config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training
-    config.model.positions = placeholder(str)  # "1d", "2d", "relative" or "none"; paper: "1d"
+    config.model.positions = placeholder(str)  # "1d" (paper), "2d", "relative", "sincos", "none"
     config.model.positions_at = placeholder(str)  # "stem" (paper), "layers", "shared" by layers
     config.model.patch_size = placeholder(int)  # pixels, of the feature map where there is a stem
     config.model.width = placeholder(int)  # size of a token (paper: D)
@@ -64,8 +73,12 @@ def default() -> ConfigDict:
     config.data.image_size = 224
     config.data.crop = "inception"  # in training; or "resize": resize, then crop at random
     config.data.crop_area = 0.05  # smallest share of the image's area in an inception crop
-    config.data.crop_fraction = 0.875  # side of the crop / side resized to: "resize" and evaluation
+    config.data.crop_fraction = 0.875  # side of the crop / side resized to: "resize", "central"
+    config.data.eval_crop = "central"  # in evaluation; or "whole": the image, whatever its aspect
     config.data.flip = True  # mirror half of the training images
+    config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
+    config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
+    config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
     config.data.threads = 2  # that read and decode, in each process
     config.data.prefetch = 4  # batches that wait ready, in each process
 
@@ -87,6 +100,29 @@ def default() -> ConfigDict:
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0: no clipping
     config.optim.label_smoothing = 0.0  # probability mass spread evenly over the classes
 
+    config.optim.polyak = 0.0  # factor of the averaged parameters, 0: none; paper: 0.9999
+
+    config.masked = ConfigDict()  # of masked_patches
+    config.masked.target = "mean_colour"  # 512 classes; "downsized": 4x4 of them; "pixels": L2
+    config.masked.fraction = 0.5  # of the patches that are corrupted; paper: 0.5
+
+    config.fewshot = ConfigDict()  # linear evaluation of frozen representations; paper: 4.1
+    config.fewshot.every = 0  # steps of training between two, and at the end; 0: none
+    config.fewshot.shots = (1, 5, 10, 25)  # examples of each class; paper: 5 in most tables
+    config.fewshot.seeds = 3  # draws of the examples
+    config.fewshot.name = placeholder(str)  # data set; None: as data.name and its splits
+    config.fewshot.train = placeholder(str)  # split that examples are drawn from
+    config.fewshot.test = placeholder(str)  # split that the classifiers are tested on
+
+    config.sweep = ConfigDict()  # of learning rates; paper: table 4
+    config.sweep.lr = (0.001, 0.003, 0.01, 0.03)  # the values of optim.lr to try
+    config.sweep.held_out = 0.1  # share of the training split that chooses; paper: 0.01 to 0.1
+
+    config.compare = ConfigDict()  # several runs; paper: figure 5
+    config.compare.runs = ConfigDict()  # name -> the keys, as in this file, that make it different
+    config.compare.epochs = ()  # lengths to train each of them for; (): as the configuration says
+    config.compare.seeds = 3  # times each is trained, from seed, seed + 1…
+
     config.log_every = 50  # steps
     config.eval_every = 500  # steps; the last step is always evaluated; 0: only that
     config.checkpoint = ConfigDict()
@@ -96,6 +132,7 @@ def default() -> ConfigDict:
     # or a name, see vit_jax.interop.restore.
     config.init_from = placeholder(str)
     config.init_resize = "linear"  # how init_from's positions are resized; or "cubic"
+    config.init_average = False  # start from init_from's Polyak average
     return config.lock()
 
 
@@ -122,8 +159,9 @@ def validate(config: ConfigDict, *, device_count: int | None = None) -> None:
 def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
     yield from _unknown_keys(config, default())
     choices = {
-        "job": JOBS, "dtype": DTYPES, "parallel": PARALLEL, "init_resize": RESIZES,
-        "data.crop": CROPS, "optim.name": OPTIMIZERS, "optim.decay": DECAYS,
+        "job": JOBS, "objective": OBJECTIVES, "masked.target": tuple(TARGETS),
+        "dtype": DTYPES, "parallel": PARALLEL, "init_resize": RESIZES, "data.crop": CROPS,
+        "data.eval_crop": EVAL_CROPS, "optim.name": OPTIMIZERS, "optim.decay": DECAYS,
     }  # fmt: skip
     for key, known in choices.items():
         if (value := _get(config, key)) not in known:
@@ -132,21 +170,26 @@ def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
     yield from _length_problems(config)
     yield from _batch_problems(config, devices)
     yield from _model_problems(config)
-    for key in ("train", "test"):
-        if (split := config.data[key]) is not None:
+    for key in ("data.train", "data.test", "fewshot.train", "fewshot.test"):
+        if (split := _get(config, key)) is not None:
             try:
                 data.parse_split(split)
             except ValueError as error:
-                yield f"data.{key}: {error}"
+                yield f"{key}: {error}"
+    if config.job == "compare":
+        yield from _compare_problems(config, devices)
 
 
 def _range_problems(config: ConfigDict) -> Iterator[str]:
     positive = ("batch_size", "eval_batch_size", "accumulate_steps", "log_every",
-                "checkpoint.keep", "data.threads", "data.prefetch", "optim.lr")  # fmt: skip
+                "checkpoint.keep", "data.threads", "data.prefetch", "optim.lr", "fewshot.seeds",
+                "compare.seeds")  # fmt: skip
     not_negative = ("seed", "eval_every", "checkpoint.every", "optim.warmup_steps",
-                    "optim.weight_decay", "optim.clip_norm")  # fmt: skip
-    fractions = ("optim.label_smoothing", "optim.momentum", "optim.beta1", "optim.beta2")
-    shares = ("data.crop_area", "data.crop_fraction")
+                    "optim.weight_decay", "optim.clip_norm", "data.mixup", "data.randaugment",
+                    "fewshot.every")  # fmt: skip
+    fractions = ("optim.label_smoothing", "optim.momentum", "optim.beta1", "optim.beta2",
+                 "optim.polyak")  # fmt: skip
+    shares = ("data.crop_area", "data.crop_fraction", "masked.fraction")
     for keys, rule, fits in (
         (positive, "above 0", lambda x: x > 0),
         (not_negative, "0 or more", lambda x: x >= 0),
@@ -156,10 +199,21 @@ def _range_problems(config: ConfigDict) -> Iterator[str]:
         for key in keys:
             if not fits(_get(config, key)):
                 yield f"{key}={_get(config, key)} must be {rule}."
+    if not 0 <= config.data.randaugment_magnitude <= 30:
+        yield f"data.randaugment_magnitude={config.data.randaugment_magnitude} must be in [0, 30]."
+    if not 0 < config.sweep.held_out < 1:
+        yield f"sweep.held_out={config.sweep.held_out} must be in (0, 1)."
+    for key, least in (("fewshot.shots", 1), ("sweep.lr", 1), ("compare.epochs", 0)):
+        values = _get(config, key)
+        if len(values) < least or not all(value > 0 for value in values):
+            yield f"{key}={values} must be numbers above 0, such as {_get(default(), key) or (5,)}."
 
 
 def _length_problems(config: ConfigDict) -> Iterator[str]:
-    if config.job == "train" and config.total_steps is None and config.epochs is None:
+    if config.job == "compare" and config.compare.epochs:
+        return
+    training = config.job not in ("evaluate", "fewshot")
+    if training and config.total_steps is None and config.epochs is None:
         yield "neither total_steps nor epochs is set: one of them gives the run its length."
     for key in ("total_steps", "epochs"):
         if config[key] is not None and config[key] <= 0:
@@ -187,9 +241,59 @@ def _model_problems(config: ConfigDict) -> Iterator[str]:
         yield f"model: {error}"
         return
     try:
-        model.grid(data.image_shape(config.data.image_size))
+        shape = data.image_shape(config.data.image_size)
+        grid = model.grid(shape)
     except (TypeError, ValueError) as error:
         yield f"data.image_size={config.data.image_size} with {config.model.variant}: {error}"
+        return
+    if config.objective == "masked_patches":
+        yield from _masked_problems(config, model, shape, grid)
+
+
+def _masked_problems(
+    config: ConfigDict, model: nn.Module, shape: tuple[int, int], grid: tuple[int, int]
+) -> Iterator[str]:
+    if not isinstance(model, VisionTransformer):
+        yield f"objective='masked_patches' needs a ViT or a hybrid, not {config.model.variant}."
+        return
+    if model.pre_logits:
+        yield "objective='masked_patches' has no use for model.pre_logits: leave it out."
+    patch = model.stride
+    if shape != (grid[0] * patch[0], grid[1] * patch[1]):
+        yield f"data.image_size={config.data.image_size}: objective='masked_patches' needs sides " \
+              f"that the {patch[0]}x{patch[1]} pixels of a patch divide."
+    if config.masked.target == "downsized" and any(side % 4 for side in patch):
+        yield f"masked.target='downsized' needs patches whose sides 4 divides, not " \
+              f"{patch[0]}x{patch[1]}."
+
+
+def run(config: ConfigDict, name: str) -> ConfigDict:
+    """Returns the configuration of one of `compare.runs`, for `job="train"`.
+
+    Raises:
+      KeyError, TypeError: it changes keys that there are not, or to another type; says which.
+    """
+    single = config.copy_and_resolve_references()
+    changes = single.compare.runs[name]
+    with single.unlocked():
+        single.compare = default().compare
+    single.update(changes)
+    single.job = "train"
+    return single
+
+
+def _compare_problems(config: ConfigDict, devices: int) -> Iterator[str]:
+    if not config.compare.runs:
+        yield "compare.runs is empty: give each run a name and what makes it different."
+    for name in config.compare.runs:
+        try:
+            single = run(config, name)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            yield f"compare.runs.{name}: {str(error).splitlines()[0]}"
+            continue
+        if single.epochs is None and config.compare.epochs:
+            single.epochs = float(config.compare.epochs[0])
+        yield from (f"compare.runs.{name}: {problem}" for problem in _problems(single, devices))
 
 
 def _unknown_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> Iterator[str]:
@@ -198,7 +302,7 @@ def _unknown_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> It
             close = difflib.get_close_matches(key, known.keys(), n=1)
             hint = f"; did you mean {prefix}{close[0]}?" if close else "."
             yield f"there is no key {prefix}{key}{hint}"
-        elif isinstance(value, ConfigDict):
+        elif isinstance(value, ConfigDict) and f"{prefix}{key}" != "compare.runs":
             yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
 
 

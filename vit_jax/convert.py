@@ -36,12 +36,14 @@ def convert(
     image_size: tuple[int, int] | None = None,
     num_classes: int | None = None,
     resize: str = "linear",
+    average: bool = False,
 ) -> interop.Checkpoint:
     """Opens weights from anywhere, fits them, and writes them in another format.
 
     Args:
       source, variant, image_size, num_classes, resize: see `vit_jax.interop.load`.
       destination: a path where nothing is yet; None writes nothing.
+      average: takes a run's Polyak average.
       format: one of `interop.FORMATS`; None goes by the suffix of `destination`: .npz, timm's
         .safetensors, .pth, .pt and .bin, and "orbax" for a folder.
 
@@ -52,10 +54,12 @@ def convert(
       ValueError, FileNotFoundError: as `interop.load` and `interop.save`.
       FileExistsError: there is something at `destination`; it is left as it is.
     """
+    checkpoint = interop.restore(source, variant=variant)
+    if average:
+        checkpoint = checkpoint.averaged()
     checkpoint = interop.adapt(
-        interop.restore(source, variant=variant),
-        image_size=image_size, num_classes=num_classes, resize=resize,
-    )  # fmt: skip
+        checkpoint, image_size=image_size, num_classes=num_classes, resize=resize
+    )
     if destination is not None:
         interop.write(checkpoint, destination, format=format or _format(destination))
     return checkpoint
@@ -95,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--resize", choices=RESIZES, default=RESIZES[0], help="how they are resized"
     )
+    parser.add_argument("--average", action="store_true", help="take the run's Polyak average")
     parser.add_argument("--dry_run", action="store_true", help="list the parameters, write nothing")
     options = vars(parser.parse_args(argv))
     dry_run = options.pop("dry_run")

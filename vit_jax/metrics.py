@@ -6,13 +6,15 @@ import csv
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 COLUMNS = (
     "step", "epoch", "train_loss", "train_accuracy", "learning_rate", "grad_norm",
-    "images_per_second", "test_loss", "test_accuracy", "test_top5_accuracy",
+    "images_per_second", "test_loss", "test_accuracy", "test_top5_accuracy", "polyak_test_loss",
+    "polyak_test_accuracy", "polyak_test_top5_accuracy",
 )  # fmt: skip
 
 
@@ -24,11 +26,18 @@ class MetricWriter:
     Args:
       workdir: the run's folder.
       first_step, total_steps: where the run starts and ends.
+      more_columns: of metrics.csv, after `COLUMNS`.
       active: False on all processes but one: nothing is written or shown.
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, *, first_step: int, total_steps: int, active: bool
+        self,
+        workdir: str | os.PathLike,
+        *,
+        first_step: int,
+        total_steps: int,
+        active: bool,
+        more_columns: Sequence[str] = (),
     ):
         self._active = active
         self._bar = tqdm(
@@ -39,9 +48,10 @@ class MetricWriter:
             return
         folder = pathlib.Path(workdir)
         path = folder / "metrics.csv"
-        _keep_rows(path, first_step)
+        columns = (*COLUMNS, *more_columns)
+        _keep_rows(path, first_step, columns)
         self._file = path.open("a", newline="")
-        self._csv = csv.DictWriter(self._file, COLUMNS)
+        self._csv = csv.DictWriter(self._file, columns)
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def advance(self) -> None:
@@ -57,8 +67,8 @@ class MetricWriter:
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(name, value, row["step"])
-        shown = {"loss": row["train_loss"], "accuracy": row["train_accuracy"]}
-        shown |= {"test": row["test_accuracy"]} if "test_accuracy" in row else {}
+        shown = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
+        shown = {label: row[name] for label, name in shown.items() if name in row}
         self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
 
     def close(self) -> None:
@@ -69,7 +79,7 @@ class MetricWriter:
             self._events.close()
 
 
-def _keep_rows(path: pathlib.Path, last_step: int) -> None:
+def _keep_rows(path: pathlib.Path, last_step: int, columns: Sequence[str]) -> None:
     """Rewrites the file with the rows up to `last_step`; it is whole at every moment."""
     rows = []
     if path.exists():
@@ -77,7 +87,7 @@ def _keep_rows(path: pathlib.Path, last_step: int) -> None:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
     partial = path.with_suffix(".partial")
     with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)

@@ -1,10 +1,12 @@
-"""Learning-rate schedules and optimizers, as optax gradient transformations."""
+"""Learning-rate schedules and optimizers, as optax gradient transformations; Polyak averaging."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -53,3 +55,20 @@ def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.Gradien
         optax.add_decayed_weights(optim.weight_decay, mask=kernels),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def polyak(average: Any, params: Any, factor: float, step: jax.Array) -> Any:
+    """Returns the running average of the parameters after one more update (paper table 2).
+
+    After T updates the parameters of update t weigh factor^(T - t), and the weights sum to one: an
+    exponential moving average without the share of the initial parameters, which after 20,000
+    steps with the paper's 0.9999 would still be 14 %.
+
+    Args:
+      average: tree of float32 arrays; of no effect before the first update.
+      params: the parameters after the update.
+      factor: in (0, 1).
+      step: updates done before this one, int32 ().
+    """
+    weight = (1 - factor) / -jnp.expm1((step + 1) * math.log(factor))
+    return optax.incremental_update(params, average, weight)

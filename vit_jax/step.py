@@ -1,4 +1,4 @@
-"""One step of training and of evaluation: pure functions that know no devices."""
+"""One step of training: pure functions that know no devices."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import preprocess
-from vit_jax.objectives import softmax_cross_entropy
-
-Metrics = dict[str, jax.Array]
+from vit_jax import optim
+from vit_jax.objectives import Metrics, Objective
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes. `step` counts the updates done: int32 ()."""
+    """Everything a step changes.
+
+    Attributes:
+      step: updates done, int32 ().
+      params: tree of float32 arrays.
+      opt_state: of the optimizer.
+      average: the Polyak average of the parameters, None where none is kept.
+    """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    average: Any = None
 
 
 def identity(x: Any) -> Any:
@@ -36,98 +42,69 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int],
     key: jax.Array,
+    *,
+    polyak: float = 0.0,
 ) -> TrainState:
     """Returns the state before the first step, for images of (h, w) pixels."""
     params = model.init(key, jnp.zeros((1, *image_shape, 3)))["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params) if polyak else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def make_update(
-    model: nn.Module,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     *,
     accumulate_steps: int = 1,
-    label_smoothing: float = 0.0,
+    polyak: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `update(state, batch, key, *, mean=identity) -> (state, metrics)`.
 
-    `batch` holds `image` uint8 (b, h, w, 3) and `label` int32 (b,). `key` is the run's: the step's
-    number is folded in, and every micro-batch gets its own. `mean` averages gradients and metrics
-    over the devices that each hold a part of the batch. The metrics are float32 scalars: `loss`,
-    `accuracy`, `learning_rate`, and `grad_norm` before clipping.
+    `batch` holds `image` uint8 (b, h, w, 3) and what else the objective reads. `key` is the run's:
+    the step's number is folded in, and every micro-batch gets its own. `mean` averages gradients
+    and metrics over the devices that each hold a part of the batch. The metrics are float32
+    scalars: the objective's, `learning_rate`, and `grad_norm` before clipping.
+
+    Args:
+      accumulate_steps: micro-batches that a batch is computed in.
+      polyak: see `optim.polyak`; 0 keeps no average.
     """
-
-    def loss_and_accuracy(params, batch, key):
-        images = preprocess.to_float(batch["image"])
-        logits = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        loss = softmax_cross_entropy(logits, batch["label"], label_smoothing).mean()
-        return loss, (logits.argmax(-1) == batch["label"]).mean()
-
-    def micro_step(params, total, batch, key):
-        gradient = jax.value_and_grad(loss_and_accuracy, has_aux=True)
-        (loss, accuracy), grads = gradient(params, batch, key)
-        return jax.tree.map(jnp.add, total, (loss, accuracy, grads))
 
     def update(state, batch, key, *, mean=identity):
         key = jax.random.fold_in(key, state.step)
-        zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+
+        def micro_step(batch, key):
+            gradient = jax.value_and_grad(objective.loss, has_aux=True)
+            (_, metrics), grads = gradient(state.params, batch, key)
+            return metrics, grads
+
         if accumulate_steps == 1:  # a loop of one step would halve the speed on a CPU
-            total = micro_step(state.params, zero, batch, key)
+            total = micro_step(batch, key)
         else:
             parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+            parts = parts, jax.random.split(key, accumulate_steps)
+            shapes = jax.eval_shape(micro_step, *jax.tree.map(lambda x: x[0], parts))
             total, _ = jax.lax.scan(
-                lambda total, part: (micro_step(state.params, total, *part), None),
-                zero,
-                (parts, jax.random.split(key, accumulate_steps)),
+                lambda total, part: (jax.tree.map(jnp.add, total, micro_step(*part)), None),
+                jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+                parts,
             )
-        loss, accuracy, grads = mean(jax.tree.map(lambda x: x / accumulate_steps, total))
+        metrics, grads = mean(jax.tree.map(lambda x: x / accumulate_steps, total))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
+        metrics |= {
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
             "grad_norm": optax.tree.norm(grads),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        average = optim.polyak(state.average, params, polyak, state.step) if polyak else None
+        return TrainState(state.step + 1, params, opt_state, average), metrics
 
     return update
 
 
-def make_evaluate(model: nn.Module, *, confusion: bool = False) -> Callable[..., Metrics]:
-    """Returns `evaluate(params, batch) -> sums over the examples whose mask is True`.
-
-    The sums are `count`, `loss` (nats), `correct`, `top5` (label among the five largest logits,
-    where there are more than five classes) and, if asked for, `confusion`: int32 (c, c), true class
-    by predicted class. Sums of several batches or devices are added up before any mean is taken.
-    """
-
-    def evaluate(params, batch):
-        logits = model.apply({"params": params}, preprocess.to_float(batch["image"]), train=False)
-        label, mask = batch["label"], batch["mask"]
-        predicted = logits.argmax(-1)
-        num_classes = logits.shape[-1]
-        sums = {
-            "count": mask.sum(),
-            "loss": jnp.where(mask, softmax_cross_entropy(logits, label), 0.0).sum(),
-            "correct": (mask & (predicted == label)).sum(),
-        }
-        if num_classes > 5:
-            top5 = jax.lax.top_k(logits, 5)[1]
-            sums["top5"] = (mask & (top5 == label[:, None]).any(-1)).sum()
-        if confusion:
-            table = jnp.zeros((num_classes, num_classes), jnp.int32)
-            sums["confusion"] = table.at[label, predicted].add(mask.astype(jnp.int32))
-        return sums
-
-    return evaluate
-
-
 def means(sums: dict[str, Any]) -> dict[str, float]:
-    """Returns `loss`, `accuracy` and, where counted, `top5_accuracy` of sums of `evaluate`."""
+    """Returns `loss` and, where counted, `accuracy` and `top5_accuracy` of an objective's sums."""
+    names = {"loss": "loss", "correct": "accuracy", "top5": "top5_accuracy"}
     count = float(sums["count"])
-    result = {"loss": float(sums["loss"]) / count, "accuracy": float(sums["correct"]) / count}
-    if "top5" in sums:
-        result["top5_accuracy"] = float(sums["top5"]) / count
-    return result
+    return {name: float(sums[key]) / count for key, name in names.items() if key in sums}

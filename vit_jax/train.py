@@ -12,16 +12,17 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoint as checkpoint_lib
 from vit_jax import config as config_lib
-from vit_jax import data, interop, models, optim, parallel
+from vit_jax import data, fewshot, interop, models, objectives, optim, parallel
 from vit_jax import step as step_lib
 from vit_jax.interop import surgery
 from vit_jax.metrics import MetricWriter
@@ -40,6 +41,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
 
     Returns:
       `step`, `test_accuracy`, `test_loss` (nats), `test_top5_accuracy` (with more than 5 classes),
+      `polyak_test_accuracy`… (of the averaged parameters), `fewshot_5`… (by shots),
       `images_per_second` (in training) and `checkpoint`, the last one's folder.
 
     Raises:
@@ -52,27 +54,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
 
     # ---------------------------------------------------------------------------------- data
     dataset = data.open_dataset(config.data.name, config.data.dir)
-    train_split, test_split = _splits(config, dataset)
-    train_source, test_source = _source(dataset, train_split), _source(dataset, test_split)
+    num_classes = len(dataset.class_names)
+    train_split, train_source = data.open_source(dataset, "train", config.data.train)
+    test_split, test_source = data.open_source(dataset, "test", config.data.test)
     logger.info(
         "%s: %d classes; train on %s (%d images), test on %s (%d images)", config.data.name,
-        len(dataset.class_names), train_split, len(train_source), test_split, len(test_source),
+        num_classes, train_split, len(train_source), test_split, len(test_source),
     )  # fmt: skip
-    shard = dict(
-        options=config.data,
-        num_classes=len(dataset.class_names),
+    batches = data.train_batches(
+        train_source,
+        config.data,
+        num_classes=num_classes,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
         process=jax.process_index(),
         processes=jax.process_count(),
     )
-    batches = data.train_batches(
-        train_source,
-        batch_size=config.batch_size // jax.process_count(),
-        seed=config.seed,
-        **shard,
-    )
-    test_batches = data.eval_batches(
-        test_source, batch_size=config.eval_batch_size // jax.process_count(), **shard
-    )
+    eval_batches = _eval_batches(config, config.data)
+    test_batches = eval_batches(test_source, num_classes=num_classes)
+    probe = _probe(config, eval_batches) if config.fewshot.every else None
     total_steps = config.total_steps or max(
         1, round(config.epochs * len(train_source) / config.batch_size)
     )
@@ -90,29 +90,37 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     elif config.init_from is not None:
         origin = _origin(config)
         config = _inherit(config, origin.config)
+    class_names = () if config.objective == "masked_patches" else dataset.class_names
     model = models.build(
         config.model.variant,
-        num_classes=len(dataset.class_names),
+        num_classes=len(class_names),
         dtype=config.dtype,
         **config_lib.model_overrides(config),
     )
+    objective = _objective(config, model)
     learning_rate = optim.schedule(config.optim, total_steps)
     optimizer = optim.optimizer(config.optim, learning_rate)
     image_shape = data.image_shape(config.data.image_size)
     init_key, update_key = jax.random.split(jax.random.key(config.seed))
     update = step_lib.make_update(
-        model,
+        objective,
         optimizer,
         learning_rate,
         accumulate_steps=config.accumulate_steps,
-        label_smoothing=config.optim.label_smoothing,
+        polyak=config.optim.polyak,
     )
-    program = parallel.BODIES[config.parallel](step_lib.make_evaluate(model), update, update_key)
+    program = parallel.BODIES[config.parallel](
+        objective.evaluate, update, update_key, fewshot.represent(model)
+    )
 
     # ------------------------------------------------------------- state: resumed, loaded, new
     state = program.init(
-        functools.partial(step_lib.initial_state, model, optimizer, image_shape), init_key
-    )
+        functools.partial(
+            step_lib.initial_state, objective.model, optimizer, image_shape,
+            polyak=config.optim.polyak,
+        ),
+        init_key,
+    )  # fmt: skip
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     if origin is not None:
         params = _fitted(origin, config, model.grid(image_shape), program.gather(state.params))
@@ -129,8 +137,23 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     )  # fmt: skip
 
     # ---------------------------------------------------------------------------------- loop
+    def tested() -> dict[str, float]:
+        columns = _test_columns(_sums(program, state.params, test_batches))
+        if state.average is not None:
+            average = _test_columns(_sums(program, state.average, test_batches))
+            columns |= {f"polyak_{name}": value for name, value in average.items()}
+        return columns
+
+    def probed() -> dict[str, float]:
+        scores = probe(_represented(program, state.params))
+        return {name: mean for name, (mean, _) in fewshot.summary(scores).items()}
+
     writer = MetricWriter(
-        workdir, first_step=first_step, total_steps=total_steps, active=jax.process_index() == 0
+        workdir,
+        first_step=first_step,
+        total_steps=total_steps,
+        active=jax.process_index() == 0,
+        more_columns=[f"fewshot_{shots}" for shots in config.fewshot.shots] if probe else [],
     )
     window, meter, result = [], _Meter(), {}
     with contextlib.closing(checkpoints), contextlib.closing(writer), _stop_signals() as stop:
@@ -145,22 +168,22 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
             else:
                 meter.count(config.batch_size)
             evaluating = last or _every(config.eval_every, step)
-            if evaluating or _every(config.log_every, step):
+            probing = probe is not None and (last or _every(config.fewshot.every, step))
+            if evaluating or probing or _every(config.log_every, step):
                 row = {"step": step, "epoch": step * config.batch_size / len(train_source)}
                 row |= _means(program.gather(window))
                 row["images_per_second"] = meter.stop()
-                if evaluating:
-                    result = _test_columns(_sums(program, state.params, test_batches))
-                    row |= result
+                result = (tested() if evaluating else {}) | (probed() if probing else {})
+                row |= result
                 writer.write(row)
                 window = []
                 meter.start()
             if last or stop.is_set() or _every(config.checkpoint.every, step):
-                checkpoints.save(state, batches, config, dataset.class_names)
+                checkpoints.save(state, batches, config, class_names)
             if stop.is_set():
                 raise KeyboardInterrupt
         if not result:  # the run was complete before
-            result = _test_columns(_sums(program, state.params, test_batches))
+            result = tested() | (probed() if probe else {})
     return {
         "step": int(state.step),
         **result,
@@ -180,8 +203,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       workdir: where the results go.
 
     Returns:
-      As `train`, plus `confusion_matrix`, the path of a table with one row for each true class
-      and one column for each predicted class, counting images.
+      As `train`, but for `fewshot_…`, plus `confusion_matrix`, the path of a table with one row for
+      each true class and one column for each predicted class, counting images.
 
     Raises:
       ValueError: the data's classes are not the checkpoint's (where these have no names, their
@@ -191,6 +214,11 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     config_lib.validate(config)
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     checkpoint = interop.restore(config.init_from or workdir)
+    if not checkpoint.num_classes:
+        raise ValueError(
+            f"{checkpoint.path} has no head to classify with: fine-tune from it, or take "
+            f"--config.job=fewshot, which looks at its representations."
+        )
     dataset = data.open_dataset(config.data.name, config.data.dir)
     known, found = checkpoint.class_names, dataset.class_names
     if (known and known != found) or checkpoint.num_classes != len(found):
@@ -199,60 +227,138 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
             f"{checkpoint.path} tells {told} apart, but {config.data.name} has {_few(found)}: "
             f"choose data with its classes."
         )
-    split = _splits(config, dataset)[1]
-    options = config.data.copy_and_resolve_references()
-    if checkpoint.image_shape is not None:
-        with options.ignore_type():  # one side or two
-            options.image_size = checkpoint.image_shape
-    batches = data.eval_batches(
-        _source(dataset, split),
-        options,
-        num_classes=len(dataset.class_names),
-        batch_size=config.eval_batch_size // jax.process_count(),
-        process=jax.process_index(),
-        processes=jax.process_count(),
-    )
-    evaluation = step_lib.make_evaluate(checkpoint.model(), confusion=True)
-    program = parallel.BODIES[config.parallel](evaluation)
-    params = program.init(step_lib.identity, jax.tree.map(np.asarray, checkpoint.params))
+    eval_batches = _eval_batches(config, _data_options(config, checkpoint))
+    _, source = data.open_source(dataset, "test", config.data.test)
+    batches = eval_batches(source, num_classes=len(found))
+    objective = objectives.classification(checkpoint.model(dtype=config.dtype), confusion=True)
+    program = parallel.BODIES[config.parallel](objective.evaluate)
     start = time.monotonic()
-    sums = _sums(program, params, batches)
+    sums = _sums(program, _placed(program, checkpoint.params), batches)
     seconds = time.monotonic() - start
+    columns = _test_columns(sums)
+    if checkpoint.average is not None:
+        average = _sums(program, _placed(program, checkpoint.average), batches)
+        columns |= {f"polyak_{name}": value for name, value in _test_columns(average).items()}
     table = pathlib.Path(workdir) / "confusion_matrix.csv"
     if jax.process_index() == 0:
         _write_confusion(table, sums["confusion"], dataset.class_names)
     return {
         "step": checkpoint.step,
-        **_test_columns(sums),
+        **columns,
         "images_per_second": round(int(sums["count"]) / seconds, 1),
         "checkpoint": checkpoint.path,
         "confusion_matrix": str(table),
     }
 
 
-def _splits(config: ConfigDict, dataset: data.Dataset) -> tuple[str, str]:
-    """Returns the (train, test) splits: the configuration's, or the defaults for the data set."""
-    train_split, test_split = data.default_splits(dataset.splits)
-    return config.data.train or train_split, config.data.test or test_split
+def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
+    """Evaluates a checkpoint's frozen representations, see `vit_jax.fewshot`.
+
+    The model and image size are the checkpoint's; the data and what is drawn from it are
+    `config.fewshot`'s.
+
+    Args:
+      config: `init_from` names the checkpoint; where it is None, it is the newest in `workdir`.
+      workdir: gets fewshot.csv: one row for each number of shots and each draw.
+
+    Returns:
+      `step`, `fewshot_5`, `fewshot_5_std`… (by shots: mean and standard deviation of the accuracy
+      over the draws), `checkpoint` and `table`, the path of fewshot.csv.
+
+    Raises:
+      ValueError: a class has too few examples, or as `train`.
+      FileNotFoundError: there is no data or no checkpoint.
+    """
+    config_lib.validate(config)
+    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    checkpoint = interop.restore(config.init_from or workdir)
+    if config.init_average:
+        checkpoint = checkpoint.averaged()
+    probe = _probe(config, _eval_batches(config, _data_options(config, checkpoint)))
+    represent = fewshot.represent(checkpoint.model(dtype=config.dtype))
+    program = parallel.BODIES[config.parallel](represent=represent)
+    scores = probe(_represented(program, _placed(program, checkpoint.params)))
+    table = pathlib.Path(workdir) / "fewshot.csv"
+    if jax.process_index() == 0:
+        with open(table, "w", newline="") as file:
+            csv.writer(file).writerows([fewshot.Score._fields, *scores])
+    columns = {}
+    for name, (mean, deviation) in fewshot.summary(scores).items():
+        columns |= {name: mean, f"{name}_std": deviation}
+    return {
+        "step": checkpoint.step, **columns, "checkpoint": checkpoint.path, "table": str(table)
+    }  # fmt: skip
 
 
-def _source(dataset: data.Dataset, split: str) -> data.Source:
-    source = dataset.source(split)
-    if not len(source):
-        sizes = ", ".join(f"{name} has {n} images" for name, n in dataset.splits.items())
-        raise ValueError(f"The split {split} is empty: {sizes}. Choose data.train and data.test.")
-    return source
+def _probe(config: ConfigDict, batches: Callable[..., Iterable[data.Batch]]) -> fewshot.FewShot:
+    """Returns the few-shot evaluation that the configuration describes."""
+    own = config.data if config.fewshot.name is None else config_lib.default().data
+    dataset = data.open_dataset(config.fewshot.name or config.data.name, config.data.dir)
+    return fewshot.FewShot(
+        data.open_source(dataset, "train", config.fewshot.train or own.train)[1],
+        data.open_source(dataset, "test", config.fewshot.test or own.test)[1],
+        num_classes=len(dataset.class_names),
+        shots=config.fewshot.shots,
+        seeds=config.fewshot.seeds,
+        batches=batches,
+    )
+
+
+def _eval_batches(config: ConfigDict, options: ConfigDict) -> Callable[..., Iterable[data.Batch]]:
+    """Returns (source, num_classes=) -> this process's evaluation batches of it."""
+    return functools.partial(
+        data.eval_batches,
+        options=options,
+        batch_size=config.eval_batch_size // jax.process_count(),
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+
+
+def _data_options(config: ConfigDict, checkpoint: checkpoint_lib.Checkpoint) -> ConfigDict:
+    """Returns `config.data` with the image size of a checkpoint, where it is known."""
+    options = config.data.copy_and_resolve_references()
+    if checkpoint.image_shape is not None:
+        with options.ignore_type():  # one side or two
+            options.image_size = checkpoint.image_shape
+    return options
+
+
+def _placed(program: parallel.Parallel, params: Any) -> Any:
+    """Returns parameters on the devices."""
+    return program.init(step_lib.identity, jax.tree.map(np.asarray, params))
+
+
+def _represented(
+    program: parallel.Parallel, params: Any
+) -> Callable[[data.Batch], dict[str, np.ndarray]]:
+    """Returns batch -> the representations of its examples, on the host."""
+    return lambda batch: program.gather(program.represent(params, program.put_batch(batch)))
+
+
+def _objective(config: ConfigDict, model: nn.Module) -> objectives.Objective:
+    if config.objective == "masked_patches":
+        return objectives.masked_patches(
+            model, target=config.masked.target, fraction=config.masked.fraction
+        )
+    return objectives.classification(
+        model, label_smoothing=config.optim.label_smoothing, mixup=config.data.mixup
+    )
 
 
 def _origin(config: ConfigDict) -> checkpoint_lib.Checkpoint:
     """Returns what `config.init_from` names, which must be of the configured model."""
-    adaptable = ("dropout", "pool", "pre_logits", "gelu", "norm_epsilon", "kernel_epsilon")
+    adaptable = (
+        "dropout", "stochastic_depth", "pool", "pre_logits", "gelu", "norm_epsilon",
+        "kernel_epsilon",
+    )  # fmt: skip
     overrides = config_lib.model_overrides(config)
-    return interop.restore(
+    origin = interop.restore(
         config.init_from,
         variant=config.model.variant,
         **{key: value for key, value in overrides.items() if key not in adaptable},
     )
+    return origin.averaged() if config.init_average else origin
 
 
 def _inherit(config: ConfigDict, origin: ConfigDict) -> ConfigDict:
@@ -307,14 +413,14 @@ def _every(interval: int, step: int) -> bool:
 def _means(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """Returns the training columns of a row: means over the steps since the last row."""
     columns = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
-    columns["train_loss"] = columns.pop("loss")
-    columns["train_accuracy"] = columns.pop("accuracy")
+    for name in {"loss", "accuracy"} & set(columns):
+        columns[f"train_{name}"] = columns.pop(name)
     columns["learning_rate"] = float(window[-1]["learning_rate"])
     return columns
 
 
 def _sums(program: parallel.Parallel, params: Any, batches: Iterable[data.Batch]) -> dict[str, Any]:
-    """Returns the sums of `step.make_evaluate` over all batches, on the host."""
+    """Returns the sums of an objective's `evaluate` over all batches, on the host."""
     total = collections.Counter()
     for batch in batches:
         sums = program.gather(program.evaluate(params, program.put_batch(batch)))
