@@ -1,7 +1,12 @@
-"""What a model costs: parameters and floating-point operations, counted from the model itself."""
+"""What a model costs: parameters and floating-point operations, counted from the model itself.
+
+`python -m vit_jax.cost VARIANT…` prints them, `python -m vit_jax.cost --table=6` the pre-training
+compute of the paper's table 6 beside ours.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +17,29 @@ import jax.extend as jex
 import jax.numpy as jnp
 
 from vit_jax import data, models
+
+# Paper table 6: pre-training on JFT-300M, exaFLOPs by (variant, epochs).
+TABLE_6 = {
+    ("B/32", 7): 55,
+    ("B/16", 7): 224,
+    ("L/32", 7): 196,
+    ("L/16", 7): 783,
+    ("L/16", 14): 1567,
+    ("H/14", 14): 4262,
+    ("R50x1", 7): 50,
+    ("R50x2", 7): 199,
+    ("R101x1", 7): 96,
+    ("R152x1", 7): 141,
+    ("R152x2", 7): 563,
+    ("R152x2", 14): 1126,
+    ("R200x3", 14): 3306,
+    ("R50+B/32", 7): 106,
+    ("R50+B/16", 7): 274,
+    ("R50+L/32", 7): 246,
+    ("R50+L/16", 7): 859,
+    ("R50+L/16", 14): 1668,
+}
+JFT_IMAGES = 303e6
 
 
 def parameter_shapes(model: nn.Module, image_size: int | Sequence[int]) -> Any:
@@ -93,3 +121,54 @@ def _called(params: dict[str, Any]) -> list[jex.core.Jaxpr]:
               for v in (value if isinstance(value, tuple | list) else [value])]
     kinds = (jex.core.ClosedJaxpr, jex.core.Jaxpr)  # from jax 0.12 on, one class
     return [getattr(v, "jaxpr", v) for v in values if isinstance(v, kinds)]
+
+
+def training_exaflops(flops: float, images: float) -> float:
+    """Returns the exaFLOPs (1e18) of training on that many images: three forward passes each.
+
+    Args:
+      flops: of one image's forward pass, as `forward_flops` counts them.
+      images: all that are seen, an image of 7 epochs 7 times.
+    """
+    return 3 * flops * images / 1e18
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m vit_jax.cost`."""
+    parser = argparse.ArgumentParser(prog="python -m vit_jax.cost", description=__doc__)
+    parser.add_argument("variants", nargs="*", help="of vit_jax.models.VARIANTS; default: all")
+    parser.add_argument("--table", choices=["6"], help="print the paper's table beside our numbers")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels; default: 224")
+    parser.add_argument("--num_classes", type=int, default=0, help="of the head; default: none")
+    args = parser.parse_args(argv)
+    try:
+        lines = _table_6() if args.table else _costs(args)
+    except ValueError as error:
+        parser.error(str(error))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def _table_6() -> list[tuple[str, ...]]:
+    lines = [("model", "epochs", "paper, exaFLOPs", "ours", "difference")]
+    for (variant, epochs), paper in TABLE_6.items():
+        ours = training_exaflops(forward_flops(variant), epochs * JFT_IMAGES)
+        lines.append((variant, str(epochs), str(paper), f"{ours:.0f}", f"{ours / paper - 1:+.1%}"))
+    return lines
+
+
+def _costs(args: argparse.Namespace) -> list[tuple[str, ...]]:
+    lines = [("model", "parameters", "forward GFLOPs an image")]
+    for name in args.variants or models.VARIANTS:
+        variant = models.canonical(name)
+        model = models.build(variant, num_classes=args.num_classes)
+        shapes = jax.tree.leaves(parameter_shapes(model, args.image_size))
+        flops = forward_flops(variant, args.image_size, num_classes=args.num_classes)
+        lines.append((variant, f"{sum(x.size for x in shapes):,}", f"{flops / 1e9:.2f}"))
+    return lines
+
+
+if __name__ == "__main__":
+    main()
