@@ -24,6 +24,7 @@ setup(
         "grain",
         "importlib_resources",  # tensorflow-datasets needs it without saying so
         "jax>=0.10",
+        "matplotlib",
         "ml-collections",
         "ml_dtypes",
         "numpy",
@@ -42,8 +43,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "prepare": ["tensorflow-cpu"],  # only for tfds builders that can't do without it
-        "plots": ["matplotlib"],
         "test": TEST,
-        "dev": [*TEST, "matplotlib", "ruff"],
+        "dev": [*TEST, "ruff"],
     },
 )

@@ -14,16 +14,22 @@ from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vit_jax import config as config_lib
-from vit_jax import train
+from vit_jax import study, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and results.")
 flags.mark_flags_as_required(["config", "workdir"])
 
-_JOBS = {"train": train.train, "evaluate": train.evaluate}
+_JOBS = {
+    "train": train.train,
+    "evaluate": train.evaluate,
+    "fewshot": train.few_shot,
+    "sweep": study.sweep,
+    "compare": study.compare,
+}
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next step, where training runs on the CPU.
 
     A training step on a CPU allocates and frees the same large arrays over and over; giving them
@@ -54,7 +60,7 @@ def main(argv: list[str]) -> None:
     """Runs `config.job` and prints its summary as one line of JSON on stdout."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    _keep_freed_memory()
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vit_jax").setLevel(logging.INFO)
     config, workdir = _CONFIG.value, _WORKDIR.value
