@@ -1,11 +1,16 @@
 # Each target makes what it needs: a .venv with the package in it. PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
+# What `make study` looks at: five kinds of flowers, from a folder or, downloaded, of tfds.
+DATA ?= $(firstword $(wildcard ../shared/data/flower_photos) tf_flowers)
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart study test lint clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+study: .venv/installed
+	$(BIN)/python -m benchmarks.study $(DATA) --workdir=runs/study
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest

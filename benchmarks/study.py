@@ -1,0 +1,138 @@
+"""The paper's story at the scale of a laptop, on photos of five kinds of flowers.
+
+    make study                                   # or:
+    python -m benchmarks.study ../shared/data/flower_photos --workdir=runs/study
+
+(a) A ViT, a BiT ResNet and a hybrid of equal FLOPs from scratch, by compute (`configs/compare.py`).
+(b) The same ViT on few labels: from scratch, and after pre-training on drawn flowers with labels or
+    on all photos without (masked patch prediction).
+(c) Linear classifiers on the frozen representations of (b)'s models, by shots.
+
+Writes WORKDIR/study.md, tables with what was measured, and compare/compare.png. A study that was
+stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import pathlib
+import platform
+import runpy
+import time
+
+import jax
+from ml_collections import ConfigDict
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from vit_jax import main, study, train
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+LABELLED = "train[:10%]"
+SCRATCH, DRAWN, MASKED = "from scratch", "drawn flowers", "masked patches"
+
+
+def base(dataset: str) -> ConfigDict:
+    """Returns the configuration of `compare.py` with its ViT, to train once."""
+    config = runpy.run_path(str(_CONFIGS / "compare.py"))["get_config"](dataset)
+    config.model.update(config.compare.runs["ViT"].model)
+    config.job = "train"
+    return config
+
+
+def pretrained(dataset: str, workdir: pathlib.Path) -> dict[str, str]:
+    """Trains (b)'s models before they see a label of the photos; returns their workdirs."""
+    masked = base(dataset)
+    masked.objective = "masked_patches"
+    masked.epochs = 60.0
+    drawn = base("rendered_flowers")
+    drawn.epochs, drawn.data.crop_area = 25.0, 0.35
+    scratch = base(dataset)
+    scratch.total_steps, scratch.optim.lr = 1, 1e-12  # parameters as they are drawn
+    configs = {SCRATCH: scratch, DRAWN: drawn, MASKED: masked}
+    folders = {name: workdir / name.replace(" ", "_") for name in configs}
+    for name, config in configs.items():
+        study.trained(config, folders[name])
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+def few_labels(dataset: str, workdirs: dict[str, str]) -> ConfigDict:
+    """Returns the configuration that compares (b)'s models on `LABELLED`."""
+    config = base(dataset)
+    config.job = "compare"
+    config.data.train = LABELLED
+    config.total_steps, config.compare.epochs = 400, ()
+    config.compare.runs = ConfigDict({
+        name: {} if name == SCRATCH else {"init_from": folder} for name, folder in workdirs.items()
+    })
+    return config
+
+
+def few_shot(dataset: str, workdirs: dict[str, str], workdir: pathlib.Path) -> list[str]:
+    """Evaluates representations, returns the lines of a Markdown table of (c)."""
+    config = base(dataset)
+    config.job, config.fewshot.seeds = "fewshot", 5
+    shots = config.fewshot.shots
+    lines = [
+        f"| representation | {' | '.join(f'{n} shots' for n in shots)} |",
+        "|---" * (len(shots) + 1) + "|",
+    ]
+    for name, folder in workdirs.items():
+        config.init_from = folder
+        result = train.few_shot(config, workdir / name.replace(" ", "_"))
+        cells = [f"{100 * result[f'fewshot_{n}']:.1f} ± {100 * result[f'fewshot_{n}_std']:.1f}"
+                 for n in shots]
+        label = "none: random parameters" if name == SCRATCH else name
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def run(dataset: str, workdir: pathlib.Path) -> None:
+    """Runs all parts and writes the tables."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    clock = workdir / "seconds.json"
+    seconds = json.loads(clock.read_text()) if clock.exists() else {}
+    tables = {}
+    for part in "abc":
+        start = time.monotonic()
+        if part == "a":
+            config = runpy.run_path(str(_CONFIGS / "compare.py"))["get_config"](dataset)
+            study.compare(config, workdir / "compare")
+            tables[part] = (workdir / "compare" / "compare.md").read_text()
+        elif part == "b":
+            folders = pretrained(dataset, workdir / "pretrained")
+            study.compare(few_labels(dataset, folders), workdir / "few_labels")
+            tables[part] = (workdir / "few_labels" / "compare.md").read_text()
+        else:
+            tables[part] = "\n".join(few_shot(dataset, folders, workdir / "few_shot")) + "\n"
+        seconds[part] = seconds.get(part, 0) + time.monotonic() - start
+        clock.write_text(json.dumps(seconds))
+    titles = {
+        "a": "ViT, ResNet and hybrid of equal FLOPs, from scratch",
+        "b": f"The same ViT on few labels, {LABELLED}",
+        "c": "Few-shot linear evaluation, test accuracy in per cent over 5 draws",
+    }
+    machine = f"{os.cpu_count()} x {platform.processor() or platform.machine()}, "
+    machine += f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
+    text = f"Data: {dataset}. Machine: {machine}.\n"
+    for part, title in titles.items():
+        text += f"\n## ({part}) {title}: {seconds[part] / 60:.1f} minutes\n\n{tables[part]}"
+    (workdir / "study.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("dataset", help="a folder of images, or a tfds name such as tf_flowers")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/study"))
+    arguments = parser.parse_args()
+    main.keep_freed_memory()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("vit_jax").setLevel(logging.INFO)
+    # The same programs are compiled for every seed: once.
+    jax.config.update("jax_compilation_cache_dir", str(arguments.workdir / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    with logging_redirect_tqdm():
+        run(arguments.dataset, arguments.workdir)
