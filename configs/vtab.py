@@ -3,10 +3,10 @@
     python -m vit_jax.main --config=configs/vtab.py:B/16,clevr_count --workdir=runs/clevr_count \\
         --config.init_from=B/16
 
-The argument is VARIANT,TASK, a row of `vit_jax.datasets.vtab.TASKS`. The VTAB score is the mean
-test accuracy of all 19, one run each: 72.7 % in the paper for L/16 of ImageNet-21k, not measured
-here. The data sets are tfds's and need TensorFlow to be prepared (README), such as `clevr` by
-`python -m vit_jax.data prepare clevr`.
+The argument is VARIANT,TASK, a row of `vit_jax.datasets.vtab.TASKS`, or VARIANT,all for all 19, one
+run each and a table: the VTAB score is the mean of its accuracies, 72.7 % in the paper for L/16 of
+ImageNet-21k, not measured here. The data sets are tfds's and need TensorFlow to be prepared
+(README), such as `clevr` by `python -m vit_jax.data prepare clevr`.
 
 The model is trained on the 1,000 examples and tested on the test split. Choose settings, if any,
 on the 200 of them that are for validation:
@@ -15,6 +15,8 @@ on the 200 of them that are for validation:
 
 with the split `val200` of the task's row.
 """
+
+from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import models
@@ -29,20 +31,30 @@ _NO_CROP = ("clevr_count", "clevr_dist", "dmlab", "kitti_dist", "dspr_loc")
 def get_config(argument="B/16,cifar100"):
     """Returns the configuration for "VARIANT,TASK"."""
     variant, _, name = argument.partition(",")
-    task = vtab.task(name)
 
     config = config_lib.default()
     config.model.variant = models.canonical(variant)
-    config.data.name = f"vtab/{name}"
-    config.data.train, config.data.test = task.train800val200, task.test
     config.data.image_size = 384
-    config.data.crop = "resize"
-    config.data.crop_fraction = 1.0 if name in _NO_CROP else 384 / 448
-    config.data.eval_crop = "whole"
-    config.data.flip = name not in _NO_FLIP
+    config.data.crop, config.data.eval_crop = "resize", "whole"
+    if name == "all":
+        config.job, config.compare.seeds = "compare", 1
+        config.compare.runs = ConfigDict({task: {"data": _data(task)} for task in vtab.TASKS})
+    else:
+        config.data.update(_data(name))
     config.batch_size = 512
     config.total_steps = 2_500
     config.optim.name = "sgd"
     config.optim.lr = 0.01
     config.eval_every = 0  # the test split only at the end
     return config
+
+
+def _data(name):
+    task = vtab.task(name)
+    return {
+        "name": f"vtab/{name}",
+        "train": task.train800val200,
+        "test": task.test,
+        "crop_fraction": 1.0 if name in _NO_CROP else 384 / 448,
+        "flip": name not in _NO_FLIP,
+    }

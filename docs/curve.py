@@ -1,6 +1,5 @@
 """Draws the accuracy of a run over its steps, from its metrics.csv, as in the README.
 
-    pip install -e ".[plots]"
     python docs/curve.py runs/photos docs/photos.png
 """
 

@@ -143,6 +143,26 @@ def test_the_compared_models_have_equal_flops():
     assert max(flops) / min(flops) < 1.05
 
 
+def test_all_tasks_of_vtab_are_compared_as_each_by_itself():
+    everything = load("vtab")("B/16,all")
+    config_lib.validate(everything, device_count=8)
+    assert len(everything.compare.runs) == 19
+    for task in everything.compare.runs:
+        single = load("vtab")(f"B/16,{task}")
+        single.compare.seeds = everything.compare.seeds
+        found = config_lib.run(everything, task)
+        found.compare = single.compare
+        assert found.to_json(sort_keys=True) == single.to_json(sort_keys=True)
+
+
+def test_the_study_starts_from_what_it_pretrained():
+    study = runpy.run_path(str(REPOSITORY / "benchmarks" / "study.py"))
+    config = study["few_labels"]("x", {study["SCRATCH"]: "a", study["MASKED"]: "b"})
+    config_lib.validate(config, device_count=8)
+    starts = {name: config_lib.run(config, name).init_from for name in config.compare.runs}
+    assert starts == {"from scratch": None, "masked patches": "b"}
+
+
 @pytest.mark.parametrize("name", ["quickstart", "pretrain", "finetune", "sweep", "vtab", "compare"])
 def test_headers_show_the_command_that_runs_the_file(name):
     text = (REPOSITORY / "configs" / f"{name}.py").read_text()

@@ -90,8 +90,8 @@ def load(
       source, variant, **overrides: see `restore`.
       image_size: pixels, a side or (h, w), that position embeddings are resized for; None keeps
         their size (paper 3.2).
-      num_classes: gives a new head of zeros (0: none) in the place of `head` and `pre_logits`
-        (paper B.1.1); None keeps them.
+      num_classes: gives a new head of zeros (0: none) in the place of what belongs to
+        pre-training (paper B.1.1, see `surgery.HEAD`); None keeps that.
       pool: "token" or "gap"; adds (at zero) or drops the class token and its position.
       resize: "linear", as the public JAX loader, or "cubic", as timm: see `surgery.resize`.
 
@@ -143,7 +143,7 @@ def adapt(
         config.model.update(changes)
         config.data.image_size = weights.side_or_sides(image_shape)
     names = () if new_head else checkpoint.class_names
-    return checkpoint._replace(params=params, config=config, class_names=names)
+    return checkpoint._replace(params=params, config=config, class_names=names, average=None)
 
 
 def grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
