@@ -35,9 +35,13 @@ SCRATCH, DRAWN, MASKED = "from scratch", "drawn flowers", "masked patches"
 
 
 def base(dataset: str) -> ConfigDict:
-    """Returns the configuration of `compare.py` with its ViT, to train once."""
+    """Returns the configuration of `compare.py` with its ViT, to train once.
+
+    It reads the mean of the patches: the class token is what no loss of masked patches looks at.
+    """
     config = runpy.run_path(str(_CONFIGS / "compare.py"))["get_config"](dataset)
     config.model.update(config.compare.runs["ViT"].model)
+    config.model.pool = "gap"
     config.job = "train"
     return config
 
@@ -46,7 +50,7 @@ def pretrained(dataset: str, workdir: pathlib.Path) -> dict[str, str]:
     """Trains (b)'s models before they see a label of the photos; returns their workdirs."""
     masked = base(dataset)
     masked.objective = "masked_patches"
-    masked.epochs = 60.0
+    masked.epochs = 40.0
     drawn = base("rendered_flowers")
     drawn.epochs, drawn.data.crop_area = 25.0, 0.35
     scratch = base(dataset)

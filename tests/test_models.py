@@ -543,7 +543,7 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
         ("B/16", {"pool": "max"}, "pool='max' is unknown: 'token' or 'gap'"),
         ("B/16", {"depth": 0}, "depth=0 must be a whole number above 0"),
         ("B/16", {"stem": (3, 0)}, "stem=(3, 0) must be numbers of units, or None"),
-        ("B/16", {"positions": "3d"}, "'1d' or '2d' or 'relative' or 'none'"),
+        ("B/16", {"positions": "3d"}, "'1d' or '2d' or 'relative' or 'sincos' or 'none'"),
         ("B/16", {"positions": "none", "positions_at": "layers"}, "there is nothing to add"),
         ("B/16", {"positions": "2d", "width": 9, "num_heads": 3}, "needs an even width, not 9"),
         ("B/16", {"gelu": "fast"}, "gelu='fast' is unknown: 'tanh' or 'exact'"),

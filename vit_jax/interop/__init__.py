@@ -23,6 +23,7 @@ from vit_jax import checkpoint as checkpoint_lib
 from vit_jax import cost, data, models
 from vit_jax.checkpoint import Checkpoint
 from vit_jax.interop import download, layouts, npz, surgery, torch, weights
+from vit_jax.models.positions import sincos_table
 
 logger = logging.getLogger(__name__)
 
@@ -207,6 +208,8 @@ def write(checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str
     if format == "orbax":
         checkpoint_lib.save(checkpoint, path)
         return
+    if checkpoint.config.model.positions == "sincos":
+        checkpoint = _with_table(checkpoint)
     with _partial(pathlib.Path(path)) as partial:
         if format == "npz":
             npz.write(partial, weights.arrays(checkpoint, layouts.NPZ))
@@ -216,6 +219,24 @@ def write(checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str
             torch.write_hugging_face(partial, checkpoint)
     if note := _untold(checkpoint.model(), format):
         logger.warning("%s: other readers of this format don't know that it is for %s.", path, note)
+
+
+def _with_table(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint with its fixed positions as a learned table, as other formats have."""
+    if checkpoint.image_shape is None:
+        raise ValueError(f"{checkpoint.path} has positions='sincos': give its image_size.")
+    model = checkpoint.model()
+    places = ["input"] if model.positions_at != "layers" else range(model.depth)
+    table = np.asarray(
+        sincos_table(model.grid(checkpoint.image_shape), model.width, int(model.pool == "token"))
+    )[None]
+    tables = {f"posembed_{place}": {"pos_embedding": table} for place in places}
+    params = {
+        **checkpoint.params, "Transformer": {**checkpoint.params["Transformer"], **tables}
+    }  # fmt: skip
+    config = checkpoint.config.copy_and_resolve_references()
+    config.model.positions = "1d"
+    return checkpoint._replace(params=params, config=config)
 
 
 def _untold(model: Any, format: str) -> str:

@@ -26,7 +26,6 @@ from vit_jax import cost, models
 from vit_jax.interop import layouts
 from vit_jax.interop.layouts import Layout, Shape, Slot
 from vit_jax.models import masked
-from vit_jax.models.positions import sincos_table
 
 # Attributes of a model that its parameters' names and shapes decide, and that make a variant.
 _SIZES = ("depth", "width", "mlp_dim", "patch_size", "num_heads", "stem", "axial", "layers",
@@ -150,13 +149,10 @@ def arrays(
     Raises:
       ValueError: the format has no place for a parameter, which is named.
     """
-    settings = checkpoint.config.model
-    sincos = settings.positions == "sincos"
-    if settings.positions_at == "shared" or (sincos and settings.positions_at == "layers"):
+    if checkpoint.config.model.positions_at == "shared":
         raise ValueError(
-            f"{checkpoint.path} adds the same positions before every block "
-            f"(positions_at={settings.positions_at!r}), which no format but Orbax can tell: its "
-            f"readers would add them once."
+            f"{checkpoint.path} adds its positions before every block (positions_at='shared'), "
+            f"which no format but Orbax can tell: its readers would add them once."
         )
     if extra := [name for name in masked.PARAMETERS if name in checkpoint.params]:
         raise ValueError(
@@ -164,13 +160,6 @@ def arrays(
             f"place for its {' and '.join(extra)}: leave them out by num_classes=0."
         )
     params = flatten_dict(checkpoint.params, sep="/")
-    if sincos:  # others can only have them as a table
-        if checkpoint.image_shape is None:
-            raise ValueError(f"{checkpoint.path} has positions='sincos': give its image_size.")
-        model = checkpoint.model()
-        grid, tokens = model.grid(checkpoint.image_shape), int(model.pool == "token")
-        table = sincos_table(grid, model.width, tokens)[None]
-        params["Transformer/posembed_input/pos_embedding"] = table
     for theirs, slot in layouts.slots(formats, params).items():
         yield theirs, slot.join(np.asarray(params[name], np.float32) for name in slot.ours)
 
