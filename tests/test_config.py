@@ -23,7 +23,7 @@ def problems(config, device_count=1):
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "pretrain", "finetune", "sweep", "vtab", "compare"])
+@pytest.mark.parametrize("name", [path.stem for path in (REPOSITORY / "configs").glob("*.py")])
 @pytest.mark.parametrize("device_count", [1, 2, 4, 8, 16])
 def test_the_configurations_are_valid_on_any_usual_number_of_devices(name, device_count):
     get_config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]
