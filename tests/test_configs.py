@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 from vit_jax import cost, data, train
 
-
 NAMES = sorted(path.stem for path in (REPOSITORY / "configs").glob("*.py"))
 
 
