@@ -403,10 +403,23 @@ def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, n
     assert json.loads(done.stdout)["step"] == saved + 3
 
 
-def test_a_wrong_command_line_gets_one_clear_message(tmp_path):
-    command = launch("--config.job=trian", folder="/nowhere", workdir=tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--config.job=trian"], "did you mean 'train'?"),
+        (["--config.optim.rl=1"], "a key that the configuration doesn't have: rl"),
+        (["--config.optim.warm_steps=1"], 'Did you mean "warmup_steps" instead of "warm_steps"'),
+        (["--config.optim.lr=fast"], "--config.optim.lr=fast: could not convert string to float"),
+        (["--confg=x"], "Unknown command line flag 'confg'. Did you mean: config,"),
+        (["--config=configs/pretrain.py:B/17,x"], "ValueError: There is no model variant 'B/17'"),
+        (["--config=configs/vtab.py:B/16,x"], "ValueError: VTAB has no task 'x': take one of"),
+        (["--config=configs/none.py"], "configs/none.py"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_clear_message(tmp_path, changes, message):
+    command = launch(*changes, folder="/nowhere", workdir=tmp_path)
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "did you mean 'train'?" in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr

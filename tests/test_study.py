@@ -32,7 +32,9 @@ def noted(folder):
     return json.loads((folder / "summary.json").read_text())["config"]
 
 
-def test_a_sweep_chooses_on_held_out_examples_and_tests_once(settings, tmp_path, monkeypatch):
+def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
+    settings, tmp_path, monkeypatch, caplog
+):
     settings.job, settings.sweep.lr, settings.sweep.held_out = "sweep", (0.03, 1e-50), 0.25
     calls = []
     original = train.train
@@ -45,6 +47,8 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(settings, tmp_path,
     result = study.sweep(settings, tmp_path)
     assert calls == ["lr_1e-50", "lr_0.03", "best"]
     assert result["lr"] == 0.03 and result["step"] == 20
+
+    assert "The best rate, 0.03, is at the end of sweep.lr" in caplog.text
 
     rows = table(result["table"])
     assert [float(row["lr"]) for row in rows] == [1e-50, 0.03]

@@ -56,6 +56,25 @@ def _on_cpu() -> bool:
     return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Returns what is left of the command line; exits with one paragraph where it is wrong.
+
+    That can be a flag, a key of the configuration, or the argument of a configuration file.
+    """
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        told = str(error).strip()
+        if "Traceback" in told:  # of what a configuration file raised
+            told = f"{told.partition(': Error')[0]}: {told.splitlines()[-1].strip()}"
+        sys.exit(told)
+    except (AttributeError, KeyError) as error:
+        told = " ".join(str(error).split()).strip("\"'")
+        sys.exit(f"The command line sets a key that the configuration doesn't have: {told}")
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
 def main(argv: list[str]) -> None:
     """Runs `config.job` and prints its summary as one line of JSON on stdout."""
     if len(argv) > 1:
@@ -71,10 +90,10 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print(f"Stopped; the same command goes on from what {workdir} holds.", file=sys.stderr)
         return
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps(summary))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

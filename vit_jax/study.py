@@ -55,10 +55,12 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
         result = trained(trial, folder / f"lr_{rate:g}")
         rows.append({
             "lr": rate,
-            "held_out_accuracy": result["test_accuracy"],
-            "held_out_loss": result["test_loss"],
+            "held_out_accuracy": round(result["test_accuracy"], 4),
+            "held_out_loss": round(result["test_loss"], 4),
         })  # fmt: skip
     best = max(rows, key=lambda row: row["held_out_accuracy"])
+    if len(rows) > 1 and best in (rows[0], rows[-1]):
+        logger.warning("The best rate, %g, is at the end of sweep.lr: try others.", best["lr"])
     for row in rows:
         row["chosen"] = "yes" if row is best else ""
     _write_table(folder / "sweep.csv", rows, rows)
