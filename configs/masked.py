@@ -12,7 +12,7 @@ base rate 2e-4, 10,000 warm-up steps, cosine decay, batch 4096, and a million of
 JFT-300M. Others get the recipe of `pretrain.py` for small data, for 40 epochs, and read the mean of
 the patches: the class token is what no loss of masked patches looks at.
 
-Fine-tune from the workdir: `--config.init_from=runs/masked --config.model.pool=gap`.
+Fine-tune from the workdir: `--config.init_from=runs/masked`.
 """
 
 import pathlib

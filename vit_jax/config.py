@@ -45,7 +45,7 @@ def default() -> ConfigDict:
     # The rest replaces the row's values; None keeps them. ResNets have axial and the last three.
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
     config.model.stochastic_depth = placeholder(float)  # probability at the last block; paper: 0
-    config.model.pool = placeholder(str)  # the head reads the class "token", or "gap": their mean
+    config.model.pool = placeholder(str)  # head reads "token" (paper) or "gap"; None: as init_from
     config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training
     config.model.positions = placeholder(str)  # "1d" (paper), "2d", "relative", "sincos", "none"
     config.model.positions_at = placeholder(str)  # "stem" (paper), "layers", "shared" by layers

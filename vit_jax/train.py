@@ -364,7 +364,7 @@ def _origin(config: ConfigDict) -> checkpoint_lib.Checkpoint:
 def _inherit(config: ConfigDict, origin: ConfigDict) -> ConfigDict:
     """Returns a copy with what weights are computed with, where `config` leaves it open."""
     config = config.copy_and_resolve_references()
-    for key in ("gelu", "norm_epsilon", "kernel_epsilon", "positions", "positions_at"):
+    for key in ("gelu", "norm_epsilon", "kernel_epsilon", "positions", "positions_at", "pool"):
         if config.model[key] is None:
             config.model[key] = origin.model.get(key)
     return config
