@@ -60,7 +60,7 @@ def test_one_shot_compares_with_the_examples(rng):
 
 
 class Labelled:
-    """A source of labels; its images are JPEGs of the label's grey."""
+    """A source of labels without images, which counts how many are read."""
 
     def __init__(self, labels):
         self.labels, self.read = labels, 0
