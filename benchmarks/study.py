@@ -5,7 +5,7 @@
 
 (a) A ViT, a BiT ResNet and a hybrid of equal FLOPs from scratch, by compute (`configs/compare.py`).
 (b) The same ViT on few labels: from scratch, and after pre-training on drawn flowers with labels or
-    on all photos without (masked patch prediction).
+    on all training photos without (masked patch prediction).
 (c) Linear classifiers on the frozen representations of (b)'s models, by shots.
 
 Writes WORKDIR/study.md, tables with what was measured, and compare/compare.png. A study that was

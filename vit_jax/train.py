@@ -140,8 +140,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     def tested() -> dict[str, float]:
         columns = _test_columns(_sums(program, state.params, test_batches))
         if state.average is not None:
-            average = _test_columns(_sums(program, state.average, test_batches))
-            columns |= {f"polyak_{name}": value for name, value in average.items()}
+            columns |= _polyak_columns(_sums(program, state.average, test_batches))
         return columns
 
     def probed() -> dict[str, float]:
@@ -237,8 +236,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     seconds = time.monotonic() - start
     columns = _test_columns(sums)
     if checkpoint.average is not None:
-        average = _sums(program, _placed(program, checkpoint.average), batches)
-        columns |= {f"polyak_{name}": value for name, value in _test_columns(average).items()}
+        average = _placed(program, checkpoint.average)
+        columns |= _polyak_columns(_sums(program, average, batches))
     table = pathlib.Path(workdir) / "confusion_matrix.csv"
     if jax.process_index() == 0:
         _write_confusion(table, sums["confusion"], dataset.class_names)
@@ -430,6 +429,10 @@ def _sums(program: parallel.Parallel, params: Any, batches: Iterable[data.Batch]
 
 def _test_columns(sums: step_lib.Metrics) -> dict[str, float]:
     return {f"test_{name}": value for name, value in step_lib.means(sums).items()}
+
+
+def _polyak_columns(sums: step_lib.Metrics) -> dict[str, float]:
+    return {f"polyak_{name}": value for name, value in _test_columns(sums).items()}
 
 
 def _write_confusion(path: pathlib.Path, table: np.ndarray, class_names: tuple[str, ...]) -> None:
