@@ -75,6 +75,20 @@ def test_decode_refuses_a_truncated_jpeg(picture):
         preprocess.decode(data[: len(data) // 2])
 
 
+def test_decode_opens_few_formats(picture):
+    """Pillow would hand EPS to another program, whatever the file is named."""
+    with pytest.raises(ValueError, match="not a readable image: expected JPEG, PNG, WEBP, GIF"):
+        preprocess.decode(encode(Image.fromarray(picture), format="EPS"))
+
+
+def test_decode_refuses_a_decompression_bomb(picture):
+    data = encode(Image.fromarray(picture), format="JPEG")
+    at = data.index(b"\xff\xc0") + 5  # where the frame's height and width are
+    sides = (20_000).to_bytes(2, "big") * 2
+    with pytest.raises(ValueError, match="not a readable image: .*decompression bomb"):
+        preprocess.decode(data[:at] + sides + data[at + 4 :])
+
+
 def test_resize_samples_pixel_centres():
     """Halving with bilinear interpolation at pixel centres averages 2x2 blocks."""
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)

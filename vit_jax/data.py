@@ -328,20 +328,28 @@ def eval_batches(
     """
     size = image_shape(options.image_size)
 
-    def view(image: np.ndarray) -> np.ndarray:
-        if options.eval_crop == "whole":
-            return preprocess.resize(image, size)
-        return preprocess.central_crop(image, size, options.crop_fraction)
-
     def batch(indices: np.ndarray) -> Batch:
         examples = [source[i] for i in indices if i < len(source)]
-        images = [view(_decode(example)) for example in examples]
+        images = [evaluation_view(_decode(example), size, options) for example in examples]
         return _collate(images, examples, num_classes, batch_size, size)
 
     steps = -(-len(source) // (batch_size * processes))
     indices = grain.MapDataset.range(steps * batch_size * processes)
     batches = indices[process::processes].batch(batch_size).map(batch)
     return batches.to_iter_dataset(_read_options(options))
+
+
+def evaluation_view(image: np.ndarray, size: tuple[int, int], options: ConfigDict) -> np.ndarray:
+    """Returns what a model sees of an image in evaluation: uint8 (h, w, 3).
+
+    Args:
+      image: uint8 RGB (height, width, 3).
+      size: the result's (h, w).
+      options: `config.data`: its `eval_crop` and `crop_fraction` say which part.
+    """
+    if options.eval_crop == "whole":
+        return preprocess.resize(image, size)
+    return preprocess.central_crop(image, size, options.crop_fraction)
 
 
 def _read_options(options: ConfigDict) -> grain.ReadOptions:

@@ -15,35 +15,49 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 _JPEG = b"\xff\xd8"
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
+_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to open an image
 _JPEG_HEAD = 64 * 1024  # bytes in which a JPEG's EXIF block can be: it is one segment of 64 KiB
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes an encoded image to uint8 RGB (h, w, 3), upright.
+    """Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF image to uint8 RGB (h, w, 3), upright.
 
     JPEGs go through libjpeg-turbo's accurate DCT. What needs more than that (a rotation in EXIF,
-    CMYK) and every other format goes through Pillow. Alpha is dropped, grey is repeated, 16-bit
-    is scaled to 8.
+    CMYK) and every other format goes through Pillow.
 
     Raises:
-      ValueError: the bytes are not a whole image of a known format.
+      ValueError: the bytes are not a whole image of one of these formats, or one of more than 179
+        million pixels, where Pillow suspects a decompression bomb.
     """
     if data.startswith(_JPEG) and b"Exif\x00" not in data[:_JPEG_HEAD]:
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            if height * width <= _MAX_PIXELS:
+                return simplejpeg.decode_jpeg(data, colorspace="RGB")
         except ValueError:  # CMYK, or damaged: Pillow converts the one and names the other
             pass
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            return from_pillow(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"not a readable image: expected {', '.join(_FORMATS)}") from error
+    except Exception as error:  # damaged files make decoders raise errors of many kinds
         raise ValueError(f"not a readable image: {error}") from error
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """Returns a Pillow image as uint8 RGB (h, w, 3), upright.
+
+    Alpha is dropped, grey is repeated, 16-bit is scaled to 8, a rotation in EXIF is carried out.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
