@@ -33,16 +33,31 @@ def attend(
       **unused: what `flax.linen.MultiHeadDotProductAttention` passes besides (masks, dropout);
         ViT uses none of it.
     """
-    query = query * (query.shape[-1] ** -0.5)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    if relative is not None:
-        scores += jnp.einsum("bqhd,qkd->bhqk", query, relative.astype(query.dtype),
-                             preferred_element_type=jnp.float32)
+    scores = _scores(query, key, relative)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1)  # (b, heads, n)
     y = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value,
                    preferred_element_type=jnp.float32)
     return (y / jnp.swapaxes(total, 1, 2)[..., None]).astype(value.dtype)
+
+
+def attention_weights(
+    query: jax.Array, key: jax.Array, *, relative: jax.Array | None = None
+) -> jax.Array:
+    """Returns the weights softmax(q k^T / sqrt(depth)) (b, heads, n, n) [query, key], float32.
+
+    Equation 6: what `attend` multiplies the values with. Arguments are those of `attend`.
+    """
+    return jax.nn.softmax(_scores(query, key, relative))
+
+
+def _scores(query: jax.Array, key: jax.Array, relative: jax.Array | None) -> jax.Array:
+    query = query * (query.shape[-1] ** -0.5)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    if relative is not None:
+        scores += jnp.einsum("bqhd,qkd->bhqk", query, relative.astype(query.dtype),
+                             preferred_element_type=jnp.float32)
+    return scores
 
 
 class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):

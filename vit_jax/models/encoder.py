@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.attention import self_attention
 from vit_jax.models.axial import along_columns, along_rows
-from vit_jax.models.positions import GridPositions, LearnedPositions, SincosPositions
+from vit_jax.models.positions import absolute_positions
 
 # The published checkpoints were trained with the tanh approximation; PyTorch's ViTs are exact.
 GELUS = {
@@ -133,12 +133,7 @@ class Encoder(nn.Module):
             gelu=self.gelu,
             dtype=self.dtype,
         )
-        tables = {
-            "1d": LearnedPositions,
-            "2d": functools.partial(GridPositions, self.grid),
-            "sincos": functools.partial(SincosPositions, self.grid),
-        }
-        table = tables.get(self.positions)
+        table = absolute_positions(self.positions, self.grid)
         if table and self.positions_at != "layers":
             positions = table(name="posembed_input")
         z = x

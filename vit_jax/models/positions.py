@@ -6,6 +6,9 @@ the published checkpoints did.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,6 +91,20 @@ class SincosPositions(nn.Module):
         tokens = x.shape[1] - self.grid[0] * self.grid[1]
         table = sincos_table(self.grid, x.shape[-1], tokens)
         return x + jnp.asarray(table, x.dtype)
+
+
+def absolute_positions(kind: str, grid: tuple[int, int]) -> Callable[..., nn.Module] | None:
+    """Returns what makes the module that adds positions to tokens, None for other kinds.
+
+    Args:
+      kind: one of `KINDS`; "relative" and "none" add nothing.
+      grid: (rows, columns) of the patches.
+    """
+    return {
+        "1d": LearnedPositions,
+        "2d": functools.partial(GridPositions, grid),
+        "sincos": functools.partial(SincosPositions, grid),
+    }.get(kind)
 
 
 class RelativePositions(nn.Module):
