@@ -1,0 +1,45 @@
+"""Makes the pictures of the documentation and runs its notebook: `make docs`.
+
+Everything comes from what the repository holds: `checkpoints/quickstart` and drawn flowers.
+"""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+
+from vit_jax import interop, visualize
+from vit_jax.datasets import rendered_flowers
+
+DOCS = pathlib.Path(__file__).parent
+SEED = 8  # not of the images that the checkpoint was trained on
+
+
+def draw_flowers(folder: pathlib.Path) -> list[str]:
+    """Draws a flower of each kind into FOLDER/KIND.png, 128 x 128 pixels; returns the paths."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(SEED)
+    paths = []
+    for kind in rendered_flowers.KINDS:
+        path = folder / f"{kind}.png"
+        Image.fromarray(rendered_flowers.render(kind, rng, size=128)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def main() -> None:
+    """Draws docs/flowers and docs/report, and runs docs/flowers.ipynb in place."""
+    flowers = draw_flowers(DOCS / "flowers")
+    checkpoint = interop.restore(DOCS.parent / "checkpoints" / "quickstart")
+    visualize.visualize(checkpoint, flowers, DOCS / "report")
+    subprocess.run(
+        [sys.executable, "-m", "nbconvert", "--to=notebook", "--execute", "--inplace",
+         "--ExecutePreprocessor.record_timing=False", str(DOCS / "flowers.ipynb")],
+        check=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
