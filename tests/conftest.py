@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from vit_jax import models
+from vit_jax import cost, interop, models
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -53,6 +53,19 @@ def random_params(model, seed=0):
         )
 
     return draw(jax.random.key(seed))
+
+
+def random_checkpoint(variant, num_classes=3, **attributes):
+    """A checkpoint, of no file, for images of 32 x 48 pixels; some name of a class is HTML."""
+    shape = (32, 48)
+    shapes = cost.parameter_shapes(
+        models.build(variant, num_classes=num_classes, **attributes), shape
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
+    config = interop.weights.config_of(variant, shape, **attributes)
+    names = ("a <b>", "b", "c")[:num_classes]
+    return interop.Checkpoint("a/checkpoint", params, config, names, 0)
 
 
 @pytest.fixture

@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, random_checkpoint
 from PIL import Image
 
-from vit_jax import cost, figures, interop, interpret, models, predict, visualize
+from vit_jax import figures, interpret, predict, visualize
 
 FLOWERS = sorted(map(str, (REPOSITORY / "docs" / "flowers").glob("*.png")))
 SIZES = dict(width=24, mlp_dim=32, num_heads=2, depth=4)
@@ -27,14 +26,7 @@ KINDS = {
 
 def checkpoint(kind, num_classes=3):
     variant, attributes = KINDS[kind]
-    shape = (32, 48)
-    model = models.build(variant, num_classes=num_classes, **attributes)
-    rng = np.random.default_rng(0)
-    shapes = cost.parameter_shapes(model, shape)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
-    config = interop.weights.config_of(variant, shape, **attributes)
-    names = ("a <b>", "b", "c")[:num_classes]
-    return interop.Checkpoint("a/checkpoint", params, config, names, 0)
+    return random_checkpoint(variant, num_classes, **attributes)
 
 
 class Reader(html.parser.HTMLParser):

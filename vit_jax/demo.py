@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _SIDE = 384  # pixels of a photo's shorter side on the page
 _TOP = 5  # classes with their probabilities
-_NAMED = 10  # classes at the head of the page
 _WIDTH, _HEIGHT = 300, 320  # of a column at least, of a picture; pixels
 _MEGABYTE = 2**20
 _KEPT = 3600  # seconds between deletions of uploaded images and drawn pictures of that age
@@ -122,7 +121,7 @@ def page(
     look = looker(checkpoint)
     blank = look(np.zeros((*checkpoint.image_shape, 3), np.uint8))  # compiles before anyone waits
     figures.overlay(blank.photo, blank.places)  # imports what draws
-    name = checkpoint.config.model.variant
+    name, about = checkpoint.config.model.variant, visualize.about(checkpoint)
     model = checkpoint.model()
     if blank.heads is None:
         title = "Where it sees the class"
@@ -135,7 +134,7 @@ def page(
     with gr.Blocks(
         title=f"What {name} sees", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)
     ) as blocks:
-        gr.HTML(f"<h1>What {html.escape(name)} sees</h1><p>{html.escape(_about(checkpoint))}</p>")
+        gr.HTML(f"<h1>What {html.escape(name)} sees</h1><p>{html.escape(about)}</p>")
         seen, sliders = gr.State(), []
         with gr.Row():
             with gr.Column(min_width=_WIDTH):
@@ -230,16 +229,6 @@ def _opened(upload: Mapping[str, Any], folder: str, max_megabytes: float) -> np.
         return predict.read(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{name} is {error}. Try a photo as JPEG, PNG or WebP.") from error
-
-
-# ----------------------------------------------------------------------------------- its text
-
-
-def _about(checkpoint: interop.Checkpoint) -> str:
-    names = checkpoint.class_names
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    named = f" ({', '.join(names[:_NAMED])}{more})" if names else ""
-    return f"{convert.describe(checkpoint, parameters=False)}{named}."
 
 
 # -------------------------------------------------------------------------------- the command

@@ -24,6 +24,7 @@ from vit_jax.models.resnet import ResNet
 
 _SIDE = 288  # pixels of a photo's shorter side in the report
 _TOP = 3  # classes named under a photo
+_NAMED = 10  # classes named of a model
 
 
 class Picture(NamedTuple):
@@ -311,7 +312,8 @@ def _page(
 ) -> str:
     """Returns the page, with the pictures that lie in `out` inside."""
     variant = html.escape(checkpoint.config.model.variant)
-    body = [f"<h1>What {variant} sees</h1>", f"<p>{html.escape(_summary(checkpoint))}</p>"]
+    text = f"{about(checkpoint)} Read from {checkpoint.path}."
+    body = [f"<h1>What {variant} sees</h1>", f"<p>{html.escape(text)}</p>"]
     for section in sections:
         body += [f"<h2>{section.title}</h2>", f"<p>{section.text}</p>", '<div class="pictures">']
         for picture in section.pictures:
@@ -334,19 +336,20 @@ def _page(
     return "\n".join(lines)
 
 
-def _summary(checkpoint: interop.Checkpoint) -> str:
-    model = checkpoint.model()
+def about(checkpoint: interop.Checkpoint) -> str:
+    """Returns two sentences on a model: its size and classes, and how it cuts an image."""
+    model, names = checkpoint.model(), checkpoint.class_names
     rows, columns = model.grid(checkpoint.image_shape)
     if isinstance(model, ResNet):
-        parts = f"a feature map of {rows} x {columns}"
+        parts = f"Its last feature map has {rows} x {columns} places."
     else:
         parts = (
-            f"{rows} x {columns} patches of {model.stride[0]} x {model.stride[1]} pixels, "
-            f"{model.depth} blocks of {model.num_heads} heads"
+            f"It sees {rows} x {columns} patches of {model.stride[0]} x {model.stride[1]} pixels "
+            f"with {model.num_heads} heads in each of {model.depth} blocks."
         )
-    described = convert.describe(checkpoint, parameters=False)
-    names = f" ({', '.join(checkpoint.class_names[:10])})" if checkpoint.class_names else ""
-    return f"{described}; {parts}{names}. From {checkpoint.path}."
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    named = f", for {', '.join(names[:_NAMED])}{more}" if names else ""
+    return f"{convert.describe(checkpoint, parameters=False)}{named}. {parts}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
