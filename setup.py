@@ -4,7 +4,12 @@ import pathlib
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest", "scikit-learn", "timm>=1.0.20", "torch==2.13.0", "transformers>=5"]
+DEMO = ["gradio>=6.30"]
+ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
+TEST = [
+    *DEMO, *ONNX, "nbformat", "playwright", "pytest", "scikit-learn", "timm>=1.0.20",
+    "torch==2.13.0", "transformers>=5",
+]  # fmt: skip
 
 setup(
     name="vit_jax",
@@ -20,6 +25,7 @@ setup(
         "array-record",
         "chex",
         "etils[epath]",
+        "flatbuffers",  # jax.export needs it without saying so
         "flax",
         "grain",
         "importlib_resources",  # tensorflow-datasets needs it without saying so
@@ -43,6 +49,9 @@ setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "prepare": ["tensorflow-cpu"],  # only for tfds builders that can't do without it
+        "demo": DEMO,
+        "onnx": ONNX,
+        "docs": ["ipykernel", "nbconvert"],
         "test": TEST,
         "dev": [*TEST, "ruff"],
     },

@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("npz", "orbax", "timm", "hf")
 
-__all__ = ["FORMATS", "Checkpoint", "adapt", "grid", "load", "restore", "save", "write"]
+__all__ = [
+    "FORMATS", "Checkpoint", "adapt", "grid", "learned_positions", "load", "replacing", "restore",
+    "save", "write",
+]  # fmt: skip
 
 
 def restore(
@@ -209,8 +212,8 @@ def write(checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str
         checkpoint_lib.save(checkpoint, path)
         return
     if checkpoint.config.model.positions == "sincos":
-        checkpoint = _with_table(checkpoint)
-    with _partial(pathlib.Path(path)) as partial:
+        checkpoint = learned_positions(checkpoint)
+    with replacing(pathlib.Path(path)) as partial:
         if format == "npz":
             npz.write(partial, weights.arrays(checkpoint, layouts.NPZ))
         elif format == "timm":
@@ -221,8 +224,12 @@ def write(checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str
         logger.warning("%s: other readers of this format don't know that it is for %s.", path, note)
 
 
-def _with_table(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns a checkpoint with its fixed positions as a learned table, as other formats have."""
+def learned_positions(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint with its fixed positions as a learned table, as other formats have.
+
+    Raises:
+      ValueError: its image size, on which they depend, is not known.
+    """
     if checkpoint.image_shape is None:
         raise ValueError(f"{checkpoint.path} has positions='sincos': give its image_size.")
     model = checkpoint.model()
@@ -251,8 +258,8 @@ def _untold(model: Any, format: str) -> str:
 
 
 @contextlib.contextmanager
-def _partial(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path` that takes its place when all went well, else is removed."""
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path`, which takes its place if all goes well, else vanishes."""
     partial = path.with_name(f".partial-{path.name}")
     try:
         yield partial

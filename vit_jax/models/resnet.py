@@ -118,7 +118,9 @@ class PreActivationUnit(nn.Module):
             y = AxialAttention(num_heads=8, dtype=self.dtype, name="attention")(y)
             if self.stride > 1:
                 window = (self.stride, self.stride)
-                y = nn.avg_pool(y, window, window, padding="SAME", count_include_pad=False)
+                y = nn.avg_pool(
+                    y, window_shape=window, strides=window, padding="SAME", count_include_pad=False
+                )
         else:
             y = conv(self.features, size=3, stride=self.stride, name="conv2")(y)
         y = nn.relu(norm(name="gn3")(y))
@@ -175,7 +177,7 @@ def hybrid_stem(
     options = dict(epsilon=kernel_epsilon, dtype=dtype)
     x = StdConv(64, size=7, stride=2, **options, name="conv_root")(images)
     x = nn.relu(nn.GroupNorm(epsilon=1e-6, dtype=dtype, name="gn_root")(x))
-    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+    x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
     unit = functools.partial(PostActivationUnit, kernel_epsilon=kernel_epsilon, dtype=dtype)
     return _stages(x, layers, 64, unit)
 
@@ -224,7 +226,7 @@ class ResNet(nn.Module):
         options = dict(bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
         x = StdConv(width, size=7, stride=2, **options, name="conv_root")(images)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         unit = functools.partial(
             PreActivationUnit,
             axial=self.axial,
