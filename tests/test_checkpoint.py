@@ -3,7 +3,7 @@ import numpy as np
 import optax
 import pytest
 
-from vit_jax import checkpoint, config, data, models, step
+from vit_jax import checkpoint, config, models, step
 
 CLASSES = ("a", "b", "c")
 
@@ -26,33 +26,21 @@ def state_of(settings, seed):
     return step.TrainState(state.step + seed, *noisy)
 
 
-@pytest.fixture
-def batches(image_folder, settings):
-    source = data.open_dataset(str(image_folder)).source("train")
-    return lambda: data.train_batches(
-        source, settings.data, num_classes=len(CLASSES), batch_size=8, seed=3
-    )
-
-
 def assert_equal(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-def test_restores_state_and_data_position_bit_for_bit(tmp_path, settings, batches):
-    saved, stream = state_of(settings, 3), batches()
-    for _ in range(3):
-        next(stream)
+def test_restores_state_bit_for_bit(tmp_path, settings):
+    saved = state_of(settings, 3)
     store = checkpoint.Checkpoints(tmp_path, keep=2)
-    store.save(saved, stream, settings, CLASSES)
-    following = [next(stream) for _ in range(3)]  # while it is being written
+    store.save(saved, settings, CLASSES)
     store.close()
 
-    again, stream = checkpoint.Checkpoints(tmp_path, keep=2), batches()
+    again = checkpoint.Checkpoints(tmp_path, keep=2)
     assert again.latest_step() == 3
-    restored = again.restore(state_of(settings, 0), stream)
+    restored = again.restore(state_of(settings, 0))
     assert_equal(restored, saved)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
-    assert_equal([next(stream) for _ in range(3)], following)
 
 
 def averaged(settings, seed):
@@ -60,42 +48,42 @@ def averaged(settings, seed):
     return state.replace(average=jax.tree.map(lambda x: x - 1, state.params))
 
 
-def test_a_polyak_average_is_kept_beside_the_parameters(tmp_path, settings, batches):
-    saved, stream = averaged(settings, 2), batches()
+def test_a_polyak_average_is_kept_beside_the_parameters(tmp_path, settings):
+    saved = averaged(settings, 2)
     store = checkpoint.Checkpoints(tmp_path, keep=1)
-    store.save(saved, stream, settings, CLASSES)
+    store.save(saved, settings, CLASSES)
     store.close()
     store = checkpoint.Checkpoints(tmp_path, keep=1)
-    assert_equal(store.restore(averaged(settings, 0), stream), saved)
+    assert_equal(store.restore(averaged(settings, 0)), saved)
     for lazy in (False, True):
         found = checkpoint.load(tmp_path, lazy=lazy)
         assert_equal(jax.tree.map(np.asarray, found.params), saved.params)
         assert_equal(jax.tree.map(np.asarray, found.average), saved.average)
     with pytest.raises(ValueError, match=r"has a Polyak average: optim\.polyak can't be turned"):
-        store.restore(state_of(settings, 0), stream)
+        store.restore(state_of(settings, 0))
 
 
-def test_an_average_that_was_not_kept_is_missed(tmp_path, settings, batches):
+def test_an_average_that_was_not_kept_is_missed(tmp_path, settings):
     store = checkpoint.Checkpoints(tmp_path, keep=1)
-    store.save(state_of(settings, 2), batches(), settings, CLASSES)
+    store.save(state_of(settings, 2), settings, CLASSES)
     store.close()
     assert checkpoint.load(tmp_path).average is None
     with pytest.raises(ValueError, match=r"has no Polyak average: optim\.polyak can't be turned"):
-        checkpoint.Checkpoints(tmp_path, keep=1).restore(averaged(settings, 0), batches())
+        checkpoint.Checkpoints(tmp_path, keep=1).restore(averaged(settings, 0))
 
 
-def test_keeps_the_newest(tmp_path, settings, batches):
+def test_keeps_the_newest(tmp_path, settings):
     store = checkpoint.Checkpoints(tmp_path, keep=2)
     for number in (1, 2, 3, 4):
-        store.save(state_of(settings, number), batches(), settings, CLASSES)
+        store.save(state_of(settings, number), settings, CLASSES)
     store.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
 
 
-def test_opens_without_its_configuration(tmp_path, settings, batches, rng):
+def test_opens_without_its_configuration(tmp_path, settings, rng):
     saved = state_of(settings, 5)
     store = checkpoint.Checkpoints(tmp_path, keep=1)
-    store.save(saved, batches(), settings, CLASSES)
+    store.save(saved, settings, CLASSES)
     store.close()
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "5"):
         opened = checkpoint.load(path)
@@ -112,12 +100,12 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_restoring_another_model_names_every_difference(tmp_path, settings, batches):
+def test_restoring_another_model_names_every_difference(tmp_path, settings):
     store = checkpoint.Checkpoints(tmp_path, keep=1)
-    store.save(state_of(settings, 1), batches(), settings, CLASSES)
+    store.save(state_of(settings, 1), settings, CLASSES)
     settings.model.update(depth=2, mlp_dim=40, pool="gap")
     with pytest.raises(ValueError) as error:
-        store.restore(state_of(settings, 0), batches())
+        store.restore(state_of(settings, 0))
     store.close()
     for part in (
         "cls is not in the model",

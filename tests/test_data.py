@@ -74,6 +74,29 @@ def test_training_visits_every_example_once_an_epoch_in_changing_order(options):
     assert (epochs[0] != epochs[1]).any() and (epochs[1] != epochs[2]).any()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_iterator_goes_to_any_step(options, processes):
+    """What a run of one process began can be continued by two."""
+    source = NumberedSource(20)
+    one = data.train_batches(source, options, num_classes=20, batch_size=8, seed=5)
+    for _ in range(4):  # an epoch and a half
+        next(one)
+    parts = [
+        data.train_batches(source, options, num_classes=20, batch_size=8 // processes, seed=5,
+                           process=p, processes=processes)
+        for p in range(processes)
+    ]  # fmt: skip
+    for part in parts:
+        next(part)
+        data.go_to(part, 4)
+    for _ in range(3):
+        whole = next(one)
+        for p, part in enumerate(parts):
+            found = next(part)
+            for name in ("image", "label"):
+                np.testing.assert_array_equal(found[name], whole[name][p::processes])
+
+
 class NumberedSource:
     """n tiny noise images whose label is their number."""
 

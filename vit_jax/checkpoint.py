@@ -1,9 +1,9 @@
-"""Orbax checkpoints of a run: `WORKDIR/checkpoints/STEP/{params,optimizer,data,metadata}`.
+"""Orbax checkpoints of a run: `WORKDIR/checkpoints/STEP/{params,optimizer,metadata}`.
 
 `params`, `optimizer` (with the step) and, where one is kept, `average`, the Polyak average of the
-parameters, are arrays, `data` is the position of the training
-iterator, and `metadata` is JSON that lets a checkpoint be opened without its configuration:
-`config`, `class_names`, `step`.
+parameters, are arrays, and `metadata` is JSON that lets a checkpoint be opened without its
+configuration: `config`, `class_names`, `step`. The position in the data is the step. Arrays are
+written by all processes, each the parts it holds, and read by any number of devices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +104,6 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        batches: grain.DatasetIterator,
         config: ConfigDict,
         class_names: tuple[str, ...],
     ) -> None:
@@ -118,17 +116,15 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 **arrays,
-                data=grain.checkpoint.CheckpointSave(batches),
                 metadata=ocp.args.JsonSave(_noted(config, class_names, step)),
             ),
         )
 
-    def restore(self, state: TrainState, batches: grain.DatasetIterator) -> TrainState:
-        """Returns the newest checkpoint's state, and moves `batches` to where it was.
+    def restore(self, state: TrainState) -> TrainState:
+        """Returns the newest checkpoint's state.
 
         Args:
           state: gives structure, shapes and placement on the devices.
-          batches: the training iterator.
 
         Raises:
           ValueError: the parameters are not those of `state`; each difference is named. Or only
@@ -147,10 +143,7 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _items(state).items()
         }
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(**arrays, data=grain.checkpoint.CheckpointRestore(batches)),
-        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
         average = {"average": restored.average} if "average" in arrays else {}
         return TrainState(params=restored.params, **restored.optimizer, **average)
 

@@ -21,7 +21,7 @@ DECAYS = ("cosine", "linear", "constant")
 CROPS = ("inception", "resize")
 EVAL_CROPS = ("central", "whole")
 DTYPES = ("float32", "bfloat16")
-PARALLEL = ("pmap",)
+PARALLEL = ("pmap", "sharded")
 RESIZES = ("linear", "cubic")
 
 
@@ -38,7 +38,10 @@ def default() -> ConfigDict:
     config.objective = "classification"  # or "masked_patches", without labels; paper: B.1.2
     config.seed = 0  # of parameters, data order, augmentation and dropout
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are always float32
-    config.parallel = "pmap"  # how the step is spread over the devices
+    # How the step is spread over the devices: "pmap", each holds the whole state, or "sharded",
+    # they divide it, for models too large for one.
+    config.parallel = "pmap"
+    config.fsdp = placeholder(int)  # devices that divide one state, "sharded"; None: all of them
 
     config.model = ConfigDict()
     config.model.variant = "B/16"  # a row of vit_jax.models.VARIANTS
@@ -232,6 +235,12 @@ def _batch_problems(config: ConfigDict, devices: int) -> Iterator[str]:
                 by += f" x accumulate_steps={config.accumulate_steps}"
             yield f"{key}={size} can't be split evenly over {by}: take a multiple of {parts}, " \
                   f"such as {fit}."
+    if config.fsdp is not None:
+        if config.parallel != "sharded":
+            yield f"fsdp={config.fsdp} is for parallel='sharded': '{config.parallel}' divides no " \
+                  f"state."
+        elif config.fsdp < 1 or devices % config.fsdp:
+            yield f"fsdp={config.fsdp} must divide the number of devices, {devices}."
 
 
 def _model_problems(config: ConfigDict) -> Iterator[str]:

@@ -269,7 +269,7 @@ def train_batches(
     process: int = 0,
     processes: int = 1,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator of training batches whose position Orbax can save.
+    """Returns an endless iterator of training batches; `go_to` changes its position.
 
     All processes go through one global order, reshuffled every epoch; process p takes examples
     p, p + processes, … of it, so the batches of two processes interleave to that of one. Each
@@ -309,6 +309,15 @@ def train_batches(
     order = order.map_with_index(lambda index, example: (index, example))
     parts = order[process::processes].batch(batch_size, drop_remainder=True, batch_fn=list)
     return iter(parts.map(batch).to_iter_dataset(_read_options(options)))
+
+
+def go_to(batches: grain.DatasetIterator, step: int) -> None:
+    """Moves a `train_batches` iterator to where it is after `step` batches.
+
+    All processes are at the same number, however many they are, so that a run can go on with
+    more or fewer of them.
+    """
+    batches.set_state({"next_index": step})
 
 
 def eval_batches(

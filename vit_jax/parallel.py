@@ -1,17 +1,19 @@
 """The seam between pure steps and devices: the only file that says pmap, Mesh, shard, replicate.
 
-`pmap` returns a `Parallel`: the same functions whatever lies beneath. To its callers, state
-is a tree of ordinary arrays.
+`pmap` and `sharded` return a `Parallel`: the same functions whatever lies beneath, for the devices
+of all processes. To their callers, state is a tree of ordinary arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from vit_jax.objectives import Metrics
 from vit_jax.step import TrainState
@@ -27,7 +29,7 @@ class Parallel(NamedTuple):
       represent: (params, device batch) -> arrays (b, …) of the whole batch of all devices, device
         by device, one after the other.
       put_batch: this process's part of a batch, host arrays (b, …) -> device batch.
-      gather: arrays that all devices hold alike -> host arrays.
+      gather: arrays -> whole arrays on the host of every process.
     """
 
     init: Callable[..., Any]
@@ -84,4 +86,93 @@ def pmap(
     )
 
 
-BODIES = {"pmap": pmap}  # by the value of config.parallel
+def sharded(
+    evaluate: Callable[..., Metrics] | None = None,
+    update: Callable[..., tuple[TrainState, Metrics]] | None = None,
+    key: jax.Array | None = None,
+    represent: Callable[..., Any] | None = None,
+    *,
+    fsdp: int | None = None,
+    smallest: int = 2**14,
+    devices: Sequence[jax.Device] | None = None,
+) -> Parallel:
+    """Data parallelism with a divided state, for models that don't fit into one device.
+
+    The devices form a mesh ("data", "fsdp"). Batches are divided over both axes; parameters,
+    optimizer state and average over "fsdp", by `partition`. The step is that of one device with
+    the whole batch: the compiler finds what to exchange. Arguments are `pmap`'s, and:
+
+    Args:
+      fsdp: devices that share one state; None for all. It divides their number.
+      smallest: arrays of fewer elements stay whole on every device.
+      devices: None for all.
+
+    Raises:
+      ValueError: `fsdp` doesn't divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shared = fsdp or len(devices)
+    if len(devices) % shared:
+        raise ValueError(f"fsdp={fsdp} doesn't divide the {len(devices)} devices.")
+    mesh = jax.make_mesh(
+        (len(devices) // shared, shared), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
+    )
+    whole = NamedSharding(mesh, PartitionSpec())
+    over_all = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def divided(tree):
+        """Tells the compiler where a state's parts go."""
+        return jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(
+                x, NamedSharding(mesh, partition(x.shape, shared, smallest))
+            ),
+            tree,
+        )
+
+    def init(function, *args):
+        return jax.jit(lambda *args: divided(function(*args)))(*args)
+
+    def mesh_update(state, batch):
+        state, metrics = update(state, batch, key)
+        return divided(state), jax.lax.with_sharding_constraint(metrics, whole)
+
+    def put_batch(batch):
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over_all, x), batch)
+
+    def gather(tree):
+        if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+            tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+        return jax.device_get(tree)
+
+    return Parallel(
+        init=init,
+        update=jax.jit(mesh_update, donate_argnums=0),
+        evaluate=jax.jit(lambda *args: evaluate(*args), out_shardings=whole),
+        represent=jax.jit(lambda *args: represent(*args), out_shardings=whole),
+        put_batch=put_batch,
+        gather=gather,
+    )
+
+
+def partition(shape: tuple[int, ...], devices: int, smallest: int) -> PartitionSpec:
+    """Returns how an array is divided over the axis "fsdp": along its longest axis that can be.
+
+    Args:
+      shape: of the array.
+      devices: along the mesh axis.
+      smallest: arrays of fewer elements stay whole.
+    """
+    axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
+    if devices == 1 or not axes or np.prod(shape) < smallest:
+        return PartitionSpec()
+    longest = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * longest, "fsdp")
+
+
+BODIES = {"pmap": pmap, "sharded": sharded}  # by the value of config.parallel
+
+
+def body(config: ConfigDict) -> Callable[..., Parallel]:
+    """Returns the function that a configuration asks for by `parallel` and `fsdp`."""
+    options = {"fsdp": config.fsdp} if config.parallel == "sharded" else {}
+    return functools.partial(BODIES[config.parallel], **options)

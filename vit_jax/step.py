@@ -82,7 +82,10 @@ def make_update(
         if accumulate_steps == 1:  # a loop of one step would halve the speed on a CPU
             total = micro_step(batch, key)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), batch)
+            # Every so many-th example: each device that holds a stretch of them has its share.
+            parts = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch
+            )
             parts = parts, jax.random.split(key, accumulate_steps)
             shapes = jax.eval_shape(micro_step, *jax.tree.map(lambda x: x[0], parts))
             total, _ = jax.lax.scan(

@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         accumulate_steps=config.accumulate_steps,
         polyak=config.optim.polyak,
     )
-    program = parallel.BODIES[config.parallel](
+    program = parallel.body(config)(
         objective.evaluate, update, update_key, fewshot.represent(model)
     )
 
@@ -127,9 +127,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         state = state.replace(params=program.init(step_lib.identity, params))
         logger.info("starting from %s", origin.path)
     elif checkpoints.latest_step() is not None:
-        state = checkpoints.restore(state, batches)
+        state = checkpoints.restore(state)
         logger.info("continuing from %s", checkpoints.path(int(state.step)))
     first_step = int(state.step)
+    data.go_to(batches, first_step)
     logger.info(
         "%s with %s parameters, steps %d to %d, %d images each, on %d x %s",
         config.model.variant, f"{parameters:,}", first_step, total_steps, config.batch_size,
@@ -178,7 +179,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
                 window = []
                 meter.start()
             if last or stop.is_set() or _every(config.checkpoint.every, step):
-                checkpoints.save(state, batches, config, class_names)
+                checkpoints.save(state, config, class_names)
             if stop.is_set():
                 raise KeyboardInterrupt
         if not result:  # the run was complete before
@@ -230,7 +231,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     _, source = data.open_source(dataset, "test", config.data.test)
     batches = eval_batches(source, num_classes=len(found))
     objective = objectives.classification(checkpoint.model(dtype=config.dtype), confusion=True)
-    program = parallel.BODIES[config.parallel](objective.evaluate)
+    program = parallel.body(config)(objective.evaluate)
     start = time.monotonic()
     sums = _sums(program, _placed(program, checkpoint.params), batches)
     seconds = time.monotonic() - start
@@ -275,7 +276,7 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         checkpoint = checkpoint.averaged()
     probe = _probe(config, _eval_batches(config, _data_options(config, checkpoint)))
     represent = fewshot.represent(checkpoint.model(dtype=config.dtype))
-    program = parallel.BODIES[config.parallel](represent=represent)
+    program = parallel.body(config)(represent=represent)
     scores = probe(_represented(program, _placed(program, checkpoint.params)))
     table = pathlib.Path(workdir) / "fewshot.csv"
     if jax.process_index() == 0:
