@@ -1,4 +1,9 @@
-"""Runs a job: `python -m vit_jax.main --config=FILE --workdir=FOLDER`."""
+"""Runs a job: `python -m vit_jax.main --config=FILE --workdir=FOLDER`.
+
+On several hosts, the same command runs on each: with `--distributed` on a TPU pod or in Slurm or
+Open MPI, which tell each process who it is, elsewhere with `--coordinator_address=HOST:PORT
+--num_processes=N --process_id=I`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +23,28 @@ from vit_jax import study, train
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and results.")
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "One of several processes, of a TPU pod, Slurm or Open MPI."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "HOST:PORT at which process 0 can be reached by all."
+)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process_id", None, "Which this is, from 0.", lower_bound=0)
 flags.mark_flags_as_required(["config", "workdir"])
+
+
+@flags.multi_flags_validator(
+    ["coordinator_address", "num_processes", "process_id"],
+    "--coordinator_address, --num_processes and --process_id go together, and processes are "
+    "counted from 0.",
+)
+def _complete(values):
+    address, count, number = values.values()
+    if (address, count, number) == (None, None, None):
+        return True
+    return None not in (address, count, number) and number < count
+
 
 _JOBS = {
     "train": train.train,
@@ -56,6 +82,23 @@ def _on_cpu() -> bool:
     return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
 
 
+def join_processes(address: str | None, count: int | None, number: int | None) -> None:
+    """Connects this process to the others; exits with one paragraph where that fails.
+
+    Args:
+      address: HOST:PORT of process 0; None, as for the others, takes what the cluster tells.
+      count: how many processes there are.
+      number: which this is, from 0.
+    """
+    try:
+        jax.distributed.initialize(address, count, number)
+    except (RuntimeError, ValueError) as error:
+        sys.exit(
+            f"The processes can't be connected: {error} Without a TPU pod, Slurm or Open MPI, "
+            f"give --coordinator_address, --num_processes and --process_id."
+        )
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Returns what is left of the command line; exits with one paragraph where it is wrong.
 
@@ -81,7 +124,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("vit_jax").setLevel(logging.INFO)
+    if _DISTRIBUTED.value or _COORDINATOR.value:
+        join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    first = jax.process_index() == 0
+    logging.getLogger("vit_jax").setLevel(logging.INFO if first else logging.WARNING)
     config, workdir = _CONFIG.value, _WORKDIR.value
     try:
         config_lib.validate(config)
@@ -92,7 +138,8 @@ def main(argv: list[str]) -> None:
         return
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps(summary))
+    if first:
+        print(json.dumps(summary))
 
 
 if __name__ == "__main__":

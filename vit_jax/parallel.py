@@ -62,6 +62,17 @@ def pmap(
     def init(function, *args):
         return jax.jit(function, out_shardings=replicated)(*args)
 
+    def global_arrays(tree):
+        """Of several hosts, `jax.pmap` returns each one's copies alone."""
+        if jax.process_count() == 1:
+            return tree
+        return jax.tree.map(
+            lambda x: jax.make_array_from_single_device_arrays(
+                x.shape, replicated, [shard.data for shard in x.addressable_shards]
+            ),
+            tree,
+        )
+
     def device_update(state, batch):
         device_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return update(state, batch, device_key, mean=lambda x: jax.lax.pmean(x, axis))
@@ -76,9 +87,13 @@ def pmap(
         devices = jax.local_device_count()
         return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
+    update_all = jax.pmap(
+        device_update, axis, in_axes=(None, 0), out_axes=None, donate_argnums=0
+    )
+
     return Parallel(
         init=init,
-        update=jax.pmap(device_update, axis, in_axes=(None, 0), out_axes=None, donate_argnums=0),
+        update=lambda state, batch: global_arrays(update_all(state, batch)),
         evaluate=jax.pmap(device_evaluate, axis, in_axes=(None, 0), out_axes=None),
         represent=jax.pmap(device_represent, axis, in_axes=(None, 0), out_axes=None),
         put_batch=put_batch,
