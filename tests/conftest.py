@@ -26,6 +26,14 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_forgotten():
+    """Each compiled program takes memory maps, and Linux gives a process 65,530: all tests together
+    would need more, and the one that gets none ends in a segmentation fault."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

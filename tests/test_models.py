@@ -578,3 +578,26 @@ def test_hybrids_cut_the_stems_features_into_patches():
     assert models.build("R+Ti/16", num_classes=0).stride == (32, 32)
     with pytest.raises(ValueError, match="of 100x224 pixels the stem makes features of 25x56"):
         shapes("R+Ti/16", (100, 224), num_classes=0)
+
+
+def test_remat_keeps_less_and_changes_neither_parameters_nor_gradients(rng):
+    """The same with dropout, whose masks are drawn again."""
+    images = rng.normal(size=(2, 16, 16, 3)).astype(np.float32)
+    params = random_params(tiny(depth=3), images)
+    gradients, kept = {}, {}
+    for remat in ("none", "dots", "full"):
+        model = tiny(depth=3, dropout=0.3, remat=remat)
+
+        def loss(params, model=model):
+            rngs = {"dropout": jax.random.key(3)}
+            return jnp.square(model.apply({"params": params}, images, train=True, rngs=rngs)).sum()
+
+        backward = jax.eval_shape(lambda params: jax.vjp(loss, params)[1], params)
+        kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
+        gradients[remat] = jax.jit(jax.grad(loss))(params)
+    assert kept["full"] < kept["dots"] < kept["none"]
+    for remat in ("dots", "full"):
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+            gradients[remat], gradients["none"],
+        )  # fmt: skip

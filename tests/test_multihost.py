@@ -22,6 +22,7 @@ def get_config():
     config.model.update(variant="Ti/16", width=24, depth=1, mlp_dim=32, num_heads=2, patch_size=8)
     config.data.update(name={folder!r}, image_size={size})
     config.update(batch_size=16, eval_batch_size=16, log_every=1, eval_every=3)
+    config.fewshot.update(every=3, shots=(1, 2))
     config.optim.update(name="sgd", lr=0.1, warmup_steps=0, decay="constant")
     return config
 """
@@ -61,7 +62,8 @@ def columns(workdir):
     with open(workdir / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == [str(i + 1) for i in range(STEPS)]
-    names = ("train_loss", "train_accuracy", "grad_norm", "test_loss", "test_accuracy")
+    names = ("train_loss", "train_accuracy", "grad_norm", "test_loss", "test_accuracy",
+             "fewshot_2")  # fmt: skip
     return {name: [float(row[name] or 0) for row in rows] for name in names}
 
 

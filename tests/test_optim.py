@@ -117,3 +117,25 @@ def test_polyak_averages_by_hand(factor):
         for name in params:
             expected = sum(w * p[name] for w, p in zip(weights, history, strict=False))
             np.testing.assert_allclose(average[name], expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_momentum_in_bfloat16_takes_half_the_memory_and_nearly_the_same_steps(settings, name):
+    settings.update(name=name, lr=0.1, weight_decay=0.1)
+    found, sizes = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        settings.momentum_dtype = dtype
+        transformation = optim.optimizer(settings, lambda count: 0.1)
+        params = jax.tree.map(lambda x: x.astype(np.float32), PARAMS)
+        state = transformation.init(params)
+        for grads in GRADS:
+            updates, state = transformation.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        arrays = [x for x in jax.tree.leaves(state) if x.ndim]
+        sizes[dtype] = sum(x.nbytes for x in arrays)
+        found[dtype] = flat(params)
+        assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype("float32")}
+    saved = 4 * len(flat(PARAMS)) // 2
+    assert sizes["float32"] - sizes["bfloat16"] == saved
+    difference = np.abs(found["bfloat16"] - found["float32"]).max()
+    assert 0 < difference < 0.02 * np.abs(found["float32"] - flat(PARAMS)).max()

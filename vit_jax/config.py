@@ -63,6 +63,9 @@ def default() -> ConfigDict:
     config.model.gelu = placeholder(str)  # "tanh" approximation (published), or "exact"
     config.model.norm_epsilon = placeholder(float)  # added to LayerNorm's variance; published: 1e-6
     config.model.kernel_epsilon = placeholder(float)  # added to a standardised kernel's variance
+    # Computes again in the backward pass, to save memory: "none", "dots" (all but products with
+    # parameters), "full" (everything of a block).
+    config.model.remat = placeholder(str)
     config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage
     config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
 
@@ -103,6 +106,7 @@ def default() -> ConfigDict:
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0: no clipping
     config.optim.label_smoothing = 0.0  # probability mass spread evenly over the classes
 
+    config.optim.momentum_dtype = "float32"  # of momentum (Adam: the first moment), or "bfloat16"
     config.optim.polyak = 0.0  # factor of the averaged parameters, 0: none; paper: 0.9999
 
     config.masked = ConfigDict()  # of masked_patches
@@ -165,6 +169,7 @@ def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
         "job": JOBS, "objective": OBJECTIVES, "masked.target": tuple(TARGETS),
         "dtype": DTYPES, "parallel": PARALLEL, "init_resize": RESIZES, "data.crop": CROPS,
         "data.eval_crop": EVAL_CROPS, "optim.name": OPTIMIZERS, "optim.decay": DECAYS,
+        "optim.momentum_dtype": DTYPES,
     }  # fmt: skip
     for key, known in choices.items():
         if (value := _get(config, key)) not in known:

@@ -45,9 +45,10 @@ def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.Gradien
       optim: `config.optim`.
       learning_rate: what `schedule` returns.
     """
+    dtype = optim.momentum_dtype  # the second moment of Adam is float32
     direction = {
-        "sgd": lambda: optax.trace(decay=optim.momentum),
-        "adam": lambda: optax.scale_by_adam(b1=optim.beta1, b2=optim.beta2),
+        "sgd": lambda: optax.trace(optim.momentum, accumulator_dtype=dtype),
+        "adam": lambda: optax.scale_by_adam(optim.beta1, optim.beta2, mu_dtype=dtype),
     }[optim.name]()
     return optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),

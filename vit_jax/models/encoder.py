@@ -19,6 +19,14 @@ GELUS = {
     "exact": functools.partial(nn.gelu, approximate=False),
 }
 
+# What a block keeps of the forward pass for the backward pass: all, what its matrix products with
+# parameters give, or its input alone; the rest is computed again.
+REMATS = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
 
 class MlpBlock(nn.Module):
     """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d)."""
@@ -120,10 +128,16 @@ class Encoder(nn.Module):
     stochastic_depth: float = 0.0
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        def apply(block, z):
+            return block(z, train=train)
+
+        if train and self.remat != "none":
+            apply = nn.remat(apply, policy=REMATS[self.remat])
         options = dict(
             mlp_dim=self.mlp_dim,
             num_heads=self.num_heads,
@@ -145,9 +159,10 @@ class Encoder(nn.Module):
             if i == 0:
                 z = nn.Dropout(self.dropout, deterministic=not train)(z)
             options["drop_path"] = self.stochastic_depth * i / max(1, self.depth - 1)
-            block = f"encoderblock_{i}"
+            name = f"encoderblock_{i}"
             if self.axial:
-                z = AxialEncoderBlock(self.grid, {**options}, name=block)(z, train=train)
+                block = AxialEncoderBlock(self.grid, {**options}, name=name)
             else:
-                z = EncoderBlock(**options, name=block)(z, train=train)
+                block = EncoderBlock(**options, name=name)
+            z = apply(block, z)
         return nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="encoder_norm")(z)

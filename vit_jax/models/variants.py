@@ -10,7 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from vit_jax.models.encoder import GELUS
+from vit_jax.models.encoder import GELUS, REMATS
 from vit_jax.models.positions import KINDS, PLACES
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import POOLS, VisionTransformer
@@ -62,7 +62,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "AxialResNet50": _resnet((3,  4,  6, 3), 1, axial=True),
 })  # fmt: skip
 
-_CHOICES = {"pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": tuple(GELUS)}
+_CHOICES = {
+    "pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": tuple(GELUS),
+    "remat": tuple(REMATS),
+}  # fmt: skip
 _INTERNAL = ("parent", "name", "num_classes")
 
 

@@ -46,6 +46,8 @@ class VisionTransformer(nn.Module):
       gelu: "tanh", the approximation the published checkpoints were trained with, or "exact",
         which PyTorch's ViTs compute.
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems are for 1e-8.
+      remat: what the encoder's blocks keep for the backward pass: "none" computes nothing again,
+        "dots" all but products with parameters, "full" everything from each block's input.
       dtype: the dtype of the computation.
     """
 
@@ -66,6 +68,7 @@ class VisionTransformer(nn.Module):
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
+    remat: str = "none"
     dtype: Any = jnp.float32
 
     @property
@@ -138,6 +141,7 @@ class VisionTransformer(nn.Module):
             stochastic_depth=self.stochastic_depth,
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
+            remat=self.remat,
             dtype=self.dtype,
             name="Transformer",
         )
