@@ -132,3 +132,20 @@ def test_a_run_with_a_divided_state_has_the_losses_of_pmap(image_folder, tmp_pat
     assert len(set(losses["pmap", None])) == 5
     for found in losses.values():
         np.testing.assert_allclose(found, losses["pmap", None], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pmap", "sharded"])
+def test_a_lowered_update_is_the_update(batch, name):
+    """Of shapes alone; compiled, it takes the state and batch that the update takes."""
+    optimizer = optax.sgd(0.1)
+    update = step.make_update(classification(tiny()), optimizer, lambda count: 0.1)
+    bodies = {"pmap": parallel.pmap, "sharded": lambda **options: made(4, **options)}
+    program = bodies[name](update=update, key=jax.random.key(0), devices=jax.devices())
+    start = state_of(optimizer)
+    shapes = jax.eval_shape(lambda: (start, jax.tree.map(jnp.asarray, batch)))
+    lowered = program.lower(*shapes).compile()
+    found = lowered(program.init(step.identity, start), program.put_batch(batch))
+    expected = program.update(program.init(step.identity, start), program.put_batch(batch))
+    jax.tree.map(
+        np.testing.assert_array_equal, program.gather(found), program.gather(expected)
+    )

@@ -246,6 +246,20 @@ def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, 
     return "+".join(kept), "+".join(held)
 
 
+def split_size(split: str, splits: Mapping[str, int]) -> int:
+    """Returns the number of examples in a split such as "train[:85%]".
+
+    Args:
+      split: in tfds's syntax.
+      splits: the numbers of examples of the data set's splits.
+
+    Raises:
+      ValueError: the syntax is wrong, or there is no such split.
+    """
+    parts = _absolute(split, splits)
+    return sum((splits[p.splitname] if p.to is None else p.to) - (p.from_ or 0) for p in parts)
+
+
 def _absolute(split: str, splits: Mapping[str, int]) -> list[Any]:
     """Returns the parts of a split, with `splitname`, `from_` and `to` in examples."""
     infos = [tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0)

@@ -8,6 +8,7 @@ Open MPI, which tell each process who it is, elsewhere with `--coordinator_addre
 from __future__ import annotations
 
 import ctypes
+import glob
 import importlib.util
 import json
 import logging
@@ -79,7 +80,10 @@ def _on_cpu() -> bool:
     """Tells whether JAX will run on the CPU, without making it start its devices."""
     if platforms := jax.config.jax_platforms:
         return platforms == "cpu"
-    return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    tpu = importlib.util.find_spec("libtpu") and (
+        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")  # else it is there to compile for one
+    )
+    return not tpu and not importlib.util.find_spec("jax_plugins")
 
 
 def join_processes(address: str | None, count: int | None, number: int | None) -> None:
@@ -99,13 +103,13 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
         )
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Returns what is left of the command line; exits with one paragraph where it is wrong.
 
     That can be a flag, a key of the configuration, or the argument of a configuration file.
     """
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except flags.Error as error:
         told = str(error).strip()
         if "Traceback" in told:  # of what a configuration file raised

@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from vit_jax.objectives import Metrics
 from vit_jax.step import TrainState
 
+SMALLEST = 2**14  # elements of an array that `sharded` divides
+
 
 class Parallel(NamedTuple):
     """One program on all devices.
@@ -25,6 +27,8 @@ class Parallel(NamedTuple):
     Attributes:
       init: (function, *arguments) -> its result, a state or a part of one, placed on the devices.
       update: (state, device batch) -> (state, metrics); the given state's buffers are reused.
+      lower: (state, this process's batch), both of `jax.ShapeDtypeStruct` -> `update`, lowered: to
+        be compiled, not run, so the devices needn't be there.
       evaluate: (params, device batch) -> sums over the whole batch of all devices.
       represent: (params, device batch) -> arrays (b, …) of the whole batch of all devices, device
         by device, one after the other.
@@ -34,6 +38,7 @@ class Parallel(NamedTuple):
 
     init: Callable[..., Any]
     update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    lower: Callable[[TrainState, Any], jax.stages.Lowered]
     evaluate: Callable[[Any, Any], Metrics]
     represent: Callable[[Any, Any], Any]
     put_batch: Callable[[Any], Any]
@@ -45,6 +50,8 @@ def pmap(
     update: Callable[..., tuple[TrainState, Metrics]] | None = None,
     key: jax.Array | None = None,
     represent: Callable[..., Any] | None = None,
+    *,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
     """Data parallelism: every device holds the whole state and computes its part of the batch.
 
@@ -53,11 +60,15 @@ def pmap(
       update: what `step.make_update` returns.
       key: the run's key; each device folds its number in, so that dropout differs between them.
       represent: (params, batch) -> arrays with one entry an example, as `fewshot.represent`.
+      devices: of this one process; None for all, of all processes.
 
     What is None can't be called.
     """
     axis = "batch"
-    replicated = NamedSharding(Mesh(np.array(jax.devices()), (axis,)), PartitionSpec())
+    mesh = Mesh(np.array(jax.devices() if devices is None else devices), (axis,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    local = jax.local_device_count() if devices is None else len(devices)
+    over_devices = functools.partial(jax.pmap, axis_name=axis, devices=devices, in_axes=(None, 0))
 
     def init(function, *args):
         return jax.jit(function, out_shardings=replicated)(*args)
@@ -84,18 +95,16 @@ def pmap(
         return jax.lax.all_gather(represent(params, batch), axis, tiled=True)
 
     def put_batch(batch):
-        devices = jax.local_device_count()
-        return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
 
-    update_all = jax.pmap(
-        device_update, axis, in_axes=(None, 0), out_axes=None, donate_argnums=0
-    )
+    update_all = over_devices(device_update, out_axes=None, donate_argnums=0)
 
     return Parallel(
         init=init,
         update=lambda state, batch: global_arrays(update_all(state, batch)),
-        evaluate=jax.pmap(device_evaluate, axis, in_axes=(None, 0), out_axes=None),
-        represent=jax.pmap(device_represent, axis, in_axes=(None, 0), out_axes=None),
+        lower=lambda state, batch: update_all.lower(state, jax.eval_shape(put_batch, batch)),
+        evaluate=over_devices(device_evaluate, out_axes=None),
+        represent=over_devices(device_represent, out_axes=None),
         put_batch=put_batch,
         gather=jax.device_get,
     )
@@ -108,7 +117,7 @@ def sharded(
     represent: Callable[..., Any] | None = None,
     *,
     fsdp: int | None = None,
-    smallest: int = 2**14,
+    smallest: int = SMALLEST,
     devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
     """Data parallelism with a divided state, for models that don't fit into one device.
@@ -135,14 +144,12 @@ def sharded(
     whole = NamedSharding(mesh, PartitionSpec())
     over_all = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
+    def part_of(x):
+        return NamedSharding(mesh, partition(x.shape, shared, smallest))
+
     def divided(tree):
         """Tells the compiler where a state's parts go."""
-        return jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(
-                x, NamedSharding(mesh, partition(x.shape, shared, smallest))
-            ),
-            tree,
-        )
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, part_of(x)), tree)
 
     def init(function, *args):
         return jax.jit(lambda *args: divided(function(*args)))(*args)
@@ -150,6 +157,17 @@ def sharded(
     def mesh_update(state, batch):
         state, metrics = update(state, batch, key)
         return divided(state), jax.lax.with_sharding_constraint(metrics, whole)
+
+    update_all = jax.jit(mesh_update, donate_argnums=0)
+
+    def lower(state, batch):
+        def placed(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return update_all.lower(
+            jax.tree.map(lambda x: placed(x, part_of(x)), state),
+            jax.tree.map(lambda x: placed(x, over_all), batch),
+        )
 
     def put_batch(batch):
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(over_all, x), batch)
@@ -161,7 +179,8 @@ def sharded(
 
     return Parallel(
         init=init,
-        update=jax.jit(mesh_update, donate_argnums=0),
+        update=update_all,
+        lower=lower,
         evaluate=jax.jit(lambda *args: evaluate(*args), out_shardings=whole),
         represent=jax.jit(lambda *args: represent(*args), out_shardings=whole),
         put_batch=put_batch,

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -91,39 +91,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         origin = _origin(config)
         config = _inherit(config, origin.config)
     class_names = () if config.objective == "masked_patches" else dataset.class_names
-    model = models.build(
-        config.model.variant,
-        num_classes=len(class_names),
-        dtype=config.dtype,
-        **config_lib.model_overrides(config),
-    )
-    objective = _objective(config, model)
-    learning_rate = optim.schedule(config.optim, total_steps)
-    optimizer = optim.optimizer(config.optim, learning_rate)
-    image_shape = data.image_shape(config.data.image_size)
-    init_key, update_key = jax.random.split(jax.random.key(config.seed))
-    update = step_lib.make_update(
-        objective,
-        optimizer,
-        learning_rate,
-        accumulate_steps=config.accumulate_steps,
-        polyak=config.optim.polyak,
-    )
+    trained = train_step(config, num_classes=len(class_names), total_steps=total_steps)
     program = parallel.body(config)(
-        objective.evaluate, update, update_key, fewshot.represent(model)
+        trained.objective.evaluate, trained.update, trained.key, fewshot.represent(trained.model)
     )
 
     # ------------------------------------------------------------- state: resumed, loaded, new
-    state = program.init(
-        functools.partial(
-            step_lib.initial_state, objective.model, optimizer, image_shape,
-            polyak=config.optim.polyak,
-        ),
-        init_key,
-    )  # fmt: skip
+    state = program.init(trained.initial, trained.init_key)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     if origin is not None:
-        params = _fitted(origin, config, model.grid(image_shape), program.gather(state.params))
+        grid = trained.model.grid(data.image_shape(config.data.image_size))
+        params = _fitted(origin, config, grid, program.gather(state.params))
         state = state.replace(params=program.init(step_lib.identity, params))
         logger.info("starting from %s", origin.path)
     elif checkpoints.latest_step() is not None:
@@ -190,6 +168,69 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         "images_per_second": round(meter.mean, 1),
         "checkpoint": checkpoints.path(checkpoints.latest_step()),
     }
+
+
+class TrainStep(NamedTuple):
+    """What a configuration trains.
+
+    Attributes:
+      model: the module that is trained; an objective may have it in another.
+      objective: what it is trained for.
+      update: what `step.make_update` returns.
+      key: the run's, for `update`.
+      initial: a key -> the state before the first step.
+      init_key: for `initial`.
+    """
+
+    model: nn.Module
+    objective: objectives.Objective
+    update: Callable[..., Any]
+    key: jax.Array
+    initial: Callable[[jax.Array], step_lib.TrainState]
+    init_key: jax.Array
+
+
+def train_step(config: ConfigDict, *, num_classes: int, total_steps: int) -> TrainStep:
+    """Returns the model, objective, update and initial state of a configuration.
+
+    Args:
+      config: see `vit_jax.config.default`.
+      num_classes: of the head; with objective="masked_patches" there is none.
+      total_steps: length of the run: the schedule's.
+    """
+    masked = config.objective == "masked_patches"
+    model = models.build(
+        config.model.variant,
+        num_classes=0 if masked else num_classes,
+        dtype=config.dtype,
+        **config_lib.model_overrides(config),
+    )
+    if masked:
+        objective = objectives.masked_patches(
+            model, target=config.masked.target, fraction=config.masked.fraction
+        )
+    else:
+        objective = objectives.classification(
+            model, label_smoothing=config.optim.label_smoothing, mixup=config.data.mixup
+        )
+    learning_rate = optim.schedule(config.optim, total_steps)
+    optimizer = optim.optimizer(config.optim, learning_rate)
+    init_key, update_key = jax.random.split(jax.random.key(config.seed))
+    update = step_lib.make_update(
+        objective,
+        optimizer,
+        learning_rate,
+        accumulate_steps=config.accumulate_steps,
+        polyak=config.optim.polyak,
+    )
+    initial = functools.partial(
+        step_lib.initial_state,
+        objective.model,
+        optimizer,
+        data.image_shape(config.data.image_size),
+        polyak=config.optim.polyak,
+    )
+    return TrainStep(model, objective, update, update_key, initial, init_key)
 
 
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
@@ -334,16 +375,6 @@ def _represented(
 ) -> Callable[[data.Batch], dict[str, np.ndarray]]:
     """Returns batch -> the representations of its examples, on the host."""
     return lambda batch: program.gather(program.represent(params, program.put_batch(batch)))
-
-
-def _objective(config: ConfigDict, model: nn.Module) -> objectives.Objective:
-    if config.objective == "masked_patches":
-        return objectives.masked_patches(
-            model, target=config.masked.target, fraction=config.masked.fraction
-        )
-    return objectives.classification(
-        model, label_smoothing=config.optim.label_smoothing, mixup=config.data.mixup
-    )
 
 
 def _origin(config: ConfigDict) -> checkpoint_lib.Checkpoint:

@@ -1,0 +1,273 @@
+"""Plans against counts by hand, and steps that are compiled for devices that aren't there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CLASSES, IMAGE, REPOSITORY
+
+from vit_jax import config, plan, train
+
+HLO = """\
+HloModule jit_update, is_scheduled=true
+
+%sum (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%x, %y)
+}
+
+%gathering (p: bf16[24,32]) -> bf16[96,32] {
+  %p = bf16[24,32]{1,0} parameter(0)
+  ROOT %all-gather.3 = bf16[96,32]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+}
+
+%body (s: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %s = (s32[], f32[8,4]{1,0}) parameter(0)
+  %all-gather-start.1 = (f32[8,4]{1,0}, f32[32,4]{1,0}) all-gather-start(%v), replica_groups=[2,4]<=[8], dimensions={0}
+  %all-gather-done.1 = f32[32,4]{1,0} all-gather-done(%all-gather-start.1)
+  %fusion.1 = bf16[96,32]{1,0} fusion(%w), kind=kCustom, calls=%gathering
+}
+
+%condition (s: (s32[], f32[8,4])) -> pred[] {
+  %s = (s32[], f32[8,4]{1,0}) parameter(0)
+}
+
+ENTRY %main.1_spmd (a: f32[8,4], b: u8[64]) -> f32[8,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %while.1 = (s32[], f32[8,4]{1,0}) while(%t), condition=%condition, body=%body
+  %all-reduce.7 = (f32[100]{0:T(1024)S(1)}, bf16[3,5]{1,0}, /*index=2*/f32[]) all-reduce(%g, %h, %i), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%sum
+  %get-tuple-element.1 = f32[100]{0} get-tuple-element(%all-reduce.7), index=0
+  %psum.2 = f32[10]{0} all-reduce-start(%j), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%sum
+  %reduce-scatter.1 = f32[16]{0} reduce-scatter(%k), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %collective-permute-start.1 = (u8[64]{0}, u8[64]{0}, u32[], u32[]) collective-permute-start(%b)
+  ROOT %all-to-all.1 = pred[8,4]{1,0} all-to-all(%a), dimensions={0}
+}
+"""  # noqa: E501
+
+
+def test_collectives_of_a_program_are_counted_by_kind():
+    gathered, fused, halved = 32 * 4 * 4, 96 * 32 * 2, 10 * 4
+    reduced = 100 * 4 + 15 * 2 + 4
+    assert plan.collectives(HLO, devices=8, loops=5) == {
+        "all-reduce": (2, reduced + halved, 2 * 7 / 8 * reduced + 2 * 1 / 2 * halved),
+        "all-gather": (10, 5 * (gathered + fused), 5 * 3 / 4 * (gathered + fused)),
+        "reduce-scatter": (1, 64, 3 * 64),
+        "all-to-all": (1, 32, 7 / 8 * 32),
+        "collective-permute": (1, 64, 64),
+    }
+
+
+def test_a_step_takes_as_long_as_its_slowest_part():
+    chip = plan.Chip(hbm=1e9, peak=200e12, bandwidth=800e9, interconnect=100e9)
+    assert plan.roofline(50e12, 80e9, 5e9, chip) == {
+        "compute": 0.25, "memory": 0.1, "interconnect": 0.05, "step": 0.25,
+    }  # fmt: skip
+    assert plan.roofline(1e12, 80e9, 20e9, chip)["step"] == 0.2
+
+
+def test_batches_are_estimated_along_a_line():
+    assert plan.estimated_batch([(64, 1000 + 64 * 50)], 1000, 10_000, 8) == 176  # of 180
+    assert plan.estimated_batch([(64, 5200), (32, 3600)], 0, 10_000, 8) == 160
+    assert plan.estimated_batch([(64, 90_000)], 20_000, 10_000, 8) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "tries", "largest"), [(64, 1, 168), (8, 2, 176), (4096, 1, 176), (176, 0, 176)]
+)
+def test_the_largest_batch_is_compiled(batch, tries, largest):
+    """One example takes 50 bytes, and all of them 300 more; 95 % of the memory is enough."""
+    compiled = []
+
+    def program(size):
+        total = 1300 + 50 * size
+        return plan.Program(0.0, 1000, total - 1000, total, total <= 10_200)
+
+    def compile_at(size):
+        compiled.append(size)
+        return program(size)
+
+    found = plan.largest_batch(compile_at, program(batch), batch, 1000, 10_200, 8)
+    assert found == (largest, program(largest))
+    assert len(compiled) == tries
+
+
+def test_what_xla_says_of_too_little_memory_is_understood():
+    told = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO " \
+           "temporaries (49.33G) exceeds available HBM (15.75G)."
+    assert plan.exceeded(told) == int(49.33 * 2**30)
+    told = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm."
+    assert plan.exceeded(told) == int(512.5 * 2**20)
+    assert plan.exceeded("INTERNAL: something else") is None
+
+
+def settings_of(folder, **changes):
+    settings = config.default()
+    settings.model.update(
+        variant="Ti/16", width=24, depth=1, mlp_dim=32, num_heads=2, patch_size=8
+    )
+    settings.data.update(name=str(folder), image_size=IMAGE)
+    settings.update(batch_size=32, eval_batch_size=32, total_steps=10, **changes)
+    return settings
+
+
+def planned(**changes):
+    settings = settings_of("nowhere", **changes)
+    return plan.plan(settings, "local", num_classes=CLASSES, images=None)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return planned()
+
+
+def test_the_step_of_a_tiny_model_is_planned(report):
+    assert (report["chips"], report["total_steps"], report["fits"]) == (8, 10, True)
+    size = 4 * report["parameters"]
+    reduced = report["collectives"]["all-reduce"]
+    assert size < reduced["bytes"] < size + 64  # the gradient and a few metrics
+    assert reduced["sent"] == pytest.approx(2 * 7 / 8 * reduced["bytes"])
+    held = 2 * size + 4 * (IMAGE * IMAGE * 3 + 5)  # parameters, momentum, 4 images of 32
+    assert held < report["arguments_bytes"] < held + 64
+    assert report["compiled_flops_ratio"] == pytest.approx(1, abs=0.3)  # much is elementwise
+    assert report["step_seconds"] is report["run_hours"] is None  # a CPU's peaks are unknown
+
+
+def test_micro_batches_are_all_counted(report):
+    """But for a tiny model, where the optimizer counts, these are the same FLOPs."""
+    ratio = planned(accumulate_steps=4)["compiled_flops_ratio"] / report["compiled_flops_ratio"]
+    assert 1 <= ratio < 1.5
+
+
+def test_a_divided_state_is_planned():
+    settings = settings_of("nowhere", parallel="sharded")
+    settings.model.update(width=128, mlp_dim=128)  # its kernels are large enough to be divided
+    found = plan.plan(settings, "local", num_classes=CLASSES, images=None)
+    assert "all-gather" in found["collectives"]
+    trained = train.train_step(settings, num_classes=CLASSES, total_steps=10)
+    state, batch = plan.held(settings, *plan.shapes(settings, trained), 8)
+    assert batch == 4 * (IMAGE * IMAGE * 3 + 5)
+    assert found["parameters"] < state < 0.5 * 8 * found["parameters"]  # an eighth of 8, and biases
+    assert found["arguments_bytes"] == pytest.approx(state + batch, abs=64)
+
+
+def test_what_does_not_fit_gets_suggestions(monkeypatch):
+    """A compiler that says so, for a state of 100 bytes and 10 bytes an example and device."""
+    def compiled(lowered, arguments, memory, devices, accumulate_steps):
+        return plan.Program(0.0, 100, 1000, 1100, fits=False)
+
+    goal = plan.target("local")._replace(memory=1050)
+    monkeypatch.setattr(plan, "target", lambda topology: goal)
+    monkeypatch.setattr(plan, "compiled", compiled)
+    found = planned()
+    assert not found["fits"]
+    assert found["collectives"] is found["compiled_flops_per_step"] is None
+    changes = [x["change"] for x in found["suggestions"]]
+    assert "batch_size" in changes[0]
+    assert {"parallel": "sharded"} in changes
+    assert {"accumulate_steps": 2} in changes
+    assert [x for x in changes if "model.remat" in x] == [
+        {"model.remat": "dots"}, {"model.remat": "full"},
+    ]  # fmt: skip
+    assert any("does not fit" in line for line in plan.table(found))
+
+
+CONFIG = f"{REPOSITORY}/configs/pretrain.py:Nano/8,"
+TINY = ["--config.model.depth=1", "--config.model.width=24", "--config.model.mlp_dim=32",
+        "--config.data.image_size=16", "--config.batch_size=32", "--config.eval_batch_size=32",
+        "--config.model.num_heads=2"]  # fmt: skip
+
+
+def test_the_command_counts_the_images_of_a_folder(capsys, image_folder):
+    plan.main([f"--config={CONFIG}{image_folder}", *TINY, "--topology=local", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["total_steps"] == round(25 * 68 / 32)  # 85 % of 80 images
+    embedding = 24 * (8 * 8 * 3 + 1) + 24 + 5 * 24  # patches, class token, positions
+    block = 4 * 24 * 25 + 24 * 33 + 32 * 25 + 4 * 24  # attention, MLP, two norms
+    assert report["parameters"] == embedding + block + 2 * 24 + 3 * 25  # norm and head
+
+
+def test_the_table_tells_a_report(report):
+    lines = plan.table(report)
+    assert lines[0] == "Ti/16 on local (8 x cpu): 32 images a step, pmap, float32"
+    assert all(len(line) <= 100 for line in lines)
+    rows = dict(line.split("  ", 1) for line in lines[1:])
+    assert rows["parameters"].strip() == f"{report['parameters']:,}"
+    assert rows["memory"].endswith("a chip: fits")
+    assert "peaks of a cpu are unknown" in rows["step"]
+
+
+@pytest.mark.parametrize(("number", "told"), [
+    (0, "0 "), (999, "999 "), (1234, "1.234 k"), (1.0791578e14, "107.9 T"), (2.5e19, "2.5e+04 P"),
+])  # fmt: skip
+def test_numbers_are_told_with_their_unit(number, told):
+    assert plan._si(number) == told
+
+
+def test_a_schedule_of_a_known_data_set_needs_no_data():
+    settings = config.default()
+    settings.data.name = "imagenet2012"
+    assert plan.dataset_size(settings) == (1_281_167, 1000)
+    settings.data.train = "train[:99%]"
+    assert plan.dataset_size(settings) == (1_268_355, 1000)
+    settings.data.name = "unheard_of"
+    assert plan.dataset_size(settings) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--topology=local", "--config.batch_size=20"], "multiple of 8"),
+        (["--topology=local", "--config.job=sweep"], "only the steps of 'train'"),
+        (["--topology=local", "--config.data.name=unheard_of"], "give --images=N"),
+        (["--topology=local", "--config.modle=1"], "modle"),
+        (["--topology=local", "--imagse=1"], "imagse"),
+        (["--topology=v5e:4x4"], 'pip install "vit_jax[tpu]"'),
+    ],
+)
+def test_mistakes_are_told_in_one_paragraph(monkeypatch, arguments, told):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda x: None if x == "libtpu" else find(x))
+    monkeypatch.setattr(plan, "without_tpu", lambda: None)
+    with pytest.raises(SystemExit) as error:
+        plan.main([f"--config={CONFIG}rendered_flowers", *TINY, *arguments])
+    assert told in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "vit_jax[tpu]"'
+)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "vit_jax.plan", f"--config={CONFIG}rendered_flowers", *TINY,
+         *arguments], cwd=REPOSITORY, env=os.environ, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
+    done = command("--topology=v5e:2x2", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["device"], report["chips"], report["fits"]) == ("TPU v5 lite", 4, True)
+    assert report["memory_bytes"] == 15.75 * 2**30
+    assert report["collectives"]["all-reduce"]["bytes"] > 4 * report["parameters"]
+    times = report["step_seconds"]
+    assert times["step"] == max(times[x] for x in ("compute", "memory", "interconnect")) > 0
+    assert report["run_chip_hours"] == pytest.approx(
+        4 * report["total_steps"] * times["step"] / 3600
+    )
+
+
+@needs_libtpu
+def test_unknown_topologies_are_refused_with_examples():
+    done = command("--topology=v5e:3x5")
+    assert done.returncode == 1
+    assert "v5e:4x4, v4:2x2x4" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,748 @@
+"""What a training run needs and takes on devices that needn't be there.
+
+    python -m vit_jax.plan --config=configs/pretrain.py:B/16,imagenet2012 --topology=v5e:4x4
+
+compiles the train step of a configuration for a TPU topology, on any machine, and prints its
+parameters, FLOPs, memory and communication, and by a roofline the time of a step and of the whole
+run. Nothing is trained, no data and no weights are read. `--topology=local` is this machine's
+devices; the others need `pip install "vit_jax[tpu]"`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax.experimental import topologies
+from ml_collections import ConfigDict, config_flags
+
+from vit_jax import config as config_lib
+from vit_jax import cost, data, models, parallel, train
+from vit_jax import main as main_lib
+from vit_jax import step as step_lib
+from vit_jax.datasets import rendered_flowers
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """A chip's published numbers: bytes, bf16 FLOP/s, bytes/s, bytes/s sent over all its links."""
+
+    hbm: float
+    peak: float
+    bandwidth: float
+    interconnect: float
+
+
+# By JAX's name of the kind. Source: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; they give the
+# interconnect's bandwidth for both directions, of which half is here.
+CHIPS = {
+    "TPU v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
+    "TPU v5 lite": Chip(16 * GIB, 197e12, 819e9, 200e9),
+    "TPU v5": Chip(95 * GIB, 459e12, 2765e9, 600e9),
+    "TPU v6 lite": Chip(32 * GIB, 918e12, 1640e9, 400e9),
+}
+RESERVED = GIB // 4  # bytes of a TPU's memory that XLA keeps: 15.75 of a v5e's 16 GiB are left
+EXAMPLES = ("v5e:4x4", "v4:2x2x4", "v5p:2x2x2", "v6e:2x4", "local")
+
+# (training images, classes) of data sets that are seldom on the machine where one plans.
+KNOWN = {
+    "imagenet2012": (1_281_167, 1000),
+    "imagenet21k": (14_197_122, 21_841),
+    "jft_300m": (303_000_000, 18_291),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+    "oxford_flowers102": (1020, 102),
+    "oxford_iiit_pet": (3680, 37),
+    "rendered_flowers": (rendered_flowers.SPLITS["train"], len(rendered_flowers.KINDS)),
+    "tf_flowers": (3670, 5),
+}
+
+
+# ------------------------------------------------------------------------------------- devices
+
+
+class Target(NamedTuple):
+    """What is planned for: devices, a device's memory in bytes, and its numbers, where known."""
+
+    devices: Sequence[jax.Device]
+    memory: int
+    chip: Chip | None
+
+    @property
+    def kind(self) -> str:
+        """JAX's name of the devices."""
+        return self.devices[0].device_kind
+
+
+def target(topology: str) -> Target:
+    """Returns the devices of this machine, for "local", or of a TPU topology such as "v5e:4x4".
+
+    A device of a topology is a chip, with all its cores.
+
+    Raises:
+      ValueError: there is no such topology.
+      ModuleNotFoundError: it takes libtpu, which is not installed.
+      OSError: libtpu can't be used.
+    """
+    if topology == "local":
+        devices = jax.local_devices()
+        stats = devices[0].memory_stats() or {}
+        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = stats.get("bytes_limit", ram // len(devices))
+        return Target(devices, memory, CHIPS.get(devices[0].device_kind))
+    if importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError(
+            f'--topology={topology} takes libtpu, which compiles for TPUs without one: pip install '
+            f'"vit_jax[tpu]". For this machine\'s devices: --topology=local.'
+        )
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    if re.search(r":1(x1)*$", topology):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        devices = topologies.get_topology_desc(topology, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        told = str(error).splitlines()[0]
+        if not told.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+            raise OSError(f"libtpu can't be used: {told}") from error
+        raise ValueError(
+            f"--topology={topology} is unknown: write one like {', '.join(EXAMPLES)}. ({told})"
+        ) from error
+    chip = CHIPS.get(devices[0].device_kind)
+    if chip is None:
+        known = ", ".join(CHIPS)
+        raise ValueError(f"The memory of a {devices[0].device_kind} is unknown, unlike {known}'s.")
+    return Target(devices, int(chip.hbm) - RESERVED, chip)
+
+
+# ---------------------------------------------------------------------------------------- step
+
+
+def shapes(
+    config: ConfigDict, trained: train.TrainStep
+) -> tuple[step_lib.TrainState, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the state and the batch of a step, as `jax.ShapeDtypeStruct`s."""
+    b, image_shape = config.batch_size, data.image_shape(config.data.image_size)
+    batch = {
+        "image": jax.ShapeDtypeStruct((b, *image_shape, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((b,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((b,), jnp.bool_),
+    }
+    return jax.eval_shape(trained.initial, trained.init_key), batch
+
+
+def held(config: ConfigDict, state: Any, batch: Any, devices: int) -> tuple[int, int]:
+    """Returns the bytes of the state and of the batch that one device holds; see `shapes`."""
+    shared = (config.fsdp or devices) if config.parallel == "sharded" else 1
+
+    def part(x):
+        divided = len(parallel.partition(x.shape, shared, parallel.SMALLEST)) > 0
+        return x.size * x.dtype.itemsize // (shared if divided else 1)
+
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
+    return sum(map(part, jax.tree.leaves(state))), whole // devices
+
+
+class Program(NamedTuple):
+    """A compiled train step. Everything is a step's, and of one device.
+
+    Attributes:
+      seconds: that compiling took.
+      arguments: bytes of the state and the device's part of the batch.
+      temporaries: bytes of activations, gradients and what else a step makes and drops.
+      total: bytes of these, of results that reuse no argument, and of the program itself.
+      fits: into the device's memory. Where it doesn't, the rest is None.
+      flops: floating-point operations as the compiler counts them, elementwise ones, too.
+      moved: bytes read from and written to memory.
+      collectives: see `collectives`.
+    """
+
+    seconds: float
+    arguments: int
+    temporaries: int
+    total: int
+    fits: bool
+    flops: float | None = None
+    moved: float | None = None
+    collectives: dict[str, Collective] | None = None
+
+
+def compiled(
+    lowered: jax.stages.Lowered, arguments: int, memory: int, devices: int, accumulate_steps: int
+) -> Program:
+    """Compiles a lowered step.
+
+    XLA counts what a loop does once, so the loop over micro-batches is multiplied here: all FLOPs,
+    and all bytes but those of the optimizer, which reads and writes the state once.
+
+    Args:
+      lowered: what `lower` returns.
+      arguments: bytes of them on one device.
+      memory: bytes of a device.
+      devices: how many there are.
+      accumulate_steps: micro-batches of a step.
+    """
+    start = time.monotonic()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if (temporaries := exceeded(str(error))) is None:
+            raise
+        total = arguments + temporaries
+        return Program(time.monotonic() - start, arguments, temporaries, total, False)
+    seconds = time.monotonic() - start
+    memories, counts = program.memory_analysis(), program.cost_analysis()
+    arguments = memories.argument_size_in_bytes
+    returned = memories.output_size_in_bytes
+    total = (
+        arguments + returned - memories.alias_size_in_bytes + memories.temp_size_in_bytes
+        + memories.generated_code_size_in_bytes
+    )  # fmt: skip
+    once = min(arguments + returned, counts["bytes accessed"])
+    return Program(
+        seconds,
+        arguments,
+        memories.temp_size_in_bytes,
+        total,
+        total <= memory,
+        counts["flops"] * accumulate_steps,
+        (counts["bytes accessed"] - once) * accumulate_steps + once,
+        collectives(program.as_text(), devices, accumulate_steps),
+    )
+
+
+def exceeded(message: str) -> int | None:
+    """Returns the bytes of temporaries of which XLA says that they don't fit, None elsewhere."""
+    match = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", message)
+    match = match or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return match and int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1))
+
+
+# --------------------------------------------------------------------------------- collectives
+
+
+class Collective(NamedTuple):
+    """All exchanges of one kind in a step: how many, bytes of the arrays, bytes a device sends."""
+
+    count: int
+    bytes: float
+    sent: float
+
+
+# Bytes each of n devices sends for an array of one byte (of the whole result; of each device's
+# part of it for a reduce-scatter), in the algorithms that send least: Chan et al. 2007, "Collective
+# communication", table 1.
+_SENT: dict[str, Callable[[int], float]] = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: n - 1,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1,
+}
+_EXCHANGE = re.compile(rf"= (.*?) ({'|'.join(_SENT)})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(body|\w+)=(?:%([\w.-]+)|\{(%[^}]*)\})")
+
+
+def collectives(hlo: str, devices: int, loops: int = 1) -> dict[str, Collective]:
+    """Returns what devices exchange in a compiled program, by kind.
+
+    Args:
+      hlo: its text, as `Compiled.as_text` gives it.
+      devices: that it runs on.
+      loops: how often the body of each loop runs.
+    """
+    bodies, name, entry = {}, None, None
+    for line in hlo.splitlines():
+        if line.endswith("{") and (header := re.match(r"(ENTRY )?%?([\w.-]+) \(", line)):
+            name = header[2]
+            bodies[name] = []
+            entry = name if header[1] else entry
+        elif name is not None:
+            bodies[name].append(line)
+
+    @functools.cache
+    def of(name: str) -> collections.Counter:
+        total = collections.Counter()
+        for line in bodies.get(name, ()):
+            if match := _EXCHANGE.search(line):
+                kind, group = match[2], _group(line, devices)
+                size = _size(match[1], kind if match[3] else None, group)
+                total[kind, "count"] += 1
+                total[kind, "bytes"] += size
+                total[kind, "sent"] += size * _SENT[kind](group)
+            for key, one, several in _CALLED.findall(line):
+                for called in [one] if one else re.findall(r"%([\w.-]+)", several):
+                    for part, value in of(called).items():
+                        total[part] += value * (loops if key == "body" else 1)
+        return total
+
+    found = of(entry)
+    return {
+        kind: Collective(*(found[kind, part] for part in Collective._fields))
+        for kind in _SENT
+        if found[kind, "count"]
+    }
+
+
+def _size(shapes: str, started: str | None, group: int) -> float:
+    """Returns the bytes of an exchange's result; `started` is its kind if that is asynchronous."""
+    sizes = [
+        math.prod(map(int, filter(None, dims.split(","))))
+        * (1 if kind == "pred" else int(re.search(r"\d+", kind)[0]) / 8)
+        for kind, dims in _ARRAY.findall(shapes)
+    ]
+    if started == "all-gather":  # (operands, results): each operand is a share of its result
+        return sum(sizes) * group / (group + 1)
+    if started == "collective-permute":  # (operand, result, contexts)
+        return max(sizes)
+    return sum(sizes)
+
+
+def _group(line: str, devices: int) -> int:
+    """Returns how many devices exchange with each other."""
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return match[1].count(",") + 1
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    return devices
+
+
+# ---------------------------------------------------------------------------------------- time
+
+
+def roofline(flops: float, moved: float, sent: float, chip: Chip) -> dict[str, float]:
+    """Returns the seconds that the parts of a step take, and `step`, the longest.
+
+    The parts overlap at best (Williams et al. 2009, "Roofline"). No program reaches the peaks; on
+    the other hand the compiler counts as moved what stays in a chip's fast memory, too, so that
+    `memory` can be too long.
+
+    Args:
+      flops, moved, sent: of a step and device: operations, bytes of memory, bytes sent to others.
+      chip: what the device can do.
+    """
+    parts = {
+        "compute": flops / chip.peak,
+        "memory": moved / chip.bandwidth,
+        "interconnect": sent / chip.interconnect,
+    }
+    return {**parts, "step": max(parts.values())}
+
+
+# --------------------------------------------------------------------------------------- batch
+
+
+def estimated_batch(
+    needed: Sequence[tuple[int, float]], fixed: float, memory: float, multiple: int
+) -> int:
+    """Returns the largest batch that should fit: what a step needs is close to linear in it.
+
+    Args:
+      needed: (batch, bytes of a device) of programs that were compiled; the last two count.
+      fixed: bytes that don't grow with the batch, to go on where there is only one program.
+      memory: bytes of a device.
+      multiple: the batch is one of this; 0 where not even the smallest fits.
+    """
+    (size, bytes_), other = needed[-1], (0, fixed)
+    if len(needed) > 1 and needed[-2][0] != size:
+        other = needed[-2]
+    slope = (bytes_ - other[1]) / (size - other[0])
+    if slope <= 0:
+        return size // multiple * multiple
+    return max(0, math.floor((memory - bytes_) / slope + size) // multiple * multiple)
+
+
+def largest_batch(
+    compile_at: Callable[[int], Program],
+    first: Program,
+    batch: int,
+    fixed: float,
+    memory: int,
+    multiple: int,
+    tries: int = 3,
+) -> tuple[int, Program] | None:
+    """Returns the largest batch of those tried that fits, and its program; None where none does.
+
+    Args:
+      compile_at: batch -> its program.
+      first: the program of `batch`.
+      fixed, memory, multiple: see `estimated_batch`.
+      tries: compilations at most.
+    """
+    known = {batch: first}
+    for _ in range(tries):
+        needed = [(size, program.total) for size, program in known.items()]
+        guess = estimated_batch(needed, fixed, memory, multiple)
+        too_large = min((x for x, program in known.items() if not program.fits), default=math.inf)
+        guess = int(min(guess, too_large - multiple))
+        if guess <= 0 or guess in known:
+            break
+        known[guess] = compile_at(guess)
+        if known[guess].fits and known[guess].total > 0.95 * memory:
+            break
+    return max(((size, p) for size, p in known.items() if p.fits), default=None)
+
+
+# ---------------------------------------------------------------------------------------- plan
+
+
+def plan(
+    config: ConfigDict,
+    topology: str,
+    *,
+    num_classes: int,
+    images: int | None,
+    suggest: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Compiles the train step of a configuration and returns what is to know about it.
+
+    Bytes and collectives are of one device and step, FLOPs of all devices; `flops_…` are three
+    forward passes as `cost.forward_flops` counts them, `compiled_flops_…` all that the compiler
+    counts, elementwise operations and dropout's random numbers, too. Times are seconds, estimated
+    by `roofline`. What is unknown is None: times where the device's peaks are not published, and
+    everything the compiler counts where the step doesn't fit.
+
+    Args:
+      config: see `vit_jax.config.default`; its job is "train".
+      topology: see `target`.
+      num_classes: of the data set.
+      images: of the training split; None where `config.total_steps` gives the run's length.
+      suggest: compiles up to three more batch sizes to find the largest that fits, and, where the
+        step doesn't fit, up to four other ways to make it fit.
+      tell: gets a line before each compilation.
+
+    Raises:
+      ValueError: the configuration or the topology can't be used.
+      ModuleNotFoundError, OSError: see `target`.
+    """
+    if config.job != "train":
+        raise ValueError(f"config.job={config.job!r}: only the steps of 'train' can be planned.")
+    goal = target(topology)
+    count = len(goal.devices)
+    config_lib.validate(config, device_count=count)
+    if config.total_steps is None and images is None:
+        raise ValueError(
+            f"The number of training images of {config.data.name} is unknown, which {config.epochs}"
+            f" epochs are counted by: give --images=N, or --config.total_steps=N."
+        )
+    steps = config.total_steps or max(1, round(config.epochs * images / config.batch_size))
+
+    def compile_(config: ConfigDict) -> Program:
+        tell(f"Compiling for {count} x {goal.kind}: {_described(config)}.")
+        trained = train.train_step(config, num_classes=num_classes, total_steps=steps)
+        program = parallel.body(config)(
+            update=trained.update, key=trained.key, devices=goal.devices
+        )
+        state, batch = shapes(config, trained)
+        arguments = sum(held(config, state, batch, count))
+        return compiled(
+            program.lower(state, batch), arguments, goal.memory, count, config.accumulate_steps
+        )
+
+    trained = train.train_step(config, num_classes=num_classes, total_steps=steps)
+    state, batch = shapes(config, trained)
+    program = compile_(config)
+    per_image = 3 * cost.forward_flops(
+        config.model.variant,
+        config.data.image_size,
+        num_classes=0 if config.objective == "masked_patches" else num_classes,
+        **config_lib.model_overrides(config),
+    )
+    report = {
+        "variant": config.model.variant,
+        "topology": topology,
+        "device": goal.kind,
+        "chips": count,
+        "parallel": config.parallel,
+        "dtype": config.dtype,
+        "batch_size": config.batch_size,
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "flops_per_image": per_image,
+        "flops_per_step": per_image * config.batch_size,
+        **_counted(program, goal, per_image * config.batch_size),
+        "total_steps": steps,
+    }
+    if report["step_seconds"] is not None:
+        seconds = report["step_seconds"]["step"]
+        report["images_per_second"] = config.batch_size / seconds
+        report["run_hours"] = steps * seconds / 3600
+        report["run_chip_hours"] = report["run_hours"] * count
+    report["compile_seconds"] = program.seconds
+    report["suggestions"] = _suggestions(
+        config, goal, program, held(config, state, batch, count)[0], compile_, suggest
+    )
+    return report
+
+
+def _counted(program: Program, goal: Target, expected: float) -> dict[str, Any]:
+    """Returns the part of a report that compiling gives."""
+    count = len(goal.devices)
+    report = {
+        "arguments_bytes": program.arguments,
+        "temporaries_bytes": program.temporaries,
+        "total_bytes": program.total,
+        "memory_bytes": goal.memory,
+        "fits": program.fits,
+        "compiled_flops_per_step": None,
+        "compiled_flops_ratio": None,
+        "moved_bytes": program.moved,
+        "intensity": None,
+        "intensity_of_peak": goal.chip and goal.chip.peak / goal.chip.bandwidth,
+        "collectives": None,
+        "step_seconds": None,
+        "bound_by": None,
+        "images_per_second": None,
+        "run_hours": None,
+        "run_chip_hours": None,
+    }
+    if program.flops is None:
+        return report
+    report["compiled_flops_per_step"] = program.flops * count
+    report["compiled_flops_ratio"] = program.flops * count / expected
+    report["intensity"] = program.flops / program.moved
+    report["collectives"] = {k: v._asdict() for k, v in program.collectives.items()}
+    if goal.chip:
+        sent = sum(x.sent for x in program.collectives.values())
+        times = roofline(program.flops, program.moved, sent, goal.chip)
+        report["step_seconds"] = times
+        report["bound_by"] = max(list(times)[:-1], key=times.get)
+    return report
+
+
+def _suggestions(
+    config: ConfigDict,
+    goal: Target,
+    program: Program,
+    fixed: int,
+    compile_: Callable[[ConfigDict], Program],
+    suggest: bool,
+) -> list[dict[str, Any]]:
+    """Returns the largest batch, and other ways to fit; `verified` ones were compiled."""
+    multiple = len(goal.devices) * config.accumulate_steps
+    if not suggest:
+        needed = [(config.batch_size, program.total)]
+        size = estimated_batch(needed, fixed, goal.memory, multiple)
+        found = [{"change": {"batch_size": size}, "total_bytes": None, "verified": False}]
+        found = found if size else []
+    else:
+        best = largest_batch(
+            lambda size: compile_(_with(config, batch_size=size)),
+            program, config.batch_size, fixed, goal.memory, multiple,
+        )  # fmt: skip
+        found = []
+        if best is not None:
+            change = {"batch_size": best[0]}
+            found = [{"change": change, "total_bytes": best[1].total, "verified": True}]
+    if program.fits:
+        return found
+    for change, total in _ways_to_fit(config, goal, program, fixed):
+        if total is not None and total > goal.memory:
+            continue
+        if suggest:
+            other = compile_(_with(config, **change))
+            if not other.fits:
+                continue
+            total = other.total
+        found.append({"change": change, "total_bytes": total, "verified": suggest})
+    return found
+
+
+def _ways_to_fit(
+    config: ConfigDict, goal: Target, program: Program, fixed: int
+) -> Iterable[tuple[dict[str, Any], float | None]]:
+    """Yields changes of the configuration that save memory, and the bytes they should leave.
+
+    What is saved by computing again only a compiler can tell: then the bytes are None.
+    """
+    devices = len(goal.devices)
+    if config.parallel == "pmap" and devices > 1:
+        yield {"parallel": "sharded"}, program.total - fixed * (1 - 1 / devices)
+    if "width" in models.VARIANTS[config.model.variant]:  # there is an encoder
+        order = ("none", "dots", "full")
+        for remat in order[order.index(config.model.remat or "none") + 1 :]:
+            yield {"model.remat": remat}, None
+    per_device = config.batch_size // devices
+    for steps in (2, 4, 8, 16):
+        total = program.arguments + program.temporaries * config.accumulate_steps / steps
+        if steps > config.accumulate_steps and per_device % steps == 0 and total <= goal.memory:
+            yield {"accumulate_steps": steps}, total
+            break
+
+
+def _with(config: ConfigDict, **changes: Any) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _described(config: ConfigDict) -> str:
+    parts = [config.model.variant, f"batch {config.batch_size}", config.parallel, config.dtype]
+    if config.accumulate_steps > 1:
+        parts.append(f"in {config.accumulate_steps} parts")
+    return ", ".join(parts)
+
+
+# -------------------------------------------------------------------------------------- command
+
+
+def dataset_size(config: ConfigDict) -> tuple[int | None, int | None]:
+    """Returns the numbers of training images and of classes, None where they are unknown.
+
+    They are those of a folder of images or a tfds data set that is on this machine, else of
+    `KNOWN`. Nothing is downloaded.
+
+    Raises:
+      ValueError: `data.train` is not a split.
+    """
+    name = config.data.name
+    prepared = pathlib.Path(config.data.dir or "~/tensorflow_datasets").expanduser() / name
+    if pathlib.Path(name).expanduser().is_dir() or any(prepared.glob("**/dataset_info.json")):
+        dataset = data.open_dataset(name, config.data.dir)
+        train = config.data.train or data.default_splits(dataset.splits)[0]
+        return data.split_size(train, dataset.splits), len(dataset.class_names)
+    if name not in KNOWN:
+        return None, None
+    images, classes = KNOWN[name]
+    return data.split_size(config.data.train or "train", {"train": images}), classes
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Returns the lines that tell a report of `plan`."""
+    chips, batch = report["chips"], report["batch_size"]
+    rows = [
+        ("parameters", f"{report['parameters']:,}"),
+        ("FLOPs an image", f"{_si(report['flops_per_image'])}, three forward passes"),
+        ("FLOPs a step", _si(report["flops_per_step"])),
+    ]
+    if report["fits"]:
+        more = report["compiled_flops_ratio"] - 1
+        compiled_flops = _si(report["compiled_flops_per_step"])
+        rows.append(("as compiled", f"{compiled_flops} ({more:+.1%}), elementwise ones, too"))
+    fits = "fits" if report["fits"] else "does not fit"
+    total, memory = _iec(report["total_bytes"]), _iec(report["memory_bytes"])
+    rows += [
+        ("state and batch", f"{_iec(report['arguments_bytes'])} a chip"),
+        ("temporaries", f"{_iec(report['temporaries_bytes'])} a chip"),
+        ("memory", f"{total} of {memory} a chip: {fits}"),
+    ]
+    for kind, found in (report["collectives"] or {}).items():
+        size, sent = _si(found["bytes"]), _si(found["sent"])
+        rows.append((kind, f"{found['count']}, of {size}B; a chip sends {sent}B"))
+    if report["fits"]:
+        peak = report["intensity_of_peak"]
+        limit = f"; bound by memory below {peak:,.0f}" if peak else ""
+        rows.append(("intensity", f"{report['intensity']:,.0f} FLOPs a byte moved{limit}"))
+    if times := report["step_seconds"]:
+        parts = ", ".join(f"{k} {1e3 * v:,.1f}" for k, v in times.items() if k != "step")
+        hours, chip_hours = report["run_hours"], report["run_chip_hours"]
+        rows += [
+            ("step, roofline", f"{1e3 * times['step']:,.1f} ms ({parts})"),
+            ("images/s", f"{report['images_per_second']:,.0f}"),
+            ("run", f"{report['total_steps']:,} steps: {hours:,.2f} h, {chip_hours:,.1f} chip-h"),
+        ]
+    elif report["fits"]:
+        rows.append(("step", f"no estimate: the peaks of a {report['device']} are unknown"))
+    rows.append(("compiled in", f"{report['compile_seconds']:.0f} s"))
+    for found in report["suggestions"]:
+        change = " ".join(f"--config.{key}={value}" for key, value in found["change"].items())
+        largest = "largest batch" if "batch_size" in found["change"] else "may fit"
+        total = f", {_iec(found['total_bytes'])} a chip" if found["total_bytes"] else ""
+        how = "compiled" if found["verified"] else "estimated; --suggest compiles it"
+        rows.append((largest, f"{change}{total} ({how})"))
+    width = max(len(name) for name, _ in rows) + 2
+    head = f"{report['variant']} on {report['topology']} ({chips} x {report['device']}): " \
+           f"{batch} images a step, {report['parallel']}, {report['dtype']}"
+    return [head, *(f"{name:<{width}}{value}" for name, value in rows)]
+
+
+def _si(number: float) -> str:
+    power = min(5, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.4g} {'kMGTP'[power - 1] if power else ''}"
+
+
+def _iec(size: float) -> str:
+    power = min(3, int(math.log2(max(size, 1)) // 10))
+    return f"{size / 1024**power:.4g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m vit_jax.plan`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.plan", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="--config=FILE:ARGUMENT and --config.KEY=VALUE are those of vit_jax.main.",
+    )  # fmt: skip
+    parser.add_argument("--topology", required=True, help=f"such as {', '.join(EXAMPLES)}")
+    parser.add_argument("--num_classes", type=int, help="default: the data set's, else 1000")
+    parser.add_argument("--images", type=int, help="to train on; default: the data set's")
+    parser.add_argument("--suggest", action="store_true",
+                        help="compile up to seven more times, to find what fits")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
+    args, rest = parser.parse_known_args(argv)
+    rest = [parser.prog, *rest]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=rest)
+    flags.mark_flag_as_required("config", values)
+    if extra := main_lib.parse_flags(rest, values)[1:]:
+        parser.error(f"unexpected arguments: {' '.join(extra)}")
+    if args.topology != "local":
+        without_tpu()
+    try:
+        images, classes = dataset_size(holder.value)
+        if args.num_classes is None and classes is None:
+            _tell("The data's classes are unknown: taking 1000; see --num_classes.")
+        report = plan(
+            holder.value,
+            args.topology,
+            num_classes=args.num_classes or classes or 1000,
+            images=args.images or images,
+            suggest=args.suggest,
+            tell=_tell,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(json.dumps(report) if args.json else "\n".join(table(report)))
+
+
+def without_tpu() -> None:
+    """Makes libtpu compile without looking for a TPU; must come before JAX starts its devices.
+
+    libtpu lets one process in at a time, for the sake of the TPU, which is not touched here.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-4"),
+        ("TPU_MIN_LOG_LEVEL", "3"),
+        ("TPU_STDERR_LOG_LEVEL", "3"),
+    ):
+        os.environ.setdefault(name, value)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
