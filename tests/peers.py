@@ -1,28 +1,14 @@
 """The libraries that logits are compared with; tests that import this are skipped without them."""
 
-import importlib
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.machine import import_torchvision
 from vit_jax import cost
 
 torch = pytest.importorskip("torch")
-
-
-def import_torchvision():
-    """timm and transformers import it. Beside a CPU build of PyTorch, the build for CUDA lacks its
-    compiled operators and asks for them by name; none of ours uses them, so empty ones will do."""
-    while True:
-        try:
-            return importlib.import_module("torchvision")
-        except RuntimeError as error:
-            (operator,) = re.findall(r"operator (torchvision::\w+) does not exist", str(error))
-            torch.library.define(operator, "(Tensor x) -> Tensor")
-
 
 import_torchvision()
 

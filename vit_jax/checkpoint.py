@@ -74,6 +74,7 @@ class Checkpoint(NamedTuple):
     def model(self, **changes: Any) -> nn.Module:
         """Returns the module that the parameters belong to, or one that departs from it."""
         attributes = {"num_classes": self.num_classes, **config_lib.model_overrides(self.config)}
+        attributes.pop("implementation", None)  # was for the devices it was trained on
         return models.build(self.config.model.variant, **{**attributes, **changes})
 
 

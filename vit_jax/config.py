@@ -66,6 +66,9 @@ def default() -> ConfigDict:
     # Computes again in the backward pass, to save memory: "none", "dots" (all but products with
     # parameters), "full" (everything of a block).
     config.model.remat = placeholder(str)
+    # How the encoder computes: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, bfloat16),
+    # see vit_jax/models/layers.py. None: what should be fastest on the devices.
+    config.model.implementation = placeholder(str)
     config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage
     config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
 

@@ -81,7 +81,7 @@ def forward_flops(
     Raises:
       ValueError: there is no such variant, or it can't take images of this size.
     """
-    model = models.build(variant, num_classes=num_classes, **overrides)
+    model = models.plain(models.build(variant, num_classes=num_classes, **overrides))
     params = parameter_shapes(model, image_size)
     traced = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, _image(image_size))
     return float(_flops(traced.jaxpr, elementwise))

@@ -20,7 +20,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import interop, predict, preprocess
+from vit_jax import interop, models, predict, preprocess
 from vit_jax.convert import size
 
 FORMATS = ("stablehlo", "onnx")
@@ -128,7 +128,7 @@ def _count(checkpoint: interop.Checkpoint) -> int:
 
 def _forward(checkpoint: interop.Checkpoint) -> Callable[[jax.Array], jax.Array]:
     """Returns the function uint8 (b, h, w, 3) -> float32 (b, c) or (b, d) that is exported."""
-    model = checkpoint.model()
+    model = models.plain(checkpoint.model())
     params = jax.tree.map(jnp.asarray, checkpoint.params)
 
     def forward(images):

@@ -458,6 +458,9 @@ def plan(
             program.lower(state, batch), arguments, goal.memory, count, config.accumulate_steps
         )
 
+    if topology != "local" and "width" in models.VARIANTS[models.canonical(config.model.variant)]:
+        if config.model.implementation is None:  # would be for this machine
+            config = _with(config, **{"model.implementation": "plain"})
     trained = train.train_step(config, num_classes=num_classes, total_steps=steps)
     state, batch = shapes(config, trained)
     program = compile_(config)
@@ -576,7 +579,7 @@ def _ways_to_fit(
     devices = len(goal.devices)
     if config.parallel == "pmap" and devices > 1:
         yield {"parallel": "sharded"}, program.total - fixed * (1 - 1 / devices)
-    if "width" in models.VARIANTS[config.model.variant]:  # there is an encoder
+    if "width" in models.VARIANTS[models.canonical(config.model.variant)]:  # there is an encoder
         order = ("none", "dots", "full")
         for remat in order[order.index(config.model.remat or "none") + 1 :]:
             yield {"model.remat": remat}, None

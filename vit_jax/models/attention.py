@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vit_jax.models.layers import dense_options
 from vit_jax.models.positions import RelativePositions
 
 
@@ -60,6 +61,62 @@ def _scores(query: jax.Array, key: jax.Array, relative: jax.Array | None) -> jax
     return scores
 
 
+@jax.custom_vjp
+def attend_custom_vjp(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attend` without relative positions, with a derivative of its own.
+
+    It multiplies arrays (b, heads, n, depth), and keeps of the weights the exponentials alone.
+    """
+    return _attend(query, key, value)[0]
+
+
+def _attend(query, key, value):
+    query = query * (query.shape[-1] ** -0.5)
+    q, k, v = (_heads_first(x) for x in (query, key, value))
+    scores = _product("bhqd,bhkd->bhqk", q, k)
+    exps = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = exps.sum(axis=-1, keepdims=True)
+    exps = exps.astype(v.dtype)
+    y = (_product("bhqk,bhkd->bhqd", exps, v) / total).astype(v.dtype)
+    return jnp.swapaxes(y, 1, 2), (q, k, v, exps, total, y)
+
+
+def _attend_vjp(kept, dy):
+    q, k, v, exps, total, y = kept
+    dy = _heads_first(dy) / total  # the division that the exponentials were spared
+    dots = (dy * y).sum(-1, keepdims=True)
+    dy = dy.astype(v.dtype)
+    dv = _product("bhqk,bhqd->bhkd", exps, dy)
+    scores = (exps * (_product("bhqd,bhkd->bhqk", dy, v) - dots)).astype(v.dtype)
+    dq = _product("bhqk,bhkd->bhqd", scores, k) * (q.shape[-1] ** -0.5)
+    dk = _product("bhqk,bhqd->bhkd", scores, q)
+    return tuple(jnp.swapaxes(x, 1, 2).astype(v.dtype) for x in (dq, dk, dv))
+
+
+attend_custom_vjp.defvjp(_attend, _attend_vjp)
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """Copies (b, n, heads, depth) to (b, heads, n, depth), so that no product has to."""
+    return jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
+
+
+def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
+
+
+def attend_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attend` by cuDNN's flash attention, which never writes the (n, n) weights to memory.
+
+    For float16 and bfloat16 on NVIDIA GPUs (Dao et al., arXiv 2205.14135); `depth` is a multiple
+    of 8, at most 128.
+    """
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+ATTENDS = {"plain": attend, "custom_vjp": attend_custom_vjp, "cudnn": attend_cudnn}
+
+
 class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
     """Self-attention of `num_heads` heads over tokens (b, n, d) -> (b, n, d).
 
@@ -72,17 +129,28 @@ class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
 
 
 def self_attention(
-    x: jax.Array, num_heads: int, *, relative: bool = False, dtype: Any = jnp.float32
+    x: jax.Array,
+    num_heads: int,
+    *,
+    relative: bool = False,
+    implementation: str = "plain",
+    dtype: Any = jnp.float32,
 ) -> jax.Array:
     """Self-attention over (b, n, d), with or without relative positions; (b, n, d) out.
 
     To be called in a module's compact method: that module gets the parameters, as
-    `MultiHeadDotProductAttention_0` and, with `relative`, `RelativePositions_0`.
+    `MultiHeadDotProductAttention_0` and, with `relative`, `RelativePositions_0`. Relative
+    positions are always computed by the plain `attend`.
     """
-    attention_fn = attend
+    attend_ = ATTENDS[implementation]
     if relative:
         embeddings = RelativePositions(x.shape[1], x.shape[2] // num_heads)()
         attention_fn = functools.partial(attend, relative=embeddings)
+    else:
+        def attention_fn(query, key, value, **unused):
+            return attend_(query, key, value)
+    dots = {f"{part}_{name}": function for part in ("qkv", "out")
+            for name, function in dense_options(implementation).items()}
     return MultiHeadDotProductAttention(
-        num_heads=num_heads, dtype=dtype, attention_fn=attention_fn
+        num_heads=num_heads, dtype=dtype, attention_fn=attention_fn, **dots
     )(x)

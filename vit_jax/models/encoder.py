@@ -11,13 +11,8 @@ import jax.numpy as jnp
 
 from vit_jax.models.attention import self_attention
 from vit_jax.models.axial import along_columns, along_rows
+from vit_jax.models.layers import LayerNorm, dense_options, gelu
 from vit_jax.models.positions import absolute_positions
-
-# The published checkpoints were trained with the tanh approximation; PyTorch's ViTs are exact.
-GELUS = {
-    "tanh": functools.partial(nn.gelu, approximate=True),
-    "exact": functools.partial(nn.gelu, approximate=False),
-}
 
 # What a block keeps of the forward pass for the backward pass: all, what its matrix products with
 # parameters give, or its input alone; the rest is computed again.
@@ -34,6 +29,7 @@ class MlpBlock(nn.Module):
     mlp_dim: int
     dropout: float = 0.0
     gelu: str = "tanh"
+    implementation: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -43,9 +39,10 @@ class MlpBlock(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(stddev=1e-6),
             dtype=self.dtype,
+            **dense_options(self.implementation),
         )
         x = nn.Dense(self.mlp_dim, **init)(x)
-        x = GELUS[self.gelu](x)
+        x = gelu(x, self.gelu, self.implementation)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = nn.Dense(width, **init)(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -68,6 +65,7 @@ class EncoderBlock(nn.Module):
     drop_path: float = 0.0
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
+    implementation: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -75,11 +73,12 @@ class EncoderBlock(nn.Module):
         path = nn.Dropout(
             self.drop_path, broadcast_dims=(1, 2), deterministic=not train, name="drop_path"
         )
-        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(z)
-        y = self_attention(y, self.num_heads, relative=self.relative, dtype=self.dtype)
+        how = dict(implementation=self.implementation, dtype=self.dtype)
+        y = LayerNorm(self.norm_epsilon, **how)(z)
+        y = self_attention(y, self.num_heads, relative=self.relative, **how)
         z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
-        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(z)
-        y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, self.dtype)(y, train=train)
+        y = LayerNorm(self.norm_epsilon, **how)(z)
+        y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, **how)(y, train=train)
         return z + path(y)
 
 
@@ -129,6 +128,7 @@ class Encoder(nn.Module):
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     remat: str = "none"
+    implementation: str = "plain"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -145,6 +145,7 @@ class Encoder(nn.Module):
             dropout=self.dropout,
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
+            implementation=self.implementation,
             dtype=self.dtype,
         )
         table = absolute_positions(self.positions, self.grid)
@@ -165,4 +166,5 @@ class Encoder(nn.Module):
             else:
                 block = EncoderBlock(**options, name=name)
             z = apply(block, z)
-        return nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="encoder_norm")(z)
+        how = dict(implementation=self.implementation, dtype=self.dtype)
+        return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z)

@@ -9,8 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from vit_jax.models.encoder import GELUS, REMATS
+from vit_jax.models.encoder import REMATS
+from vit_jax.models.layers import IMPLEMENTATIONS, fits_cudnn
 from vit_jax.models.positions import KINDS, PLACES
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import POOLS, VisionTransformer
@@ -63,8 +65,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
 })  # fmt: skip
 
 _CHOICES = {
-    "pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": tuple(GELUS),
-    "remat": tuple(REMATS),
+    "pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": ("tanh", "exact"),
+    "remat": tuple(REMATS), "implementation": (None, *IMPLEMENTATIONS),
 }  # fmt: skip
 _INTERNAL = ("parent", "name", "num_classes")
 
@@ -147,11 +149,23 @@ def build(variant: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     return model
 
 
+def plain(model: nn.Module) -> nn.Module:
+    """Returns the module in the formulation that is the same on every backend, see `layers`."""
+    return model.clone(implementation="plain") if hasattr(model, "implementation") else model
+
+
 def _check(model: VisionTransformer) -> None:
     if model.width % model.num_heads:
         raise ValueError(
             f"width={model.width} is not a multiple of num_heads={model.num_heads}, so the "
             f"attention heads can't share it evenly."
+        )
+    if model.implementation == "cudnn" and not fits_cudnn(
+        model.dtype, depth := model.width // model.num_heads
+    ):
+        raise ValueError(
+            f"implementation='cudnn' computes in bfloat16, with heads of a depth that is a "
+            f"multiple of 8 up to 128, not in {jnp.dtype(model.dtype)} with a depth of {depth}."
         )
     if model.positions == "2d" and model.width % 2:
         raise ValueError(f"positions='2d' needs an even width, not {model.width}.")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.encoder import Encoder
+from vit_jax.models.layers import best_implementation
 from vit_jax.models.patches import PatchEmbedding, grid_shape
 from vit_jax.models.resnet import feature_stride, hybrid_stem
 
@@ -48,6 +49,8 @@ class VisionTransformer(nn.Module):
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems are for 1e-8.
       remat: what the encoder's blocks keep for the backward pass: "none" computes nothing again,
         "dots" all but products with parameters, "full" everything from each block's input.
+      implementation: how the encoder computes the same: see `layers`; None for what is fastest
+        on JAX's default backend.
       dtype: the dtype of the computation.
     """
 
@@ -69,6 +72,7 @@ class VisionTransformer(nn.Module):
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
     remat: str = "none"
+    implementation: str | None = None
     dtype: Any = jnp.float32
 
     @property
@@ -142,6 +146,8 @@ class VisionTransformer(nn.Module):
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
             remat=self.remat,
+            implementation=self.implementation
+            or best_implementation(self.dtype, self.width // self.num_heads),
             dtype=self.dtype,
             name="Transformer",
         )

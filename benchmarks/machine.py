@@ -1,0 +1,102 @@
+"""What all benchmarks share: which machine this is, and how results are told and kept."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+
+
+def description(*packages: str) -> dict[str, Any]:
+    """Returns the processor, cores, memory in GiB, JAX's devices and versions of packages."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("jax", *packages)},
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    known = {key.strip(): value.strip(" \t:") for key, value in facts.items()}
+    name = known.get("model name", platform.machine())
+    return f"{name} (family {known['cpu family']}, model {known['model']})" \
+        if "cpu family" in known else name
+
+
+def report(
+    title: str, rows: Sequence[dict[str, Any]], about: dict[str, Any], path: str | None
+) -> None:
+    """Prints rows as a Markdown table under what they were measured on, and keeps them as JSON.
+
+    Args:
+      rows: dictionaries with the same keys, the columns; floats are shown with three digits.
+      about: the machine and the settings.
+      path: of the JSON file, or None.
+    """
+    print(f"\n{title}\n" + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
+    print("\n".join(table(rows)), flush=True)
+    if path:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"title": title, "about": about, "rows": list(rows)}, indent=2)
+        pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def table(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns the lines of a Markdown table of rows with the same keys."""
+    rows = list(rows)
+    columns = list(rows[0])
+
+    def line(cells):
+        return f"| {' | '.join(cells)} |"
+
+    return [
+        line(columns), line("---" for _ in columns),
+        *(line(_cell(row[column]) for column in columns) for row in rows),
+    ]  # fmt: skip
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return "-" if value is None else str(value)
+
+
+def median(values: Iterable[float]) -> float:
+    """Returns the median as a float."""
+    return float(statistics.median(values))
+
+
+def import_torchvision() -> None:
+    """Imports torchvision, as timm and transformers do.
+
+    Beside a CPU build of PyTorch, the build for CUDA lacks its compiled operators and asks for them
+    by name; nothing that is measured or compared uses them, so empty ones will do.
+    """
+    import torch
+
+    while True:
+        try:
+            importlib.import_module("torchvision")
+            return
+        except RuntimeError as error:
+            (operator,) = re.findall(r"operator (torchvision::\w+) does not exist", str(error))
+            torch.library.define(operator, "(Tensor x) -> Tensor")

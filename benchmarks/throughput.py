@@ -1,0 +1,253 @@
+"""Images per second of training and inference, beside timm in PyTorch, in one run.
+
+    python -m benchmarks.throughput Ti/16 S/16 B/16 --batch=8 --json=throughput.json
+
+Each contender is a process of its own that compiles, warms up and then waits; they take turns, so
+that what else the machine does meets all of them alike. Images/s are medians over the rounds, and
+ratios the medians of each round's ratio to vit_jax.
+
+    vit_jax     what `vit_jax.main` runs: uint8 images, the update of `train.train_step`
+    plain       the same with Flax's own LayerNorm, GELU and attention (model.implementation=plain)
+    eager       timm, PyTorch's scaled_dot_product_attention
+    compiled    timm through torch.compile
+    autotuned   timm through torch.compile(mode="max-autotune-no-cudagraphs")
+    frozen      compiled, and inference with inductor's `freezing` (inference alone)
+
+Training is a step of SGD with momentum on cross-entropy, without dropout or augmentation. Dtype
+bfloat16 is vit_jax's `config.dtype` and PyTorch's autocast. PyTorch gets the same settings of
+malloc as vit_jax gives itself on a CPU, and transparent huge pages, which it likes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+CONTENDERS = ("vit_jax", "plain", "eager", "compiled", "autotuned", "frozen")
+MODES = ("inference", "training")
+CLASSES = 1000
+TIMM = {
+    "Ti/16": "vit_tiny_patch16_224", "S/32": "vit_small_patch32_224",
+    "S/16": "vit_small_patch16_224", "B/32": "vit_base_patch32_224",
+    "B/16": "vit_base_patch16_224", "B/8": "vit_base_patch8_224",
+    "L/32": "vit_large_patch32_224", "L/16": "vit_large_patch16_224",
+    "H/14": "vit_huge_patch14_224",
+}  # fmt: skip
+_MALLOC = {
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1",
+    "THP_MEM_ALLOC_ENABLE": "1",
+}  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- contenders
+
+
+def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
+    """Returns n -> None, which runs n steps of vit_jax and waits for the last."""
+    from vit_jax import main
+
+    main.keep_freed_memory()
+    import jax
+
+    from vit_jax import config as config_lib
+    from vit_jax import parallel, preprocess, train
+
+    config = config_lib.default()
+    config.model.variant, config.dtype, config.batch_size = args.variant, args.dtype, args.batch
+    if args.contender == "plain":
+        config.model.implementation = "plain"
+    config.optim.clip_norm = 0.0
+    config.data.image_size = args.image_size
+    trained = train.train_step(config, num_classes=CLASSES, total_steps=10**6)
+    program = parallel.body(config)(
+        trained.objective.evaluate, trained.update, trained.key,
+        lambda params, batch: trained.model.apply(
+            {"params": params}, preprocess.to_float(batch["image"])
+        ),
+    )  # fmt: skip
+    state = program.init(trained.initial, trained.init_key)
+    images, labels = _data(args)
+    batch = {"image": images, "label": labels, "mask": np.ones(args.batch, bool)}
+
+    def run(steps):
+        nonlocal state
+        for _ in range(steps):
+            if args.mode == "training":
+                state, result = program.update(state, program.put_batch(batch))
+            else:
+                result = program.represent(state.params, program.put_batch(batch))
+        jax.block_until_ready(result)
+
+    return run
+
+
+def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
+    """Returns n -> None, which runs n steps of timm's model and waits for the last."""
+    from benchmarks import machine
+
+    machine.import_torchvision()
+    import timm
+    import torch
+    import torch.nn.functional as F
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    model = timm.create_model(
+        TIMM[args.variant], num_classes=CLASSES, img_size=args.image_size
+    ).to(device)  # fmt: skip
+    training = args.mode == "training"
+    model.train(training)
+    if args.contender == "frozen":
+        import torch._inductor.config
+
+        torch._inductor.config.freezing = True
+    if args.contender != "eager":
+        mode = "max-autotune-no-cudagraphs" if args.contender == "autotuned" else None
+        model = torch.compile(model, mode=mode)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    images, labels = (torch.from_numpy(x).to(device) for x in _data(args))
+    images = images.permute(0, 3, 1, 2).contiguous()
+    labels = labels.long()
+    low = args.dtype == "bfloat16"
+
+    def forward():
+        with torch.autocast(device, torch.bfloat16, enabled=low):
+            return model(images.float() / 127.5 - 1)
+
+    def run(steps):
+        for _ in range(steps):
+            if training:
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(forward().float(), labels).backward()
+                optimizer.step()
+            else:
+                with torch.no_grad():
+                    forward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def _data(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shape = (args.batch, args.image_size, args.image_size, 3)
+    images = rng.integers(0, 256, shape).astype(np.uint8)
+    return images, rng.integers(0, CLASSES, args.batch).astype(np.int32)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Runs as many steps as each line of stdin says, and prints the seconds they took."""
+    ours = args.contender in ("vit_jax", "plain")
+    run = (of_vit_jax if ours else of_timm)(args)
+    for _ in range(2):  # compiles; PyTorch's optimizer makes its state at the first step
+        run(1)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        run(int(line))
+        print(time.perf_counter() - start, flush=True)
+
+
+class Contender:
+    """A process that runs steps when told."""
+
+    def __init__(self, name: str, variant: str, mode: str, args: argparse.Namespace):
+        self.name = name
+        command = [
+            sys.executable, "-m", "benchmarks.throughput", variant, f"--contender={name}",
+            f"--mode={mode}", f"--batch={args.batch}", f"--dtype={args.dtype}",
+            f"--image_size={args.image_size}",
+        ]  # fmt: skip
+        env = {**os.environ, **_MALLOC}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        once = self.seconds(1)
+        self._steps = max(1, round(args.seconds / once))
+
+    def seconds(self, steps: int) -> float:
+        """Runs steps and returns the seconds they took."""
+        self._process.stdin.write(f"{steps}\n")
+        self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"{self.name} failed; what it said is above.")
+        return float(line)
+
+    def turn(self) -> float:
+        """Returns the seconds a step takes, measured over several."""
+        return self.seconds(self._steps) / self._steps
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(variant: str, mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns a row for each contender: images/s, and vit_jax's speed relative to it."""
+    from benchmarks.machine import median
+
+    names = [name for name in args.contenders if name != "frozen" or mode == "inference"]
+    contenders = [Contender(name, variant, mode, args) for name in names]
+    try:
+        times = [[c.turn() for c in contenders] for _ in range(args.rounds)]
+    finally:
+        for c in contenders:
+            c.close()
+    first = names.index("vit_jax") if "vit_jax" in names else 0
+    return [
+        {
+            "model": variant,
+            "mode": mode,
+            "contender": name,
+            "images/s": args.batch / median(turn[i] for turn in times),
+            "slowest": args.batch / max(turn[i] for turn in times),
+            "fastest": args.batch / min(turn[i] for turn in times),
+            f"{names[first]} is": f"{median(turn[i] / turn[first] for turn in times):.2f}x",
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m benchmarks.throughput`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("variant", nargs="+", choices=TIMM, help="models that timm has, too")
+    parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=3.0, help="that a turn takes")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.contender:
+        (args.variant,), (args.mode,) = args.variant, args.mode
+        return work(args)
+    from benchmarks import machine
+
+    rows = []
+    for variant in args.variant:
+        for mode in args.mode or MODES:
+            rows += compare(variant, mode, args)
+            print("\n".join(machine.table(rows[-len(args.contenders) :])), file=sys.stderr)
+    about = machine.description("flax", "torch", "timm")
+    about |= {k: getattr(args, k) for k in ("batch", "image_size", "dtype", "rounds")}
+    machine.report("Throughput", rows, about, args.json)
+
+
+if __name__ == "__main__":
+    main()
