@@ -122,6 +122,22 @@ def test_memory_settings_are_for_the_cpu_alone(platforms, expected):
     assert done.stdout.strip() == str(expected)
 
 
+def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
+    """In the user's cache, where JAX was not told another place."""
+    code = "import jax; from vit_jax import main; main.keep_programs();" \
+           "print(jax.config.jax_compilation_cache_dir)"
+
+    def place(**variables):
+        env = environment() | {"XDG_CACHE_HOME": str(tmp_path), **variables}
+        return subprocess.run(
+            [sys.executable, "-c", code], env={k: v for k, v in env.items() if v},
+            cwd=REPOSITORY, capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+
+    assert place(JAX_COMPILATION_CACHE_DIR="/told") == "/told"
+    assert place(JAX_COMPILATION_CACHE_DIR="").startswith(str(tmp_path / "vit_jax"))
+
+
 def test_a_finished_run_started_again_only_evaluates(settings, tmp_path):
     first = train.train(settings, tmp_path)
     again = train.train(settings, tmp_path)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from scipy import special
 
 from vit_jax import models
-from vit_jax.models.attention import attend
+from vit_jax.models.attention import attend, attend_cudnn
 
 # Counted with public code: without a head, and with 1,000 classes, at 224 pixels.
 PUBLISHED_COUNTS = {
@@ -547,6 +549,9 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
         ("B/16", {"positions": "none", "positions_at": "layers"}, "there is nothing to add"),
         ("B/16", {"positions": "2d", "width": 9, "num_heads": 3}, "needs an even width, not 9"),
         ("B/16", {"gelu": "fast"}, "gelu='fast' is unknown: 'tanh' or 'exact'"),
+        ("B/16", {"implementation": "fast"}, "implementation='fast' is unknown: None or 'plain'"),
+        ("B/16", {"implementation": "cudnn"}, "not in float32 with a depth of 64"),
+        ("B/16", {"scan": True, "stochastic_depth": 0.1}, "stochastic_depth must be 0"),
         ("Axial-B/16", {"pool": "token"}, "no place for a class token: take pool='gap'"),
         ("R50x1", {"dropout": 0.1}, "Variant R50x1 has no dropout; it takes axial, dtype, kernel_"),
     ],
@@ -601,3 +606,125 @@ def test_remat_keeps_less_and_changes_neither_parameters_nor_gradients(rng):
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
             gradients[remat], gradients["none"],
         )  # fmt: skip
+
+
+def forward_and_gradients(model, params, images):
+    """Logits, and gradients of a function of all of them, as float64."""
+
+    def loss(params):
+        rngs = {"dropout": jax.random.key(3)}
+        logits = model.apply({"params": params}, images, train=True, rngs=rngs)
+        return jnp.square(logits - 1).sum(), logits
+
+    grads, logits = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return [np.asarray(x, np.float64) for x in (logits, *jax.tree.leaves(grads))]
+
+
+def assert_same(found, expected, tolerance):
+    """Logits by their largest, gradients by the largest of all."""
+    for parts in (slice(1), slice(1, None)):
+        largest = max(np.abs(x).max() for x in expected[parts])
+        for x, y in zip(found[parts], expected[parts], strict=True):
+            assert np.abs(x - y).max() <= tolerance * largest
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(gelu="exact", norm_epsilon=1e-3, dropout=0.3),
+        dict(positions="relative"),
+        dict(axial=True, pool="gap"),
+        dict(remat="dots"),
+    ],
+    ids=str,
+)
+def test_derivatives_of_our_own_are_those_of_the_plain_formulation(images, options):
+    model = tiny(implementation="custom_vjp", **options)
+    params = random_params(model, images)
+    found, expected = (
+        forward_and_gradients(m, params, images) for m in (model, models.plain(model))
+    )
+    assert_same(found, expected, 1e-4)
+
+
+def test_derivatives_of_our_own_are_as_exact_in_bfloat16_as_plain_ones(images):
+    """Both round; each is compared with float32."""
+    model = tiny(implementation="custom_vjp")
+    params = jax.tree.map(lambda x: 0.5 * x, random_params(model, images))
+    exact = forward_and_gradients(model, params, images)
+    errors = []
+    for implementation in ("custom_vjp", "plain"):
+        rounded = model.clone(implementation=implementation, dtype=jnp.bfloat16)
+        found = forward_and_gradients(rounded, params, images)
+        errors.append(max(np.abs(x - y).max() for x, y in zip(found, exact, strict=True)))
+    largest = max(np.abs(x).max() for x in exact)
+    assert errors[0] < 1.5 * errors[1] and errors[0] < 0.05 * largest
+
+
+@pytest.mark.parametrize(
+    "options", [dict(), dict(remat="full", positions="relative"), dict(axial=True, pool="gap")],
+    ids=str,
+)  # fmt: skip
+def test_a_loop_over_layers_changes_neither_parameters_nor_gradients(images, options):
+    model = tiny(depth=3, **options)
+    params = random_params(model, images)
+    scanned = model.clone(scan=True)
+    assert jax.tree.structure(scanned.init(jax.random.key(0), images)["params"]) == \
+        jax.tree.structure(params)
+    found, expected = (forward_and_gradients(m, params, images) for m in (scanned, model))
+    assert_same(found, expected, 1e-5)
+    text = jax.jit(scanned.apply, static_argnames="train").lower(
+        {"params": params}, images, train=True
+    ).as_text()  # fmt: skip
+    assert text.count("stablehlo.while") == 1
+
+
+def test_layers_of_a_loop_drop_different_units(images):
+    """Every layer adds 1 to all units that it doesn't drop: with one mask, there'd be two sums."""
+    model = tiny(num_classes=0, depth=6, dropout=0.5, scan=True)
+    params = jax.tree.map(np.zeros_like, random_params(model, images))
+    params["Transformer"]["encoder_norm"]["scale"] += 1
+    for i in range(6):
+        params["Transformer"][f"encoderblock_{i}"]["MlpBlock_0"]["Dense_1"]["bias"] += 1
+    rngs = {"dropout": jax.random.key(0)}
+    (units, _) = model.apply({"params": params}, images, train=True, rngs=rngs)
+    assert len(np.unique(np.round(units, 3))) > 3
+
+
+@pytest.mark.parametrize("tokens", [6, 7])
+def test_attend_cudnn_attends_to_the_tokens_there_are(rng, monkeypatch, tokens):
+    """With XLA in cuDNN's place; an odd number of tokens is filled up with one."""
+    asked = []
+
+    def xla(*args, implementation, **options):
+        asked.append(implementation)
+        return jax_attention(*args, implementation="xla", **options)
+
+    jax_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", xla)
+    q, k, v, seen = (rng.normal(size=(2, tokens, 3, 8)).astype(np.float32) for _ in range(4))
+    for x, y in zip(
+        *(jax.grad(lambda *x, f=f: (f(*x) * seen).sum(), (0, 1, 2))(q, k, v)
+          for f in (attend_cudnn, attend)),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    assert set(asked) == {"cudnn"}
+
+
+def test_a_model_with_cudnns_attention_is_lowered_for_gpus(monkeypatch):
+    """As far as one gets without a GPU: JAX is told that there is one with cuDNN 9.10."""
+    inside = "jax._src.cudnn.fused_attention_stablehlo"
+    known = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
+    monkeypatch.setattr(f"{inside}.cuda_versions", known)
+    monkeypatch.setattr(f"{inside}.check_compute_capability", lambda capability: True)
+    model = models.build(
+        "Ti/16", num_classes=2, depth=2, implementation="cudnn", dtype=jnp.bfloat16
+    )  # fmt: skip
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)  # 197 tokens
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    step = jax.jit(jax.grad(lambda p, x: model.apply({"params": p}, x, train=True).sum()))
+    text = step.trace(params, images).lower(lowering_platforms=("cuda",)).as_text()
+    for kernel in ("fmhaSoftmax", "fmhaSoftmaxBackward"):
+        assert len(re.findall(rf"__cudnn\${kernel}\b", text)) == 2

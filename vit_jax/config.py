@@ -67,8 +67,9 @@ def default() -> ConfigDict:
     # parameters), "full" (everything of a block).
     config.model.remat = placeholder(str)
     # How the encoder computes: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, bfloat16),
-    # see vit_jax/models/layers.py. None: what should be fastest on the devices.
+    # see vit_jax/models/layers.py. None: the fastest known for the devices.
     config.model.implementation = placeholder(str)
+    config.model.scan = placeholder(bool)  # blocks train as a loop: compiles faster, runs slower
     config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage
     config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
 

@@ -326,12 +326,13 @@ def train_batches(
 
 
 def go_to(batches: grain.DatasetIterator, step: int) -> None:
-    """Moves a `train_batches` iterator to where it is after `step` batches.
+    """Moves a `train_batches` iterator to where it is after `step` batches, and starts to read.
 
     All processes are at the same number, however many they are, so that a run can go on with
     more or fewer of them.
     """
     batches.set_state({"next_index": step})
+    batches.start_prefetch()
 
 
 def eval_batches(

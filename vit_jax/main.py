@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import hashlib
 import importlib.util
 import json
 import logging
+import os
+import pathlib
+import platform
+import re
 import sys
 
 import jax
@@ -76,6 +81,26 @@ def keep_freed_memory() -> None:
     mallopt(arena_max, 1)
 
 
+def keep_programs() -> None:
+    """Keeps compiled programs for the next start, in ~/.cache/vit_jax, unless JAX is told where.
+
+    JAX_COMPILATION_CACHE_DIR tells it; JAX_ENABLE_COMPILATION_CACHE=false keeps none. Programs for
+    a CPU are for the instructions it has, so every kind of CPU gets a folder.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:
+        return
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
+    try:
+        flags_line = re.search(r"^(flags|Features)\s*:.*", _CPUINFO.read_text(), re.MULTILINE)[0]
+    except (OSError, TypeError):
+        flags_line = platform.processor()
+    kind = hashlib.sha256(flags_line.encode()).hexdigest()[:8]
+    jax.config.update("jax_compilation_cache_dir", str(cache / f"{platform.machine()}-{kind}"))
+
+
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
+
+
 def _on_cpu() -> bool:
     """Tells whether JAX will run on the CPU, without making it start its devices."""
     if platforms := jax.config.jax_platforms:
@@ -127,6 +152,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     keep_freed_memory()
+    keep_programs()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

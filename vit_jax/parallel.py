@@ -32,7 +32,8 @@ class Parallel(NamedTuple):
       evaluate: (params, device batch) -> sums over the whole batch of all devices.
       represent: (params, device batch) -> arrays (b, …) of the whole batch of all devices, device
         by device, one after the other.
-      put_batch: this process's part of a batch, host arrays (b, …) -> device batch.
+      put_batch: this process's part of a batch, host arrays (b, …) -> device batch, which is on
+        its way when this returns.
       gather: arrays -> whole arrays on the host of every process.
     """
 
@@ -67,7 +68,8 @@ def pmap(
     axis = "batch"
     mesh = Mesh(np.array(jax.devices() if devices is None else devices), (axis,))
     replicated = NamedSharding(mesh, PartitionSpec())
-    local = jax.local_device_count() if devices is None else len(devices)
+    local = jax.local_devices() if devices is None else devices
+    over_local = NamedSharding(Mesh(np.array(local), (axis,)), PartitionSpec(axis))
     over_devices = functools.partial(jax.pmap, axis_name=axis, devices=devices, in_axes=(None, 0))
 
     def init(function, *args):
@@ -94,18 +96,18 @@ def pmap(
     def device_represent(params, batch):
         return jax.lax.all_gather(represent(params, batch), axis, tiled=True)
 
-    def put_batch(batch):
-        return jax.tree.map(lambda x: x.reshape(local, -1, *x.shape[1:]), batch)
+    def by_device(batch):
+        return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
 
     update_all = over_devices(device_update, out_axes=None, donate_argnums=0)
 
     return Parallel(
         init=init,
         update=lambda state, batch: global_arrays(update_all(state, batch)),
-        lower=lambda state, batch: update_all.lower(state, jax.eval_shape(put_batch, batch)),
+        lower=lambda state, batch: update_all.lower(state, jax.eval_shape(by_device, batch)),
         evaluate=over_devices(device_evaluate, out_axes=None),
         represent=over_devices(device_represent, out_axes=None),
-        put_batch=put_batch,
+        put_batch=lambda batch: jax.device_put(by_device(batch), over_local),
         gather=jax.device_get,
     )
 

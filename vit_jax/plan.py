@@ -458,9 +458,8 @@ def plan(
             program.lower(state, batch), arguments, goal.memory, count, config.accumulate_steps
         )
 
-    if topology != "local" and "width" in models.VARIANTS[models.canonical(config.model.variant)]:
-        if config.model.implementation is None:  # would be for this machine
-            config = _with(config, **{"model.implementation": "plain"})
+    if topology != "local" and _has_encoder(config) and config.model.implementation is None:
+        config = _with(config, **{"model.implementation": "plain"})  # None is for this machine
     trained = train.train_step(config, num_classes=num_classes, total_steps=steps)
     state, batch = shapes(config, trained)
     program = compile_(config)
@@ -579,7 +578,7 @@ def _ways_to_fit(
     devices = len(goal.devices)
     if config.parallel == "pmap" and devices > 1:
         yield {"parallel": "sharded"}, program.total - fixed * (1 - 1 / devices)
-    if "width" in models.VARIANTS[models.canonical(config.model.variant)]:  # there is an encoder
+    if _has_encoder(config):
         order = ("none", "dots", "full")
         for remat in order[order.index(config.model.remat or "none") + 1 :]:
             yield {"model.remat": remat}, None
@@ -589,6 +588,10 @@ def _ways_to_fit(
         if steps > config.accumulate_steps and per_device % steps == 0 and total <= goal.memory:
             yield {"accumulate_steps": steps}, total
             break
+
+
+def _has_encoder(config: ConfigDict) -> bool:
+    return "width" in models.VARIANTS[models.canonical(config.model.variant)]
 
 
 def _with(config: ConfigDict, **changes: Any) -> ConfigDict:

@@ -109,9 +109,20 @@ def attend_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arra
     """`attend` by cuDNN's flash attention, which never writes the (n, n) weights to memory.
 
     For float16 and bfloat16 on NVIDIA GPUs (Dao et al., arXiv 2205.14135); `depth` is a multiple
-    of 8, at most 128.
+    of 8, at most 128. JAX refuses to differentiate it at an odd n, which ViTs have: there, one
+    token is added that nothing attends to.
     """
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    (b, n), lengths = query.shape[:2], None
+    if n % 2:
+        lengths = jnp.full(b, n)
+        query, key, value = (
+            jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value)
+        )
+    y = jax.nn.dot_product_attention(
+        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )  # fmt: skip
+    return y[:, :n]
 
 
 ATTENDS = {"plain": attend, "custom_vjp": attend_custom_vjp, "cudnn": attend_cudnn}

@@ -128,6 +128,7 @@ class Encoder(nn.Module):
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     remat: str = "none"
+    scan: bool = False
     implementation: str = "plain"
     dtype: Any = jnp.float32
 
@@ -151,20 +152,41 @@ class Encoder(nn.Module):
         table = absolute_positions(self.positions, self.grid)
         if table and self.positions_at != "layers":
             positions = table(name="posembed_input")
-        z = x
-        for i in range(self.depth):
+
+        def before(i, z):
+            """Adds the positions that come before block i."""
             if table and self.positions_at == "layers":
-                z = table(name=f"posembed_{i}")(z)
-            elif table and (self.positions_at == "shared" or i == 0):
-                z = positions(z)
-            if i == 0:
-                z = nn.Dropout(self.dropout, deterministic=not train)(z)
-            options["drop_path"] = self.stochastic_depth * i / max(1, self.depth - 1)
-            name = f"encoderblock_{i}"
+                return table(name=f"posembed_{i}")(z)
+            if table and (self.positions_at == "shared" or i == 0):
+                return positions(z)
+            return z
+
+        def block(i, **where):
+            drop_path = self.stochastic_depth * i / max(1, self.depth - 1)
             if self.axial:
-                block = AxialEncoderBlock(self.grid, {**options}, name=name)
-            else:
-                block = EncoderBlock(**options, name=name)
-            z = apply(block, z)
+                return AxialEncoderBlock(self.grid, {**options, "drop_path": drop_path}, **where)
+            return EncoderBlock(**options, drop_path=drop_path, **where)
+
+        z = nn.Dropout(self.dropout, deterministic=not train)(before(0, x))
+        if train and self.scan:
+            z = self._scanned(block(0, parent=None), z)
+        else:
+            for i in range(self.depth):
+                z = apply(block(i, name=f"encoderblock_{i}"), before(i, z) if i else z)
         how = dict(implementation=self.implementation, dtype=self.dtype)
         return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z)
+
+    def _scanned(self, block: nn.Module, z: jax.Array) -> jax.Array:
+        """Applies a block with each layer's parameters in turn, stacked for this one loop."""
+        stored = self.variables["params"]
+        layers = [stored[f"encoderblock_{i}"] for i in range(self.depth)]
+        key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
+
+        def apply(z, layer):
+            params, key = layer
+            return block.apply({"params": params}, z, train=True, rngs={"dropout": key}), None
+
+        if self.remat != "none":
+            apply = jax.checkpoint(apply, policy=REMATS[self.remat], prevent_cse=False)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)
+        return jax.lax.scan(apply, z, (stacked, jax.random.split(key, self.depth)))[0]

@@ -89,7 +89,7 @@ _KINDS = (
     (("patch_size",), lambda x: _whole(x) or (_wholes(x) and len(x) == 2), "one side or two"),
     (("stem",), lambda x: x is None or _wholes(x), "numbers of units, or None"),
     (("layers",), lambda x: _wholes(x) and len(x) > 0, "numbers of units"),
-    (("axial", "pre_logits"), lambda x: isinstance(x, bool), "True or False"),
+    (("axial", "pre_logits", "scan"), lambda x: isinstance(x, bool), "True or False"),
     (("dropout", "norm_epsilon", "stochastic_depth"), _number, "a number in [0, 1)"),
     (("kernel_epsilon",), lambda x: x is None or _number(x), "a number in [0, 1), or None"),
 )
@@ -175,6 +175,11 @@ def _check(model: VisionTransformer) -> None:
         raise ValueError(
             f"positions_at={model.positions_at!r} is for positions='1d', '2d' or 'sincos': "
             f"there is nothing to add with {model.positions!r}."
+        )
+    if model.scan and (model.stochastic_depth or model.positions_at != "stem"):
+        raise ValueError(
+            "scan=True makes one loop of blocks that are all alike: stochastic_depth must be 0 and "
+            "positions_at='stem'."
         )
     if model.axial and model.pool == "token":
         raise ValueError(

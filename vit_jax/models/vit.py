@@ -49,8 +49,10 @@ class VisionTransformer(nn.Module):
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems are for 1e-8.
       remat: what the encoder's blocks keep for the backward pass: "none" computes nothing again,
         "dots" all but products with parameters, "full" everything from each block's input.
-      implementation: how the encoder computes the same: see `layers`; None for what is fastest
-        on JAX's default backend.
+      scan: trains the blocks as one loop over their stacked parameters, which compiles a block once
+        instead of `depth` times; elsewhere, and in what is stored, nothing is stacked.
+      implementation: how the encoder computes the same: see `layers`; None for the
+        fastest known on JAX's default backend.
       dtype: the dtype of the computation.
     """
 
@@ -72,6 +74,7 @@ class VisionTransformer(nn.Module):
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
     remat: str = "none"
+    scan: bool = False
     implementation: str | None = None
     dtype: Any = jnp.float32
 
@@ -146,8 +149,8 @@ class VisionTransformer(nn.Module):
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
             remat=self.remat,
-            implementation=self.implementation
-            or best_implementation(self.dtype, self.width // self.num_heads),
+            scan=self.scan,
+            implementation=self.implementation or best_implementation(),
             dtype=self.dtype,
             name="Transformer",
         )
