@@ -18,7 +18,7 @@ ORDER = [
     "objectives", "config", "optim", "step", "parallel", "checkpoint", "interop.layouts",
     "interop.weights", "interop.npz", "interop.torch", "interop.surgery", "interop.download",
     "interop", "fewshot", "interpret", "metrics", "train", "figures", "study", "main", "convert",
-    "predict", "visualize", "demo", "export", "plan",
+    "predict", "visualize", "demo", "export", "hlo", "plan",
 ]  # fmt: skip
 
 

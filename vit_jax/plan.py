@@ -11,8 +11,6 @@ devices; the others need `pip install "vit_jax[tpu]"`.
 from __future__ import annotations
 
 import argparse
-import collections
-import functools
 import importlib.util
 import json
 import math
@@ -31,7 +29,7 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict, config_flags
 
 from vit_jax import config as config_lib
-from vit_jax import cost, data, models, parallel, train
+from vit_jax import cost, data, hlo, models, parallel, train
 from vit_jax import main as main_lib
 from vit_jax import step as step_lib
 from vit_jax.datasets import rendered_flowers
@@ -166,9 +164,8 @@ class Program(NamedTuple):
       temporaries: bytes of activations, gradients and what else a step makes and drops.
       total: bytes of these, of results that reuse no argument, and of the program itself.
       fits: into the device's memory. Where it doesn't, the rest is None.
-      flops: floating-point operations as the compiler counts them, elementwise ones, too.
-      moved: bytes read from and written to memory.
-      collectives: see `collectives`.
+      flops, moved, collectives: see `hlo.Counts`; on GPUs, whose libraries compute the products,
+        flops are all that XLA counts.
     """
 
     seconds: float
@@ -178,16 +175,13 @@ class Program(NamedTuple):
     fits: bool
     flops: float | None = None
     moved: float | None = None
-    collectives: dict[str, Collective] | None = None
+    collectives: dict[str, hlo.Collective] | None = None
 
 
 def compiled(
     lowered: jax.stages.Lowered, arguments: int, memory: int, devices: int, accumulate_steps: int
 ) -> Program:
     """Compiles a lowered step.
-
-    XLA counts what a loop does once, so the loop over micro-batches is multiplied here: all FLOPs,
-    and all bytes but those of the optimizer, which reads and writes the state once.
 
     Args:
       lowered: what `lower` returns.
@@ -205,23 +199,25 @@ def compiled(
         total = arguments + temporaries
         return Program(time.monotonic() - start, arguments, temporaries, total, False)
     seconds = time.monotonic() - start
-    memories, counts = program.memory_analysis(), program.cost_analysis()
+    memories, counts = program.memory_analysis(), hlo.counts(program.as_text(), devices)
+    flops = counts.flops
+    if flops is None:  # XLA counts once what a loop does
+        flops = program.cost_analysis()["flops"] * accumulate_steps
     arguments = memories.argument_size_in_bytes
     returned = memories.output_size_in_bytes
     total = (
         arguments + returned - memories.alias_size_in_bytes + memories.temp_size_in_bytes
         + memories.generated_code_size_in_bytes
     )  # fmt: skip
-    once = min(arguments + returned, counts["bytes accessed"])
     return Program(
         seconds,
         arguments,
         memories.temp_size_in_bytes,
         total,
         total <= memory,
-        counts["flops"] * accumulate_steps,
-        (counts["bytes accessed"] - once) * accumulate_steps + once,
-        collectives(program.as_text(), devices, accumulate_steps),
+        flops,
+        counts.moved,
+        counts.collectives,
     )
 
 
@@ -232,108 +228,14 @@ def exceeded(message: str) -> int | None:
     return match and int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1))
 
 
-# --------------------------------------------------------------------------------- collectives
-
-
-class Collective(NamedTuple):
-    """All exchanges of one kind in a step: how many, bytes of the arrays, bytes a device sends."""
-
-    count: int
-    bytes: float
-    sent: float
-
-
-# Bytes each of n devices sends for an array of one byte (of the whole result; of each device's
-# part of it for a reduce-scatter), in the algorithms that send least: Chan et al. 2007, "Collective
-# communication", table 1.
-_SENT: dict[str, Callable[[int], float]] = {
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: n - 1,
-    "all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1,
-}
-_EXCHANGE = re.compile(rf"= (.*?) ({'|'.join(_SENT)})(-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(body|\w+)=(?:%([\w.-]+)|\{(%[^}]*)\})")
-
-
-def collectives(hlo: str, devices: int, loops: int = 1) -> dict[str, Collective]:
-    """Returns what devices exchange in a compiled program, by kind.
-
-    Args:
-      hlo: its text, as `Compiled.as_text` gives it.
-      devices: that it runs on.
-      loops: how often the body of each loop runs.
-    """
-    bodies, name, entry = {}, None, None
-    for line in hlo.splitlines():
-        if line.endswith("{") and (header := re.match(r"(ENTRY )?%?([\w.-]+) \(", line)):
-            name = header[2]
-            bodies[name] = []
-            entry = name if header[1] else entry
-        elif name is not None:
-            bodies[name].append(line)
-
-    @functools.cache
-    def of(name: str) -> collections.Counter:
-        total = collections.Counter()
-        for line in bodies.get(name, ()):
-            if match := _EXCHANGE.search(line):
-                kind, group = match[2], _group(line, devices)
-                size = _size(match[1], kind if match[3] else None, group)
-                total[kind, "count"] += 1
-                total[kind, "bytes"] += size
-                total[kind, "sent"] += size * _SENT[kind](group)
-            for key, one, several in _CALLED.findall(line):
-                for called in [one] if one else re.findall(r"%([\w.-]+)", several):
-                    for part, value in of(called).items():
-                        total[part] += value * (loops if key == "body" else 1)
-        return total
-
-    found = of(entry)
-    return {
-        kind: Collective(*(found[kind, part] for part in Collective._fields))
-        for kind in _SENT
-        if found[kind, "count"]
-    }
-
-
-def _size(shapes: str, started: str | None, group: int) -> float:
-    """Returns the bytes of an exchange's result; `started` is its kind if that is asynchronous."""
-    sizes = [
-        math.prod(map(int, filter(None, dims.split(","))))
-        * (1 if kind == "pred" else int(re.search(r"\d+", kind)[0]) / 8)
-        for kind, dims in _ARRAY.findall(shapes)
-    ]
-    if started == "all-gather":  # (operands, results): each operand is a share of its result
-        return sum(sizes) * group / (group + 1)
-    if started == "collective-permute":  # (operand, result, contexts)
-        return max(sizes)
-    return sum(sizes)
-
-
-def _group(line: str, devices: int) -> int:
-    """Returns how many devices exchange with each other."""
-    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return match[1].count(",") + 1
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(match[1])
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    return devices
-
-
 # ---------------------------------------------------------------------------------------- time
 
 
 def roofline(flops: float, moved: float, sent: float, chip: Chip) -> dict[str, float]:
     """Returns the seconds that the parts of a step take, and `step`, the longest.
 
-    The parts overlap at best (Williams et al. 2009, "Roofline"). No program reaches the peaks; on
-    the other hand the compiler counts as moved what stays in a chip's fast memory, too, so that
-    `memory` can be too long.
+    The parts overlap at best (Williams et al. 2009, "Roofline"), and no program reaches the peaks:
+    a step takes longer.
 
     Args:
       flops, moved, sent: of a step and device: operations, bytes of memory, bytes sent to others.
@@ -416,9 +318,9 @@ def plan(
     """Compiles the train step of a configuration and returns what is to know about it.
 
     Bytes and collectives are of one device and step, FLOPs of all devices; `flops_…` are three
-    forward passes as `cost.forward_flops` counts them, `compiled_flops_…` all that the compiler
-    counts, elementwise operations and dropout's random numbers, too. Times are seconds, estimated
-    by `roofline`. What is unknown is None: times where the device's peaks are not published, and
+    forward passes as `cost.forward_flops` counts them, `compiled_flops_…` the
+    products of the compiled step, those computed again too, or on GPUs all operations as XLA
+    counts them. Times are seconds, estimated by `roofline`. What is unknown is None: times where the device's peaks are not published, and
     everything the compiler counts where the step doesn't fit.
 
     Args:
@@ -642,7 +544,7 @@ def table(report: dict[str, Any]) -> list[str]:
     if report["fits"]:
         more = report["compiled_flops_ratio"] - 1
         compiled_flops = _si(report["compiled_flops_per_step"])
-        rows.append(("as compiled", f"{compiled_flops} ({more:+.1%}), elementwise ones, too"))
+        rows.append(("as compiled", f"{compiled_flops} ({more:+.1%})"))
     fits = "fits" if report["fits"] else "does not fit"
     total, memory = _iec(report["total_bytes"]), _iec(report["memory_bytes"])
     rows += [
