@@ -6,9 +6,11 @@ from setuptools import find_packages, setup
 
 DEMO = ["gradio>=6.30"]
 ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
+GCS = ["gcsfs>=2026.4", "google-cloud-storage"]  # Orbax needs the second one, too
+PYTORCH = ["timm>=1.0.20", "torch==2.13.0"]
 TEST = [
-    *DEMO, *ONNX, "nbformat", "playwright", "pytest", "scikit-learn", "timm>=1.0.20",
-    "torch==2.13.0", "transformers>=5",
+    *DEMO, *GCS, *ONNX, *PYTORCH, "nbformat", "playwright", "pytest", "scikit-learn",
+    "transformers>=5",
 ]  # fmt: skip
 
 setup(
@@ -48,7 +50,9 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "bench": ["tensorflow-cpu", *PYTORCH],  # what benchmarks compare with
         "prepare": ["tensorflow-cpu"],  # only for tfds builders that can't do without it
+        "gcs": GCS,
         "demo": DEMO,
         "onnx": ONNX,
         "docs": ["ipykernel", "nbconvert"],

@@ -9,15 +9,17 @@ import pathlib
 import platform
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
-
-import jax
 
 
 def description(*packages: str) -> dict[str, Any]:
     """Returns the processor, cores, memory in GiB, JAX's devices and versions of packages."""
+    import jax  # not above: contenders are also run by interpreters that don't have it
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
@@ -78,6 +80,41 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return "-" if value is None else str(value)
+
+
+class Contender:
+    """A process that measures when told, and waits in between: see `answer`.
+
+    Args:
+      name: what it is called when it fails.
+      command: that starts it.
+      env: its environment; None for this process's.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None):
+        self._name = name
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+
+    def ask(self, amount: float) -> float:
+        """Returns what the process measures when told an amount."""
+        self._process.stdin.write(f"{amount}\n")
+        self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"{self._name} failed; what it said is above.")
+        return float(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def answer(measure: Callable[[float], float]) -> None:
+    """Lets this process be a `Contender`: prints what `measure` returns for each line of stdin."""
+    for line in sys.stdin:
+        print(measure(float(line)), flush=True)
 
 
 def median(values: Iterable[float]) -> float:

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from benchmarks import machine
 
 CONTENDERS = ("vit_jax", "plain", "eager", "compiled", "autotuned", "frozen")
 MODES = ("inference", "training")
@@ -90,8 +91,6 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
 
 def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
     """Returns n -> None, which runs n steps of timm's model and waits for the last."""
-    from benchmarks import machine
-
     machine.import_torchvision()
     import timm
     import torch
@@ -145,60 +144,40 @@ def _data(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Runs as many steps as each line of stdin says, and prints the seconds they took."""
+    """Compiles, warms up, and measures when told."""
     ours = args.contender in ("vit_jax", "plain")
     run = (of_vit_jax if ours else of_timm)(args)
     for _ in range(2):  # compiles; PyTorch's optimizer makes its state at the first step
         run(1)
-    for line in sys.stdin:
+
+    def seconds(steps):
         start = time.perf_counter()
-        run(int(line))
-        print(time.perf_counter() - start, flush=True)
+        run(int(steps))
+        return time.perf_counter() - start
+
+    machine.answer(seconds)
 
 
-class Contender:
-    """A process that runs steps when told."""
-
-    def __init__(self, name: str, variant: str, mode: str, args: argparse.Namespace):
-        self.name = name
-        command = [
-            sys.executable, "-m", "benchmarks.throughput", variant, f"--contender={name}",
-            f"--mode={mode}", f"--batch={args.batch}", f"--dtype={args.dtype}",
-            f"--image_size={args.image_size}",
-        ]  # fmt: skip
-        env = {**os.environ, **_MALLOC}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        once = self.seconds(1)
-        self._steps = max(1, round(args.seconds / once))
-
-    def seconds(self, steps: int) -> float:
-        """Runs steps and returns the seconds they took."""
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        if not (line := self._process.stdout.readline()):
-            raise RuntimeError(f"{self.name} failed; what it said is above.")
-        return float(line)
-
-    def turn(self) -> float:
-        """Returns the seconds a step takes, measured over several."""
-        return self.seconds(self._steps) / self._steps
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
+def contender(name: str, variant: str, mode: str, args: argparse.Namespace) -> machine.Contender:
+    """Starts a contender: told a number of steps, it says the seconds they took."""
+    command = [
+        sys.executable, "-m", "benchmarks.throughput", variant, f"--contender={name}",
+        f"--mode={mode}", f"--batch={args.batch}", f"--dtype={args.dtype}",
+        f"--image_size={args.image_size}",
+    ]  # fmt: skip
+    return machine.Contender(name, command, {**os.environ, **_MALLOC})
 
 
 def compare(variant: str, mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns a row for each contender: images/s, and vit_jax's speed relative to it."""
-    from benchmarks.machine import median
-
     names = [name for name in args.contenders if name != "frozen" or mode == "inference"]
-    contenders = [Contender(name, variant, mode, args) for name in names]
+    contenders = [contender(name, variant, mode, args) for name in names]
     try:
-        times = [[c.turn() for c in contenders] for _ in range(args.rounds)]
+        steps = [max(1, round(args.seconds / c.ask(1))) for c in contenders]
+        times = [
+            [c.ask(n) / n for c, n in zip(contenders, steps, strict=True)]
+            for _ in range(args.rounds)
+        ]
     finally:
         for c in contenders:
             c.close()
@@ -208,10 +187,10 @@ def compare(variant: str, mode: str, args: argparse.Namespace) -> list[dict[str,
             "model": variant,
             "mode": mode,
             "contender": name,
-            "images/s": args.batch / median(turn[i] for turn in times),
+            "images/s": args.batch / machine.median(turn[i] for turn in times),
             "slowest": args.batch / max(turn[i] for turn in times),
             "fastest": args.batch / min(turn[i] for turn in times),
-            f"{names[first]} is": f"{median(turn[i] / turn[first] for turn in times):.2f}x",
+            f"{names[first]} is": f"{machine.median(turn[i] / turn[first] for turn in times):.2f}x",
         }
         for i, name in enumerate(names)
     ]
@@ -237,8 +216,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.contender:
         (args.variant,), (args.mode,) = args.variant, args.mode
         return work(args)
-    from benchmarks import machine
-
     rows = []
     for variant in args.variant:
         for mode in args.mode or MODES:

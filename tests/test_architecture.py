@@ -13,9 +13,9 @@ PACKAGE = REPOSITORY / "vit_jax"
 ORDER = [
     "datasets.rendered_flowers", "datasets.tf_flowers", "datasets.prepare", "datasets.vtab",
     "preprocess", "randaugment", "data",
-    "models.patches", "models.positions", "models.layers", "models.attention", "models.axial", "models.encoder",
-    "models.resnet", "models.vit", "models.masked", "models.variants", "models", "cost",
-    "objectives", "config", "optim", "step", "parallel", "checkpoint", "interop.layouts",
+    "models.patches", "models.positions", "models.layers", "models.attention", "models.axial",
+    "models.encoder", "models.resnet", "models.vit", "models.masked", "models.variants", "models",
+    "cost", "objectives", "config", "optim", "step", "parallel", "checkpoint", "interop.layouts",
     "interop.weights", "interop.npz", "interop.torch", "interop.surgery", "interop.download",
     "interop", "fewshot", "interpret", "metrics", "train", "figures", "study", "main", "convert",
     "predict", "visualize", "demo", "export", "hlo", "plan",

@@ -75,7 +75,7 @@ def test_products_are_counted_in_loops_and_functions():
 
 @pytest.mark.parametrize(
     ("padding", "places"),
-    [("VALID", 3 * 3 * 7 * 7), ("SAME", (3 * 9 - 2) ** 2)],  # at either end, one of three is outside
+    [("VALID", 3 * 3 * 7 * 7), ("SAME", (3 * 9 - 2) ** 2)],  # one of three is outside at an end
 )
 def test_padding_is_not_multiplied(padding, places):
     def convolve(x, w):

@@ -11,6 +11,7 @@ from conftest import CLASSES, IMAGE, REPOSITORY
 
 from vit_jax import config, plan, train
 
+
 def test_a_step_takes_as_long_as_its_slowest_part():
     chip = plan.Chip(hbm=1e9, peak=200e12, bandwidth=800e9, interconnect=100e9)
     assert plan.roofline(50e12, 80e9, 5e9, chip) == {

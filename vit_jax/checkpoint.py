@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import functools
 import json
+import os
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
@@ -82,13 +83,13 @@ class Checkpoints:
     """The checkpoints of one run, written in the background.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
       keep: how many of the newest checkpoints stay.
     """
 
     def __init__(self, workdir: str | epath.PathLike, keep: int):
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir).resolve() / "checkpoints",
+            absolute(workdir) / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(keep)
             ),
@@ -168,13 +169,43 @@ def _items(state: TrainState) -> dict[str, Any]:
     return items if state.average is None else {**items, "average": state.average}
 
 
+def absolute(path: str | epath.PathLike) -> epath.Path:
+    """Returns where a folder is, on this machine or, as `gs://BUCKET/PATH`, in a bucket.
+
+    Raises:
+      ValueError: what reads and writes buckets is not installed, or Google doesn't know us.
+      FileNotFoundError: there is no such bucket.
+    """
+    path = os.fspath(path)
+    if not path.startswith("gs://"):
+        return epath.Path(path).expanduser().resolve()
+    try:
+        from gcsfs.retry import HttpError
+    except ImportError as error:
+        raise ValueError(
+            f"{path} is in a bucket of Google Cloud Storage, and reading and writing there needs "
+            f'gcsfs: pip install "vit_jax[gcs]", in a checkout pip install -e ".[gcs]".'
+        ) from error
+    bucket = epath.Path("gs://" + path.split("/")[2])
+    try:
+        there = bucket.exists()
+    except HttpError as error:
+        raise ValueError(
+            f"{bucket} can't be read: {error}. `gcloud auth application-default login` logs in."
+        ) from error
+    if not there:  # gcsfs would create it, wherever
+        raise FileNotFoundError(f"There is no bucket {bucket}, or none that we may see: create it.")
+    return epath.Path(path)  # without resolve(), which takes it for a folder of this one
+
+
 def find(path: str | epath.PathLike) -> epath.Path:
     """Returns the folder of a checkpoint: `path` itself, or the newest one of the run in `path`.
 
     Raises:
       FileNotFoundError: there is no checkpoint there.
+      ValueError: it is in a bucket that can't be read, see `absolute`.
     """
-    root = epath.Path(path).expanduser().resolve()
+    root = absolute(path)
     if (root / "params").is_dir():
         return root
     runs = [folder for folder in (root / "checkpoints", root) if folder.is_dir()]
@@ -268,7 +299,7 @@ def save(checkpoint: Checkpoint, path: str | epath.PathLike) -> None:
     params = jax.tree.map(jnp.asarray, checkpoint.params)  # NumPy arrays would be copied
     with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
         checkpointer.save(
-            epath.Path(path).resolve(),
+            absolute(path),
             args=ocp.args.Composite(
                 params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(metadata)
             ),

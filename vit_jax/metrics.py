@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -22,9 +27,11 @@ class MetricWriter:
     """Writes rows of `COLUMNS` to WORKDIR/metrics.csv and to TensorBoard, and shows progress.
 
     Going on from `first_step`, it drops the rows of later steps that an interrupted run left.
+    Nothing can be appended to a file in a bucket: there, both are written to a temporary folder,
+    and copied whole at most once in half a minute, and at the end.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
       first_step, total_steps: where the run starts and ends.
       more_columns: of metrics.csv, after `COLUMNS`.
       active: False on all processes but one: nothing is written or shown.
@@ -46,8 +53,12 @@ class MetricWriter:
         )  # fmt: skip
         if not active:
             return
+        self._copy = None
+        if os.fspath(workdir).startswith("gs://"):
+            self._copy = _Copy(epath.Path(workdir))
+            workdir = self._copy.folder
         folder = pathlib.Path(workdir)
-        path = folder / "metrics.csv"
+        path = folder / _TABLE
         columns = (*COLUMNS, *more_columns)
         _keep_rows(path, first_step, columns)
         self._file = path.open("a", newline="")
@@ -67,6 +78,9 @@ class MetricWriter:
         for name, value in row.items():
             if name != "step":
                 self._events.add_scalar(name, value, row["step"])
+        if self._copy is not None and self._copy.due():
+            self._events.flush()
+            self._copy.write()
         shown = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
         shown = {label: row[name] for label, name in shown.items() if name in row}
         self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
@@ -77,6 +91,45 @@ class MetricWriter:
         if self._active:
             self._file.close()
             self._events.close()
+            if self._copy is not None:
+                self._copy.close()
+
+
+_TABLE = "metrics.csv"
+
+
+class _Copy:
+    """A temporary folder whose files are copied to a bucket; starts with the bucket's table."""
+
+    _PAUSE = 30  # seconds
+
+    def __init__(self, bucket: epath.Path):
+        self._bucket = bucket
+        self._temporary = tempfile.TemporaryDirectory(prefix="vit_jax-")
+        self.folder = pathlib.Path(self._temporary.name)
+        if (bucket / _TABLE).exists():
+            (self.folder / _TABLE).write_bytes((bucket / _TABLE).read_bytes())
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self._PAUSE
+
+    def write(self) -> None:
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                (self._bucket / path.relative_to(self.folder)).write_bytes(path.read_bytes())
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        self.write()
+        self._temporary.cleanup()
+
+
+def write_table(path: epath.Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a CSV file, on this machine or in a bucket."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    path.write_bytes(text.getvalue().encode())
 
 
 def _keep_rows(path: pathlib.Path, last_step: int, columns: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -145,6 +146,7 @@ def sharded(
     )
     whole = NamedSharding(mesh, PartitionSpec())
     over_all = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    rules = [("batch", ("data", "fsdp"))]  # of the axes that models name
 
     def part_of(x):
         return NamedSharding(mesh, partition(x.shape, shared, smallest))
@@ -157,7 +159,8 @@ def sharded(
         return jax.jit(lambda *args: divided(function(*args)))(*args)
 
     def mesh_update(state, batch):
-        state, metrics = update(state, batch, key)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
+            state, metrics = update(state, batch, key)
         return divided(state), jax.lax.with_sharding_constraint(metrics, whole)
 
     update_all = jax.jit(mesh_update, donate_argnums=0)

@@ -318,10 +318,10 @@ def plan(
     """Compiles the train step of a configuration and returns what is to know about it.
 
     Bytes and collectives are of one device and step, FLOPs of all devices; `flops_…` are three
-    forward passes as `cost.forward_flops` counts them, `compiled_flops_…` the
-    products of the compiled step, those computed again too, or on GPUs all operations as XLA
-    counts them. Times are seconds, estimated by `roofline`. What is unknown is None: times where the device's peaks are not published, and
-    everything the compiler counts where the step doesn't fit.
+    forward passes as `cost.forward_flops` counts them, `compiled_flops_…` the products of the
+    compiled step, those computed again too, or on GPUs all operations as XLA counts them. Times are
+    seconds, estimated by `roofline`. What is unknown is None: times where the device's peaks are
+    not published, and everything the compiler counts where the step doesn't fit.
 
     Args:
       config: see `vit_jax.config.default`; its job is "train".

@@ -20,7 +20,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 _JPEG = b"\xff\xd8"
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
 _MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to open an image
-_JPEG_HEAD = 64 * 1024  # bytes in which a JPEG's EXIF block can be: it is one segment of 64 KiB
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -33,11 +32,9 @@ def decode(data: bytes) -> np.ndarray:
       ValueError: the bytes are not a whole image of one of these formats, or one of more than 179
         million pixels, where Pillow suspects a decompression bomb.
     """
-    if data.startswith(_JPEG) and b"Exif\x00" not in data[:_JPEG_HEAD]:
+    if _plain_jpeg(data):
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            if height * width <= _MAX_PIXELS:
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
         except ValueError:  # CMYK, or damaged: Pillow converts the one and names the other
             pass
     try:
@@ -47,6 +44,29 @@ def decode(data: bytes) -> np.ndarray:
         raise ValueError(f"not a readable image: expected {', '.join(_FORMATS)}") from error
     except Exception as error:  # damaged files make decoders raise errors of many kinds
         raise ValueError(f"not a readable image: {error}") from error
+
+
+def _plain_jpeg(data: bytes) -> bool:
+    """Tells whether bytes start as a JPEG of a size to be expected does, without EXIF.
+
+    Reads the segments before the image's data (ITU-T T.81, B.1): a marker and a length each.
+    """
+    if not data.startswith(_JPEG):
+        return False
+    at, pixels = 2, 0
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # filling before a marker
+            at += 1
+            continue
+        if marker == 0xDA:  # the data begin
+            break
+        if marker == 0xE1 and data[at + 4 : at + 9] == b"Exif\x00":
+            return False
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame: height, width
+            pixels = int.from_bytes(data[at + 5 : at + 7]) * int.from_bytes(data[at + 7 : at + 9])
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return 0 < pixels <= _MAX_PIXELS
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -114,7 +134,7 @@ def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> n
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirrors left and right with probability one half."""
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    return cv2.flip(image, 1) if rng.random() < 0.5 else image
 
 
 def to_float(images: Any) -> Any:

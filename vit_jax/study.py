@@ -6,21 +6,21 @@ summary.json, so that a study that is started again does nothing twice.
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoint as checkpoint_lib
 from vit_jax import config as config_lib
 from vit_jax import cost, data, figures, train
+from vit_jax.metrics import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
       ValueError, FileNotFoundError, KeyboardInterrupt: as `train.train`.
     """
     config_lib.validate(config)
-    folder = pathlib.Path(workdir)
+    folder = checkpoint_lib.absolute(workdir)
     dataset = data.open_dataset(config.data.name, config.data.dir)
     split, _ = data.open_source(dataset, "train", config.data.train)
     kept, held_out = data.hold_out(split, config.sweep.held_out, dataset.splits)
@@ -88,7 +88,7 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
       ValueError, FileNotFoundError, KeyboardInterrupt: as `train.train`.
     """
     config_lib.validate(config)
-    folder = pathlib.Path(workdir)
+    folder = checkpoint_lib.absolute(workdir)
     rows, series = [], {}
     for name in config.compare.runs:
         single = config_lib.run(config, name)
@@ -107,7 +107,8 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
     table, figure = folder / "compare.csv", folder / "compare.png"
     _write_table(table, rows, [_shown(row) for row in rows])
     if jax.process_index() == 0:
-        figures.accuracy_against_compute(series, figure)
+        with figure.open("wb") as file:
+            figures.accuracy_against_compute(series, file)
     return {"runs": len(rows) * config.compare.seeds, "table": str(table), "figure": str(figure)}
 
 
@@ -135,7 +136,7 @@ def _compared(name: str, config: ConfigDict, results: Sequence[train.Summary]) -
     }
 
 
-def trained(config: ConfigDict, workdir: pathlib.Path) -> train.Summary:
+def trained(config: ConfigDict, workdir: epath.Path) -> train.Summary:
     """Returns what `train.train` returns, trained now or in an earlier call.
 
     Args:
@@ -178,15 +179,12 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _write_table(
-    path: pathlib.Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]
+    path: epath.Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]
 ) -> None:
     """Writes rows as CSV and, beside it, those to show as a Markdown table, which is logged."""
     if jax.process_index() != 0:
         return
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, [rows[0], *(row.values() for row in rows)])
     lines = [shown[0], ["---"] * len(shown[0]), *(row.values() for row in shown)]
     text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
     path.with_suffix(".md").write_text(text)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import functools
 import logging
 import os
-import pathlib
 import signal
 import threading
 import time
@@ -25,7 +23,7 @@ from vit_jax import config as config_lib
 from vit_jax import data, fewshot, interop, models, objectives, optim, parallel
 from vit_jax import step as step_lib
 from vit_jax.interop import surgery
-from vit_jax.metrics import MetricWriter
+from vit_jax.metrics import MetricWriter, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +35,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
 
     Args:
       config: see `vit_jax.config.default`.
-      workdir: the run's folder: gets checkpoints/, metrics.csv and tensorboard/.
+      workdir: the run's folder, or `gs://BUCKET/PATH`: gets checkpoints/, metrics.csv and
+        tensorboard/.
 
     Returns:
       `step`, `test_accuracy`, `test_loss` (nats), `test_top5_accuracy` (with more than 5 classes),
@@ -50,7 +49,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       KeyboardInterrupt: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
     config_lib.validate(config)
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    workdir = checkpoint_lib.absolute(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
 
     # ---------------------------------------------------------------------------------- data
     dataset = data.open_dataset(config.data.name, config.data.dir)
@@ -84,6 +84,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
 
     # ------------------------------------------------------------------------- model and step
     checkpoints = checkpoint_lib.Checkpoints(workdir, config.checkpoint.keep)
+    data.go_to(batches, checkpoints.latest_step() or 0)  # they are read while the step compiles
     origin = None
     if checkpoints.latest_step() is not None:
         config = _inherit(config, checkpoint_lib.load_config(workdir))
@@ -108,7 +109,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         state = checkpoints.restore(state)
         logger.info("continuing from %s", checkpoints.path(int(state.step)))
     first_step = int(state.step)
-    data.go_to(batches, first_step)
     logger.info(
         "%s with %s parameters, steps %d to %d, %d images each, on %d x %s",
         config.model.variant, f"{parameters:,}", first_step, total_steps, config.batch_size,
@@ -135,11 +135,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     )
     window, meter, result = [], _Meter(), {}
     with contextlib.closing(checkpoints), contextlib.closing(writer), _stop_signals() as stop:
+        if first_step < total_steps:
+            batch = program.put_batch(next(batches))
         for step in range(first_step + 1, total_steps + 1):
-            state, metrics = program.update(state, program.put_batch(next(batches)))
+            state, metrics = program.update(state, batch)
+            last = step == total_steps
+            if not last:  # reads and sends what comes next while the devices compute
+                batch = program.put_batch(next(batches))
             window.append(metrics)
             writer.advance()
-            last = step == total_steps
             if step == first_step + 1 and not last:
                 jax.block_until_ready(metrics)
                 meter.start()  # the first step's time is the compiler's
@@ -253,7 +257,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       FileNotFoundError: there is no data or no checkpoint.
     """
     config_lib.validate(config)
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    workdir = checkpoint_lib.absolute(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoint = interop.restore(config.init_from or workdir)
     if not checkpoint.num_classes:
         raise ValueError(
@@ -280,9 +285,12 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     if checkpoint.average is not None:
         average = _placed(program, checkpoint.average)
         columns |= _polyak_columns(_sums(program, average, batches))
-    table = pathlib.Path(workdir) / "confusion_matrix.csv"
+    table = workdir / "confusion_matrix.csv"
     if jax.process_index() == 0:
-        _write_confusion(table, sums["confusion"], dataset.class_names)
+        counts = zip(found, sums["confusion"].astype(int), strict=True)
+        write_table(
+            table, [["true \\ predicted", *found], *([name, *row] for name, row in counts)]
+        )
     return {
         "step": checkpoint.step,
         **columns,
@@ -311,7 +319,8 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       FileNotFoundError: there is no data or no checkpoint.
     """
     config_lib.validate(config)
-    pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+    workdir = checkpoint_lib.absolute(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoint = interop.restore(config.init_from or workdir)
     if config.init_average:
         checkpoint = checkpoint.averaged()
@@ -319,10 +328,9 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     represent = fewshot.represent(checkpoint.model(dtype=config.dtype))
     program = parallel.body(config)(represent=represent)
     scores = probe(_represented(program, _placed(program, checkpoint.params)))
-    table = pathlib.Path(workdir) / "fewshot.csv"
+    table = workdir / "fewshot.csv"
     if jax.process_index() == 0:
-        with open(table, "w", newline="") as file:
-            csv.writer(file).writerows([fewshot.Score._fields, *scores])
+        write_table(table, [fewshot.Score._fields, *scores])
     columns = {}
     for name, (mean, deviation) in fewshot.summary(scores).items():
         columns |= {name: mean, f"{name}_std": deviation}
@@ -453,9 +461,18 @@ def _means(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
 def _sums(program: parallel.Parallel, params: Any, batches: Iterable[data.Batch]) -> dict[str, Any]:
     """Returns the sums of an objective's `evaluate` over all batches, on the host."""
     total = collections.Counter()
+
+    def add(sums):
+        for name, value in program.gather(sums).items():
+            total[name] += value.astype(np.float64)
+
+    running = None
     for batch in batches:
-        sums = program.gather(program.evaluate(params, program.put_batch(batch)))
-        total = {name: total[name] + value.astype(np.float64) for name, value in sums.items()}
+        following = program.evaluate(params, program.put_batch(batch))
+        if running is not None:  # wait for a batch only when the next is on its way
+            add(running)
+        running = following
+    add(running)
     return total
 
 
@@ -465,14 +482,6 @@ def _test_columns(sums: step_lib.Metrics) -> dict[str, float]:
 
 def _polyak_columns(sums: step_lib.Metrics) -> dict[str, float]:
     return {f"polyak_{name}": value for name, value in _test_columns(sums).items()}
-
-
-def _write_confusion(path: pathlib.Path, table: np.ndarray, class_names: tuple[str, ...]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *class_names])
-        for name, row in zip(class_names, table.astype(int), strict=True):
-            writer.writerow([name, *row])
 
 
 def _few(names: tuple[str, ...]) -> str:

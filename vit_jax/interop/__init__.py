@@ -41,12 +41,13 @@ def restore(
     """Opens weights from anywhere; the parameters of a file are read when NumPy asks for them.
 
     Args:
-      source: a run's workdir or a folder of one checkpoint (Orbax); an `.npz` file in the layout
-        of the published JAX checkpoints; a state dict of timm's (`.safetensors`, `.pth`, `.pt`,
-        `.bin`); a Hugging Face folder (`config.json` beside the weights); any of these at a
-        `https://`, `gs://` or `hf://ORGANISATION/NAME` address; a name in
-        `checkpoints/published.csv`; or a variant such as "B/16", for the best AugReg checkpoint
-        of ImageNet-21k. What is downloaded is kept in `checkpoints/`.
+      source: a run's workdir or a folder of one checkpoint (Orbax), also in a bucket
+        (`gs://BUCKET/PATH`); an `.npz` file in the layout of the published JAX checkpoints; a
+        state dict of timm's (`.safetensors`, `.pth`, `.pt`, `.bin`); such a file at a `https://`
+        or `gs://` address; a Hugging Face folder (`config.json` beside the weights) or
+        `hf://ORGANISATION/NAME`; a name in `checkpoints/published.csv`; or a variant such as
+        "B/16", for the best AugReg checkpoint of ImageNet-21k. Downloads are kept in
+        `checkpoints/`.
       variant: the model it must be of; None takes what the source says or its shapes show.
       **overrides: attributes that depart from the variant's row, for files that don't tell them.
 
@@ -55,7 +56,8 @@ def restore(
       FileNotFoundError: there is no such source.
     """
     path = download.find(source)
-    if (file := _tensor_file(pathlib.Path(path))) is not None:
+    in_bucket = path.startswith("gs://")
+    if not in_bucket and (file := _tensor_file(pathlib.Path(path))) is not None:
         return weights.checkpoint(file, variant, **overrides)
     found = checkpoint_lib.load(path, lazy=True)
     if variant is not None and models.canonical(variant) != found.config.model.variant:

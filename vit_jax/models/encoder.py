@@ -23,6 +23,14 @@ REMATS = {
 }
 
 
+def divided_by_example(z: jax.Array) -> jax.Array:
+    """Says of (b, n, d) that devices which divide parameters divide activations by example alone.
+
+    Without this, the compiler may choose to add up parts of products over the devices.
+    """
+    return nn.with_logical_constraint(z, ("batch", None, None))
+
+
 class MlpBlock(nn.Module):
     """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d)."""
 
@@ -79,7 +87,7 @@ class EncoderBlock(nn.Module):
         z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
         y = LayerNorm(self.norm_epsilon, **how)(z)
         y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, **how)(y, train=train)
-        return z + path(y)
+        return divided_by_example(z + path(y))
 
 
 class AxialEncoderBlock(nn.Module):

@@ -1,0 +1,233 @@
+"""Images per second of the input pipeline, beside tf.data, on the same JPEGs in one run.
+
+    python -m benchmarks.input_pipeline --tf_python=/tmp/tf/bin/python --json=input_pipeline.json
+
+Files are read, decoded, cropped at random as Inception does, resized bilinearly, mirrored at random
+and batched; nothing is trained. Each contender is a process of its own, and they take turns, so
+that what else the machine does meets all of them alike. A turn starts anew, and counts when it has
+run for a while. Images/s are medians over the rounds, and ratios the medians of each round's ratio
+to vit_jax.
+
+    vit_jax           `data.train_batches`: uint8, as it goes to the device
+    vit_jax float32   the same scaled to [-1, 1] by `preprocess.to_float`, here on the CPU
+    tf.data           decode_and_crop_jpeg, everything left to AUTOTUNE, cast to uint8
+    tf.data float32   the same scaled to [-1, 1]
+
+TensorFlow draws its crops with sample_distorted_bounding_box from the same ranges. It takes an
+interpreter with tensorflow alone: this one, with `pip install -e ".[bench]"`, or --tf_python's.
+
+Without --photos, the JPEGs are drawn: noise of all scales, some of it rougher, 500 x 375 pixels at
+quality 90 and with halved chroma, of 40 to 110 kB as photos of this size are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+
+CONTENDERS = ("vit_jax", "vit_jax float32", "tf.data", "tf.data float32")
+HEIGHT, WIDTH, QUALITY = 375, 500, 90
+AREA, ASPECT = (0.05, 1.0), (3 / 4, 4 / 3)  # of crops
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+def draw(folder: pathlib.Path, count: int) -> None:
+    """Writes JPEGs that are as hard to decode as photos to FOLDER/photos."""
+    import cv2
+    import simplejpeg
+
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for i in range(count):
+        roughness = rng.uniform(0.72, 0.87)  # of an octave, relative to the one before
+        image = np.full((HEIGHT, WIDTH, 3), rng.uniform(60, 200, 3), np.float32)
+        for octave in range(9):
+            shape = (min(HEIGHT, 3 * 2**octave // 2), min(WIDTH, 2 * 2**octave))
+            grey, colour = rng.normal(0, 60, (*shape, 1)), rng.normal(0, 12, (*shape, 3))
+            noise = (roughness**octave * (grey + colour)).astype(np.float32)
+            image += cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+        pixels = np.clip(image, 0, 255).astype(np.uint8)
+        data = simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorsubsampling="420")
+        (folder / "photos" / f"{i:05}.jpg").write_bytes(data)
+
+
+def files(folder: str) -> list[str]:
+    """Returns the JPEGs of a folder of classes, FOLDER/<class>/*.jpg."""
+    return sorted(glob.glob(f"{glob.escape(folder)}/*/*.jpg"))
+
+
+# ----------------------------------------------------------------------------------- contenders
+
+
+def of_vit_jax(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
+    """Returns a function that starts vit_jax's pipeline: batches of images (b, h, w, 3)."""
+    import jax
+
+    from vit_jax import config as config_lib
+    from vit_jax import data, preprocess
+
+    jax.config.update("jax_platforms", "cpu")
+    options = config_lib.default().data
+    options.image_size, options.crop_area = args.image_size, AREA[0]
+    options.threads, options.prefetch = args.threads, args.prefetch
+    dataset = data.open_dataset(str(pathlib.Path(args.photos).resolve()))
+    _, source = data.open_source(dataset, "train", "train")
+    to_float = jax.jit(preprocess.to_float)
+
+    def start():
+        batches = data.train_batches(
+            source, options, num_classes=len(dataset.class_names), batch_size=args.batch, seed=0
+        )
+        try:
+            for batch in batches:
+                if args.contender.endswith("float32"):
+                    yield to_float(batch["image"]).block_until_ready()
+                else:
+                    yield batch["image"]
+        finally:
+            batches.close()
+
+    return start
+
+
+def of_tf_data(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
+    """Returns a function that starts tf.data's pipeline: batches of images (b, h, w, 3)."""
+    import tensorflow as tf
+
+    paths = files(args.photos)
+    size = [args.image_size] * 2
+
+    def example(path, label):
+        data = tf.io.read_file(path)
+        begin, extent, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(data), tf.zeros([1, 0, 4]), area_range=AREA,
+            aspect_ratio_range=ASPECT, max_attempts=10, use_image_if_no_bounding_boxes=True,
+        )  # fmt: skip
+        window = tf.concat([begin[:2], extent[:2]], 0)
+        image = tf.image.resize(tf.io.decode_and_crop_jpeg(data, window, channels=3), size)
+        image = tf.image.random_flip_left_right(image)
+        if args.contender.endswith("float32"):
+            image = image / 127.5 - 1
+        else:
+            image = tf.cast(image, tf.uint8)
+        return {"image": image, "label": label, "mask": True}
+
+    labels = np.zeros(len(paths), np.int32)
+    dataset = tf.data.Dataset.from_tensor_slices((paths, labels)).shuffle(len(paths)).repeat()
+    dataset = dataset.map(example, tf.data.AUTOTUNE)
+    dataset = dataset.batch(args.batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    return lambda: (batch["image"] for batch in dataset.as_numpy_iterator())
+
+
+def work(args: argparse.Namespace) -> None:
+    """Measures when told."""
+    start = (of_vit_jax if args.contender.startswith("vit_jax") else of_tf_data)(args)
+
+    def speed(seconds):
+        batches = start()
+        # Buffers fill and AUTOTUNE finds its settings before it counts.
+        _run(batches, seconds / 2)
+        count, took = _run(batches, seconds)
+        batches.close()
+        return args.batch * count / took
+
+    machine.answer(speed)
+
+
+def _run(batches: Iterator[np.ndarray], seconds: float) -> tuple[int, float]:
+    """Returns how many batches came in about so many seconds, and the seconds."""
+    next(batches)
+    count, start = 0, time.perf_counter()
+    while (took := time.perf_counter() - start) < seconds or not count:
+        next(batches)
+        count += 1
+    return count, took
+
+
+def contender(name: str, args: argparse.Namespace) -> machine.Contender:
+    """Starts a contender: told seconds to run, it says its images/s."""
+    python = args.tf_python if name.startswith("tf.data") else sys.executable
+    command = [
+        python, "-m", "benchmarks.input_pipeline", f"--contender={name}",
+        f"--photos={args.photos}", f"--batch={args.batch}", f"--image_size={args.image_size}",
+        f"--threads={args.threads}", f"--prefetch={args.prefetch}",
+    ]  # fmt: skip
+    return machine.Contender(name, command)
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns a row for each contender: images/s, and vit_jax's speed relative to it."""
+    contenders = [contender(name, args) for name in args.contenders]
+    try:
+        for c in contenders:
+            c.ask(args.seconds / 4)
+        speeds = [[c.ask(args.seconds) for c in contenders] for _ in range(args.rounds)]
+    finally:
+        for c in contenders:
+            c.close()
+    first = args.contenders.index("vit_jax") if "vit_jax" in args.contenders else 0
+    return [
+        {
+            "contender": name,
+            "images/s": machine.median(turn[i] for turn in speeds),
+            "slowest": min(turn[i] for turn in speeds),
+            "fastest": max(turn[i] for turn in speeds),
+            f"{args.contenders[first]} is":
+                f"{machine.median(turn[first] / turn[i] for turn in speeds):.2f}x",
+        }
+        for i, name in enumerate(args.contenders)
+    ]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m benchmarks.input_pipeline`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.input_pipeline", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--photos", help="folder of JPEGs, <class>/*.jpg, instead of drawn ones")
+    parser.add_argument("--count", type=int, default=512, help="JPEGs to draw")
+    parser.add_argument("--batch", type=int, default=64, help="images")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels")
+    parser.add_argument("--threads", type=int, default=2, help="vit_jax's data.threads")
+    parser.add_argument("--prefetch", type=int, default=4, help="vit_jax's data.prefetch")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
+    parser.add_argument("--seconds", type=float, default=4.0, help="that a turn counts")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--tf_python", default=sys.executable, help="interpreter with tensorflow")
+    parser.add_argument("--json", help="file for the results")
+    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.contender:
+        return work(args)
+    with tempfile.TemporaryDirectory() as folder:
+        if not args.photos:
+            draw(pathlib.Path(folder), args.count)
+            args.photos = folder
+        sizes = [pathlib.Path(path).stat().st_size / 1000 for path in files(args.photos)]
+        rows = compare(args)
+    about = machine.description("grain", "simplejpeg")
+    if any(name.startswith("tf.data") for name in args.contenders):
+        code = "from importlib import metadata; print(metadata.version('tensorflow-cpu'))"
+        told = subprocess.run([args.tf_python, "-c", code], capture_output=True, text=True)
+        about["tensorflow-cpu"] = told.stdout.strip()
+    about |= {"files": len(sizes), "median_kb": round(machine.median(sizes))}
+    about |= {k: getattr(args, k) for k in ("batch", "image_size", "threads", "prefetch", "rounds")}
+    machine.report("Input pipeline", rows, about, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The largest batch that fits, by what is computed again instead of kept (`config.model.remat`).
+
+    python -m benchmarks.memory B/16 L/16 --memory_gib=16 --json=memory.json
+    python -m benchmarks.memory L/16 H/14 --dtype=bfloat16 --topology=v5e:4x4
+
+Nothing runs: train steps are compiled, and the compiler tells the bytes that each takes. From the
+bytes of one batch the largest one is estimated, compiled and corrected, as `python -m vit_jax.plan
+--suggest` does. `relative` is what a policy costs: the operations an image takes, relative to the
+first policy's.
+
+For a CPU, XLA orders a step's operations without regard to memory: there, policies cost time and
+save nothing. Ask about an accelerator on one, or by --topology.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import machine
+from vit_jax import config as config_lib
+from vit_jax import models, parallel, plan, train
+
+POLICIES = ("none", "dots", "full")
+CLASSES = 1000
+_TRIES = 4  # compilations after the first, at most
+
+
+def largest(
+    variant: str, remat: str, first: int, goal: plan.Target, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Returns a row: the largest batch of a step with a policy, and what that step takes.
+
+    Args:
+      first: the batch to estimate it from.
+    """
+    config = config_lib.default()
+    config.model.variant, config.model.remat = variant, remat
+    config.dtype, config.parallel = args.dtype, args.parallel
+    config.data.image_size = args.image_size
+    if args.topology != "local":
+        config.model.implementation = "plain"  # else it would be what is fast on this machine
+    devices = len(goal.devices)
+
+    trained = train.train_step(config, num_classes=CLASSES, total_steps=10**6)
+    step = parallel.body(config)(update=trained.update, key=trained.key, devices=goal.devices)
+
+    def arguments(size):
+        config.batch_size = size
+        state, batch = plan.shapes(config, trained)
+        return state, batch, plan.held(config, state, batch, devices)
+
+    def compile_at(size):
+        print(f"Compiling {variant}, remat {remat}, batch {size}.", file=sys.stderr, flush=True)
+        state, batch, bytes_ = arguments(size)
+        return plan.compiled(step.lower(state, batch), sum(bytes_), goal.memory, devices, 1)
+
+    fixed = arguments(first)[-1][0]
+    found = plan.largest_batch(
+        compile_at, compile_at(first), first, fixed, goal.memory, devices, _TRIES
+    )  # fmt: skip
+    size, best = found or (0, None)
+    return {
+        "model": variant,
+        "remat": remat,
+        "largest batch": size,
+        "a device": size // devices,
+        "state GiB": fixed / plan.GIB,
+        "total GiB": best and best.total / plan.GIB,
+        "MiB an image": best and (best.total - fixed) * devices / size / 2**20,
+        "GFLOPs an image": best and best.flops * devices / size / 1e9,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m benchmarks.memory`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("variant", nargs="+", help="such as B/16")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
+    parser.add_argument("--memory_gib", type=float, help="of a device; default: what it has")
+    parser.add_argument("--topology", default="local", help="as vit_jax.plan's, such as v5e:4x4")
+    parser.add_argument("--parallel", choices=config_lib.PARALLEL, default="pmap")
+    parser.add_argument("--dtype", choices=config_lib.DTYPES, default="float32")
+    parser.add_argument("--image_size", type=int, default=224, help="pixels")
+    parser.add_argument("--batch", type=int, default=8, help="images a device to estimate from")
+    parser.add_argument("--json", help="file for the results")
+    args = parser.parse_args(argv)
+    for variant in args.variant:
+        if "width" not in models.VARIANTS[models.canonical(variant)]:
+            parser.error(f"{variant} has no encoder whose blocks could be computed again.")
+    if args.topology != "local":
+        plan.without_tpu()
+    goal = plan.target(args.topology)
+    if args.memory_gib:
+        goal = goal._replace(memory=int(args.memory_gib * plan.GIB))
+    rows = []
+    for variant in args.variant:
+        found, size = [], args.batch * len(goal.devices)
+        for remat in args.policies:
+            found.append(largest(variant, remat, size, goal, args))
+            size = found[-1]["largest batch"] or size
+        operations = [row["GFLOPs an image"] for row in found]
+        for row, count in zip(found, operations, strict=True):
+            row["relative"] = count / operations[0] if count and operations[0] else None
+        rows += found
+    about = machine.description("flax") | {
+        "topology": args.topology, "chips": f"{len(goal.devices)} x {goal.kind}",
+        "budget_gib": round(goal.memory / plan.GIB, 2),
+    }  # fmt: skip
+    about |= {k: getattr(args, k) for k in ("parallel", "dtype", "image_size")}
+    machine.report("Largest batch", rows, about, args.json)
+
+
+if __name__ == "__main__":
+    main()
