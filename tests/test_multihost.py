@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -36,8 +38,8 @@ def config_file(image_folder, tmp_path_factory):
     return path
 
 
-def launch(config_file, workdir, *options, processes=1):
-    """Runs the command in one process with eight devices, or in more that share them."""
+def start(config_file, workdir, *options, processes=1):
+    """Starts the command in one process with eight devices, or in more that share them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={8 // processes}"
@@ -53,6 +55,15 @@ def launch(config_file, workdir, *options, processes=1):
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )
+    return running
+
+
+def launch(*args, **kwargs):
+    """Runs what `start` starts, and returns what each process said."""
+    return finish(start(*args, **kwargs))
+
+
+def finish(running):
     ended = [process.communicate(timeout=120) for process in running]
     assert not any(process.returncode for process in running), "\n".join(e for _, e in ended)
     return ended
@@ -103,6 +114,22 @@ def test_two_processes_are_one_and_go_on_where_either_stopped(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
             found.params, wanted.params,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_processes_stop_after_the_same_step_when_one_is_told(config_file, tmp_path, number):
+    running = start(config_file, tmp_path, "--config.total_steps=100000", processes=2)
+    table = tmp_path / "metrics.csv"
+    deadline = time.monotonic() + 100
+    while not table.exists() or table.read_text().count("\n") < 3:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in running)
+        time.sleep(0.1)
+    running[1].send_signal(number)  # not the one that has the coordinator
+    assert all("the same command goes on" in said for _, said in finish(running))
+    step = checkpoint.load(tmp_path).step
+    assert 2 <= step < 100000
+    with open(table, newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)][-1] == str(step)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoint as checkpoint_lib
@@ -160,9 +161,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
                 writer.write(row)
                 window = []
                 meter.start()
-            if last or stop.is_set() or _every(config.checkpoint.every, step):
+            stopping = not last and stop(step)
+            if last or stopping or _every(config.checkpoint.every, step):
                 checkpoints.save(state, config, class_names)
-            if stop.is_set():
+            if stopping:
                 raise KeyboardInterrupt
         if not result:  # the run was complete before
             result = tested() | (probed() if probe else {})
@@ -426,20 +428,28 @@ def _fitted(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Yields an event that the first Ctrl-C or SIGTERM sets; a second one acts as usual."""
+def _stop_signals() -> Iterator[Callable[[int], bool]]:
+    """Yields step -> whether to stop after it, which the first Ctrl-C or SIGTERM asks for.
+
+    A second one acts as usual. Several processes stop after the same step when one gets a SIGTERM:
+    JAX's preemption service, which has that signal since they joined, tells the others.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python allows handlers in the main thread only
+        yield lambda step: False  # Python allows handlers in the main thread only
         return
 
     def handle(number, frame):
         signal.signal(number, usual[number])
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
         stop.set()
 
-    usual = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+    together = jax.process_count() > 1
+    numbers = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+    usual = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield stop
+        yield multihost_utils.reached_preemption_sync_point if together else lambda _: stop.is_set()
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)

@@ -87,7 +87,7 @@ class EncoderBlock(nn.Module):
         z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
         y = LayerNorm(self.norm_epsilon, **how)(z)
         y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, **how)(y, train=train)
-        return divided_by_example(z + path(y))
+        return z + path(y)
 
 
 class AxialEncoderBlock(nn.Module):
@@ -143,7 +143,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         def apply(block, z):
-            return block(z, train=train)
+            return divided_by_example(block(z, train=train))
 
         if train and self.remat != "none":
             apply = nn.remat(apply, policy=REMATS[self.remat])
@@ -192,7 +192,8 @@ class Encoder(nn.Module):
 
         def apply(z, layer):
             params, key = layer
-            return block.apply({"params": params}, z, train=True, rngs={"dropout": key}), None
+            z = block.apply({"params": params}, z, train=True, rngs={"dropout": key})
+            return divided_by_example(z), None
 
         if self.remat != "none":
             apply = jax.checkpoint(apply, policy=REMATS[self.remat], prevent_cse=False)
