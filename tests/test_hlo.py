@@ -101,7 +101,7 @@ ENTRY %main (q: bf16[16,3,197,64], k: bf16[16,3,197,64]) -> f32[16,3,197,197] {
 
 
 def test_of_what_a_loop_slices_and_sets_a_part_is_moved():
-    """Five times: a row of 40 bytes is read, and one written in its place."""
+    """Five times, as each adds 2 to the counter: a row is read, and one written in its place."""
     text = """\
 %fused (a: f32[5,10], b: f32[5,10], i: s32[]) -> f32[5,10] {
   %a = f32[5,10]{1,0} parameter(0)
@@ -118,14 +118,16 @@ def test_of_what_a_loop_slices_and_sets_a_part_is_moved():
   %x = f32[5,10]{1,0} get-tuple-element(%s), index=1
   %y = f32[5,10]{1,0} get-tuple-element(%s), index=2
   %fusion = f32[5,10]{1,0} fusion(%x, %y, %n), kind=kLoop, calls=%fused
-  ROOT %t = (s32[], f32[5,10]{1,0}, f32[5,10]{1,0}) tuple(%n, %x, %fusion)
+  %two = s32[] constant(2)
+  %next = s32[]{:S(6)} add(%n, %two)
+  ROOT %t = (s32[], f32[5,10]{1,0}, f32[5,10]{1,0}) tuple(%next, %x, %fusion)
 }
 
 %condition (s: (s32[], f32[5,10], f32[5,10])) -> pred[] {
   %s = (s32[], f32[5,10]{1,0}, f32[5,10]{1,0}) parameter(0)
-  %n = s32[] get-tuple-element(%s), index=0
-  %five = s32[] constant(5)
-  ROOT %lt = pred[] compare(%n, %five), direction=LT
+  %n = u32[] get-tuple-element(%s), index=0
+  %nine = u32[] constant(9)
+  ROOT %lt = pred[] compare(%n, %nine), direction=LT
 }
 
 ENTRY %main (s: (s32[], f32[5,10], f32[5,10])) -> (s32[], f32[5,10], f32[5,10]) {
@@ -134,8 +136,8 @@ ENTRY %main (s: (s32[], f32[5,10], f32[5,10])) -> (s32[], f32[5,10], f32[5,10]) 
 }
 """
     row, number = 40, 4
-    in_condition = 2 * number + 1
-    assert hlo.counts(text, devices=1).moved == 5 * (2 * row + number + in_condition)
+    adding, comparing = 2 * number, 2 * number + 1
+    assert hlo.counts(text, devices=1).moved == 5 * (2 * row + number + adding + comparing)
 
 
 def test_what_a_library_computes_is_not_known():

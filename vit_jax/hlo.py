@@ -10,7 +10,7 @@ import collections
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 
@@ -97,7 +97,7 @@ def counts(text: str, devices: int) -> Counts:
             loops = 1
             called = dict(_called(instruction))
             if kind == "while":
-                loops = _trips(programs, called["condition"])
+                loops = _trips(programs, called["condition"], called["body"])
             for key, inner in called.items():
                 if key == "to_apply" and kind != "call":
                     continue  # what a reduction does to two numbers
@@ -138,16 +138,34 @@ def _called(instruction: _Instruction) -> list[tuple[str, str]]:
     return found
 
 
-def _trips(programs: dict[str, dict[str, _Instruction]], condition: str) -> int:
-    """Returns how often a loop runs, which counts from 0 up to the constant of its condition."""
-    bounds = [
-        int(x.rest.partition(")")[0])
-        for x in programs[condition].values()
-        if x.kind == "constant" and x.shape.startswith("s32[]")
-    ]
+def _trips(programs: dict[str, dict[str, _Instruction]], condition: str, body: str) -> int:
+    """Returns how often a loop runs: its counter goes from 0 to the constant of its condition.
+
+    The counter is what the condition takes from the loop's tuple. Where XLA unrolled a loop, a body
+    adds more than 1 to it.
+    """
+    bounds = _constants(programs[condition].values())
     for instruction in programs[condition].values():
-        bounds += [_trips(programs, name) for key, name in _called(instruction) if key == "calls"]
-    return max(bounds, default=1)
+        for key, name in _called(instruction):
+            bounds += _constants(programs[name].values()) if key == "calls" else []
+    taken = [x for x in programs[condition].values() if x.kind == "get-tuple-element"]
+    *_, results = programs[body].values()
+    steps = []
+    if taken and results.kind == "tuple":
+        index = int(re.search(r"index=(\d+)", taken[0].rest)[1])
+        counter = programs[body].get(results.operands[index])
+        inside = programs[body]
+        steps = _constants(inside[x] for x in counter.operands if x in inside) if counter else []
+    return -(-max(bounds, default=1) // max(steps, default=1))
+
+
+def _constants(instructions: Iterable[_Instruction]) -> list[int]:
+    """Returns the whole numbers among instructions."""
+    return [
+        int(x.rest.partition(")")[0])
+        for x in instructions
+        if x.kind == "constant" and re.match(r"[su]\d+\[\]", x.shape)
+    ]
 
 
 # ------------------------------------------------------------------------------------- products
