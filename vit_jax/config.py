@@ -69,7 +69,8 @@ def default() -> ConfigDict:
     # How the encoder computes: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, bfloat16),
     # see vit_jax/models/layers.py. None: the fastest known for the devices.
     config.model.implementation = placeholder(str)
-    config.model.scan = placeholder(bool)  # blocks train as a loop: compiles faster, runs slower
+    # Trains the blocks as one loop: compiles in a fraction of the time, takes more memory.
+    config.model.scan = placeholder(bool)
     config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage
     config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
 
