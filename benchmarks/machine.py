@@ -11,6 +11,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -115,6 +116,53 @@ def answer(measure: Callable[[float], float]) -> None:
     """Lets this process be a `Contender`: prints what `measure` returns for each line of stdin."""
     for line in sys.stdin:
         print(measure(float(line)), flush=True)
+
+
+def answer_steps(run: Callable[[int], None]) -> None:
+    """Lets this process be a `Contender` that is told a number of steps and says their seconds.
+
+    Args:
+      run: runs so many steps and waits for the last.
+    """
+
+    def seconds(steps):
+        start = time.perf_counter()
+        run(int(steps))
+        return time.perf_counter() - start
+
+    answer(seconds)
+
+
+def rounds(
+    contenders: Sequence[Contender], seconds: float, count: int
+) -> list[tuple[float, ...]]:
+    """Returns the seconds that each contender's steps take, by round; then ends the contenders.
+
+    Args:
+      contenders: processes that `answer_steps`.
+      seconds: that a turn takes.
+      count: turns of each.
+    """
+    try:
+        steps = [max(1, round(seconds / c.ask(1))) for c in contenders]
+        pairs = list(zip(contenders, steps, strict=True))
+        return [tuple(c.ask(n) / n for c, n in pairs) for _ in range(count)]
+    finally:
+        for contender in contenders:
+            contender.close()
+
+
+def batch(images: int, image_size: int, classes: int) -> dict[str, Any]:
+    """Returns a batch of noise with labels, as `vit_jax.data` makes them."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = (images, image_size, image_size, 3)
+    return {
+        "image": rng.integers(0, 256, shape).astype(np.uint8),
+        "label": rng.integers(0, classes, images).astype(np.int32),
+        "mask": np.ones(images, bool),
+    }
 
 
 def median(values: Iterable[float]) -> float:

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import machine
 from vit_jax import config as config_lib
-from vit_jax import models, parallel, plan, train
+from vit_jax import plan, train
 
 POLICIES = ("none", "dots", "full")
 CLASSES = 1000
@@ -40,24 +40,15 @@ def largest(
     config.model.variant, config.model.remat = variant, remat
     config.dtype, config.parallel = args.dtype, args.parallel
     config.data.image_size, config.model.scan = args.image_size, args.scan
-    if args.topology != "local":
-        config.model.implementation = "plain"  # else it would be what is fast on this machine
-    devices = len(goal.devices)
-
-    trained = train.train_step(config, num_classes=CLASSES, total_steps=10**6)
-    step = parallel.body(config)(update=trained.update, key=trained.key, devices=goal.devices)
-
-    def arguments(size):
-        config.batch_size = size
-        state, batch = plan.shapes(config, trained)
-        return state, batch, plan.held(config, state, batch, devices)
+    length, devices = dict(num_classes=CLASSES, total_steps=10**6), len(goal.devices)
 
     def compile_at(size):
         print(f"Compiling {variant}, remat {remat}, batch {size}.", file=sys.stderr, flush=True)
-        state, batch, bytes_ = arguments(size)
-        return plan.compiled(step.lower(state, batch), sum(bytes_), goal.memory, devices, 1)
+        config.batch_size = size
+        return plan.compile_step(config, goal, **length)
 
-    fixed = arguments(first)[-1][0]
+    shapes = plan.shapes(config, train.train_step(config, **length))
+    fixed, _ = plan.held(config, *shapes, devices)
     found = plan.largest_batch(
         compile_at, compile_at(first), first, fixed, goal.memory, devices, _TRIES
     )  # fmt: skip
@@ -93,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
     for variant in args.variant:
-        if "width" not in models.VARIANTS[models.canonical(variant)]:
+        if not plan.has_encoder(variant):
             parser.error(f"{variant} has no encoder whose blocks could be computed again.")
     if args.topology != "local":
         plan.without_tpu()

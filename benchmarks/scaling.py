@@ -22,11 +22,8 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from benchmarks import machine
 
@@ -59,13 +56,7 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     trained = train.train_step(config, num_classes=CLASSES, total_steps=10**6)
     program = parallel.body(config)(update=trained.update, key=trained.key, devices=devices)
     state = program.init(trained.initial, trained.init_key)
-    rng = np.random.default_rng(0)
-    shape = (args.batch, args.image_size, args.image_size, 3)
-    batch = {
-        "image": rng.integers(0, 256, shape).astype(np.uint8),
-        "label": rng.integers(0, CLASSES, args.batch).astype(np.int32),
-        "mask": np.ones(args.batch, bool),
-    }
+    batch = machine.batch(args.batch, args.image_size, CLASSES)
 
     def run(steps):
         nonlocal state
@@ -80,13 +71,7 @@ def work(args: argparse.Namespace) -> None:
     """Compiles, and measures when told."""
     run = of_vit_jax(args)
     run(2)  # compiles
-
-    def seconds(steps):
-        start = time.perf_counter()
-        run(int(steps))
-        return time.perf_counter() - start
-
-    machine.answer(seconds)
+    machine.answer_steps(run)
 
 
 def contender(spread: Spread, forced: bool, args: argparse.Namespace) -> machine.Contender:
@@ -108,16 +93,11 @@ def measured(
 ) -> dict[Spread, list[float]]:
     """Returns the images/s of each round, of contenders that run beside each other."""
     contenders = [contender(spread, forced, args) for spread in spreads]
-    try:
-        steps = [max(1, round(args.seconds / c.ask(1))) for c in contenders]
-        rounds = [
-            [s.batch * n / c.ask(n) for s, c, n in zip(spreads, contenders, steps, strict=True)]
-            for _ in range(args.rounds)
-        ]
-    finally:
-        for c in contenders:
-            c.close()
-    return dict(zip(spreads, map(list, zip(*rounds, strict=True)), strict=True))
+    times = zip(*machine.rounds(contenders, args.seconds, args.rounds), strict=True)
+    return {
+        spread: [spread.batch / seconds for seconds in turns]
+        for spread, turns in zip(spreads, times, strict=True)
+    }
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:

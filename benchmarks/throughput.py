@@ -23,11 +23,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
 
 from benchmarks import machine
 
@@ -74,8 +71,7 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
         ),
     )  # fmt: skip
     state = program.init(trained.initial, trained.init_key)
-    images, labels = _data(args)
-    batch = {"image": images, "label": labels, "mask": np.ones(args.batch, bool)}
+    batch = machine.batch(args.batch, args.image_size, CLASSES)
 
     def run(steps):
         nonlocal state
@@ -112,7 +108,8 @@ def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
         mode = "max-autotune-no-cudagraphs" if args.contender == "autotuned" else None
         model = torch.compile(model, mode=mode)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-    images, labels = (torch.from_numpy(x).to(device) for x in _data(args))
+    batch = machine.batch(args.batch, args.image_size, CLASSES)
+    images, labels = (torch.from_numpy(batch[name]).to(device) for name in ("image", "label"))
     images = images.permute(0, 3, 1, 2).contiguous()
     labels = labels.long()
     low = args.dtype == "bfloat16"
@@ -136,26 +133,13 @@ def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
     return run
 
 
-def _data(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    shape = (args.batch, args.image_size, args.image_size, 3)
-    images = rng.integers(0, 256, shape).astype(np.uint8)
-    return images, rng.integers(0, CLASSES, args.batch).astype(np.int32)
-
-
 def work(args: argparse.Namespace) -> None:
     """Compiles, warms up, and measures when told."""
     ours = args.contender in ("vit_jax", "plain")
     run = (of_vit_jax if ours else of_timm)(args)
     for _ in range(2):  # compiles; PyTorch's optimizer makes its state at the first step
         run(1)
-
-    def seconds(steps):
-        start = time.perf_counter()
-        run(int(steps))
-        return time.perf_counter() - start
-
-    machine.answer(seconds)
+    machine.answer_steps(run)
 
 
 def contender(name: str, variant: str, mode: str, args: argparse.Namespace) -> machine.Contender:
@@ -172,15 +156,7 @@ def compare(variant: str, mode: str, args: argparse.Namespace) -> list[dict[str,
     """Returns a row for each contender: images/s, and vit_jax's speed relative to it."""
     names = [name for name in args.contenders if name != "frozen" or mode == "inference"]
     contenders = [contender(name, variant, mode, args) for name in names]
-    try:
-        steps = [max(1, round(args.seconds / c.ask(1))) for c in contenders]
-        times = [
-            [c.ask(n) / n for c, n in zip(contenders, steps, strict=True)]
-            for _ in range(args.rounds)
-        ]
-    finally:
-        for c in contenders:
-            c.close()
+    times = machine.rounds(contenders, args.seconds, args.rounds)
     first = names.index("vit_jax") if "vit_jax" in names else 0
     return [
         {

@@ -149,12 +149,11 @@ def _trips(programs: dict[str, dict[str, _Instruction]], condition: str, body: s
         for key, name in _called(instruction):
             bounds += _constants(programs[name].values()) if key == "calls" else []
     taken = [x for x in programs[condition].values() if x.kind == "get-tuple-element"]
-    *_, results = programs[body].values()
-    steps = []
+    inside, steps = programs[body], []
+    *_, results = inside.values()
     if taken and results.kind == "tuple":
         index = int(re.search(r"index=(\d+)", taken[0].rest)[1])
-        counter = programs[body].get(results.operands[index])
-        inside = programs[body]
+        counter = inside.get(results.operands[index])
         steps = _constants(inside[x] for x in counter.operands if x in inside) if counter else []
     return -(-max(bounds, default=1) // max(steps, default=1))
 

@@ -221,6 +221,28 @@ def compiled(
     )
 
 
+def compile_step(
+    config: ConfigDict, goal: Target, *, num_classes: int, total_steps: int
+) -> Program:
+    """Compiles the train step of a configuration for devices; arguments as `train.train_step`'s."""
+    elsewhere = goal.devices[0].platform != jax.default_backend()
+    if elsewhere and has_encoder(config.model.variant) and config.model.implementation is None:
+        config = _with(config, **{"model.implementation": "plain"})  # None is for this machine
+    trained = train.train_step(config, num_classes=num_classes, total_steps=total_steps)
+    program = parallel.body(config)(update=trained.update, key=trained.key, devices=goal.devices)
+    state, batch = shapes(config, trained)
+    devices = len(goal.devices)
+    arguments = sum(held(config, state, batch, devices))
+    return compiled(
+        program.lower(state, batch), arguments, goal.memory, devices, config.accumulate_steps
+    )
+
+
+def has_encoder(variant: str) -> bool:
+    """Tells whether a variant is a ViT, a hybrid or axial: whether its blocks can be chosen for."""
+    return "width" in models.VARIANTS[models.canonical(variant)]
+
+
 def exceeded(message: str) -> int | None:
     """Returns the bytes of temporaries of which XLA says that they don't fit, None elsewhere."""
     match = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", message)
@@ -350,18 +372,8 @@ def plan(
 
     def compile_(config: ConfigDict) -> Program:
         tell(f"Compiling for {count} x {goal.kind}: {_described(config)}.")
-        trained = train.train_step(config, num_classes=num_classes, total_steps=steps)
-        program = parallel.body(config)(
-            update=trained.update, key=trained.key, devices=goal.devices
-        )
-        state, batch = shapes(config, trained)
-        arguments = sum(held(config, state, batch, count))
-        return compiled(
-            program.lower(state, batch), arguments, goal.memory, count, config.accumulate_steps
-        )
+        return compile_step(config, goal, num_classes=num_classes, total_steps=steps)
 
-    if topology != "local" and _has_encoder(config) and config.model.implementation is None:
-        config = _with(config, **{"model.implementation": "plain"})  # None is for this machine
     trained = train.train_step(config, num_classes=num_classes, total_steps=steps)
     state, batch = shapes(config, trained)
     program = compile_(config)
@@ -480,7 +492,7 @@ def _ways_to_fit(
     devices = len(goal.devices)
     if config.parallel == "pmap" and devices > 1:
         yield {"parallel": "sharded"}, program.total - fixed * (1 - 1 / devices)
-    if _has_encoder(config):
+    if has_encoder(config.model.variant):
         order = ("none", "dots", "full")
         for remat in order[order.index(config.model.remat or "none") + 1 :]:
             yield {"model.remat": remat}, None
@@ -490,10 +502,6 @@ def _ways_to_fit(
         if steps > config.accumulate_steps and per_device % steps == 0 and total <= goal.memory:
             yield {"accumulate_steps": steps}, total
             break
-
-
-def _has_encoder(config: ConfigDict) -> bool:
-    return "width" in models.VARIANTS[models.canonical(config.model.variant)]
 
 
 def _with(config: ConfigDict, **changes: Any) -> ConfigDict:

@@ -85,9 +85,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
 
     # ------------------------------------------------------------------------- model and step
     checkpoints = checkpoint_lib.Checkpoints(workdir, config.checkpoint.keep)
-    data.go_to(batches, checkpoints.latest_step() or 0)  # they are read while the step compiles
+    latest = checkpoints.latest_step()
+    first_step = latest or 0
+    if first_step < total_steps:
+        data.go_to(batches, first_step)  # they are read while the step compiles
     origin = None
-    if checkpoints.latest_step() is not None:
+    if latest is not None:
         config = _inherit(config, checkpoint_lib.load_config(workdir))
     elif config.init_from is not None:
         origin = _origin(config)
@@ -106,10 +109,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         params = _fitted(origin, config, grid, program.gather(state.params))
         state = state.replace(params=program.init(step_lib.identity, params))
         logger.info("starting from %s", origin.path)
-    elif checkpoints.latest_step() is not None:
+    elif latest is not None:
         state = checkpoints.restore(state)
-        logger.info("continuing from %s", checkpoints.path(int(state.step)))
-    first_step = int(state.step)
+        logger.info("continuing from %s", checkpoints.path(first_step))
     logger.info(
         "%s with %s parameters, steps %d to %d, %d images each, on %d x %s",
         config.model.variant, f"{parameters:,}", first_step, total_steps, config.batch_size,

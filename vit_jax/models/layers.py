@@ -122,19 +122,18 @@ def _gelu_exact_vjp(x, dy):
 
 gelu_exact.defvjp(lambda x: (gelu_exact(x), x), _gelu_exact_vjp)
 
-# By the kind and whether derivatives are our own. The published checkpoints were trained with the
-# tanh approximation; PyTorch's ViTs are exact.
+# Plain, and with derivatives of our own. The published checkpoints were trained with the tanh
+# approximation; PyTorch's ViTs are exact.
 GELUS = {
-    ("tanh", False): functools.partial(nn.gelu, approximate=True),
-    ("exact", False): functools.partial(nn.gelu, approximate=False),
-    ("tanh", True): gelu_tanh,
-    ("exact", True): gelu_exact,
+    "tanh": (functools.partial(nn.gelu, approximate=True), gelu_tanh),
+    "exact": (functools.partial(nn.gelu, approximate=False), gelu_exact),
 }
 
 
 def gelu(x: jax.Array, kind: str, implementation: str) -> jax.Array:
-    """GELU of any array; `kind` is "tanh" or "exact"."""
-    return GELUS[kind, implementation == "custom_vjp"](x)
+    """GELU of any array; `kind` is one of `GELUS`."""
+    plain, own = GELUS[kind]
+    return (own if implementation == "custom_vjp" else plain)(x)
 
 
 # ---------------------------------------------------------------------------------------- dense

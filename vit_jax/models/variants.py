@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vit_jax.models.encoder import REMATS
-from vit_jax.models.layers import IMPLEMENTATIONS, fits_cudnn
+from vit_jax.models.layers import GELUS, IMPLEMENTATIONS, fits_cudnn
 from vit_jax.models.positions import KINDS, PLACES
 from vit_jax.models.resnet import ResNet
 from vit_jax.models.vit import POOLS, VisionTransformer
@@ -65,7 +65,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
 })  # fmt: skip
 
 _CHOICES = {
-    "pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": ("tanh", "exact"),
+    "pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": tuple(GELUS),
     "remat": tuple(REMATS), "implementation": (None, *IMPLEMENTATIONS),
 }  # fmt: skip
 _INTERNAL = ("parent", "name", "num_classes")
