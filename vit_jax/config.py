@@ -92,6 +92,8 @@ def default() -> ConfigDict:
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
     config.data.threads = 2  # that read and decode, in each process
     config.data.prefetch = 4  # batches that wait ready, in each process
+    config.data.check = True  # decode every image of a folder before a run's first step
+    config.data.on_error = "stop"  # at an image that can't be decoded; or "skip" it, see data.py
 
     config.batch_size = 512  # images a step, over all devices; paper: 4096, fine-tuning 512
     config.eval_batch_size = 512  # images an evaluation step, over all devices
@@ -140,6 +142,10 @@ def default() -> ConfigDict:
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 500  # steps; the last step is always saved; 0: only that
     config.checkpoint.keep = 2  # newest checkpoints that stay
+    config.checkpoint.fallback = False  # go on from an older one where the newest is damaged
+    config.checkpoint.other_config = False  # go on with a workdir of another configuration
+    config.on_nonfinite = "stop"  # at a NaN or infinite loss or gradient; or "skip" that update
+    config.max_skipped_updates = 10  # in a row, by on_nonfinite="skip"; one more stops the run
     # What to start from, or to evaluate: a workdir, a checkpoint's folder, a file of weights, a URL
     # or a name, see vit_jax.interop.restore.
     config.init_from = placeholder(str)
