@@ -9,15 +9,17 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vit_jax-tests
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
+import csv
 import pathlib
 import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
 import simplejpeg
 
-from vit_jax import cost, interop, models
+from vit_jax import config, cost, interop, models
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -112,3 +114,41 @@ def image_folder(tmp_path_factory):
     """A folder of three classes with 40, 24 and 16 images, without splits."""
     counts = {"blue": 40, "red": 24, "green": 16}
     return write_jpegs(tmp_path_factory.mktemp("images"), counts)
+
+
+# A run of the smallest kind, of that folder.
+TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
+
+
+@pytest.fixture
+def settings(image_folder):
+    settings = config.default()
+    settings.model.update(**TINY, dropout=0.1)
+    settings.data.update(name=str(image_folder), image_size=16, crop_area=0.5)
+    settings.update(batch_size=16, eval_batch_size=8, total_steps=6, log_every=2, eval_every=3)
+    settings.optim.lr = 0.1
+    settings.checkpoint.every = 2
+    return settings
+
+
+def rows(workdir):
+    return rows_of(workdir / "metrics.csv")
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
+    flags = [f"--config.model.{k}={v}" for k, v in TINY.items() if k != "variant"]
+    return [
+        sys.executable, "-m", "vit_jax.main", "--config=" + config.format(folder),
+        f"--workdir={workdir}", "--config.data.image_size=32", "--config.batch_size=16",
+        "--config.eval_batch_size=16", *flags, *arguments,
+    ]  # fmt: skip
+
+
+def environment():
+    """Without the eight devices of the tests: what a user has."""
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}

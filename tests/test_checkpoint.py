@@ -38,7 +38,8 @@ def test_restores_state_bit_for_bit(tmp_path, settings):
 
     again = checkpoint.Checkpoints(tmp_path, keep=2)
     assert again.latest_step() == 3
-    restored = again.restore(state_of(settings, 0))
+    restored, window = again.restore(state_of(settings, 0))
+    assert window == []
     assert_equal(restored, saved)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
 
@@ -54,7 +55,7 @@ def test_a_polyak_average_is_kept_beside_the_parameters(tmp_path, settings):
     store.save(saved, settings, CLASSES)
     store.close()
     store = checkpoint.Checkpoints(tmp_path, keep=1)
-    assert_equal(store.restore(averaged(settings, 0)), saved)
+    assert_equal(store.restore(averaged(settings, 0))[0], saved)
     for lazy in (False, True):
         found = checkpoint.load(tmp_path, lazy=lazy)
         assert_equal(jax.tree.map(np.asarray, found.params), saved.params)

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,31 +12,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY, write_jpegs
+from conftest import REPOSITORY, TINY, environment, launch, rows, rows_of, write_jpegs
 
-from vit_jax import checkpoint, config, convert, interop, models, train
-
-TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
-
-
-@pytest.fixture
-def settings(image_folder):
-    settings = config.default()
-    settings.model.update(**TINY, dropout=0.1)
-    settings.data.update(name=str(image_folder), image_size=16, crop_area=0.5)
-    settings.update(batch_size=16, eval_batch_size=8, total_steps=6, log_every=2, eval_every=3)
-    settings.optim.lr = 0.1
-    settings.checkpoint.every = 2
-    return settings
-
-
-def rows(workdir):
-    return rows_of(workdir / "metrics.csv")
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+from vit_jax import checkpoint, convert, interop, models, train
 
 
 def test_training_learns_and_writes_what_it_promises(settings, tmp_path):
@@ -360,20 +337,6 @@ def test_every_kind_of_model_trains_and_is_opened_again(settings, tmp_path, mode
     assert opened.model() == built
     again = train.evaluate(settings, tmp_path)
     assert again["test_loss"] == pytest.approx(first["test_loss"], rel=1e-5)
-
-
-def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
-    flags = [f"--config.model.{k}={v}" for k, v in TINY.items() if k != "variant"]
-    return [
-        sys.executable, "-m", "vit_jax.main", "--config=" + config.format(folder),
-        f"--workdir={workdir}", "--config.data.image_size=32", "--config.batch_size=16",
-        "--config.eval_batch_size=16", *flags, *arguments,
-    ]  # fmt: skip
-
-
-def environment():
-    """Without the eight devices of the tests: what a user has."""
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
 
 @pytest.mark.parametrize("config_file", ["pretrain", "finetune"])

@@ -107,7 +107,7 @@ def test_a_checkpoint_of_one_is_read_by_the_other(tmp_path, saved_by, read_by):
     store.close()
     program = bodies[read_by]()
     empty = program.init(step.identity, jax.tree.map(jnp.zeros_like, expected))
-    found = checkpoint.Checkpoints(tmp_path, keep=1).restore(empty)
+    found, _ = checkpoint.Checkpoints(tmp_path, keep=1).restore(empty)
     jax.tree.map(np.testing.assert_array_equal, program.gather(found), jax.device_get(expected))
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(empty), strict=True):
         assert x.sharding == y.sharding

@@ -2,18 +2,29 @@
 
 `params`, `optimizer` (with the step) and, where one is kept, `average`, the Polyak average of the
 parameters, are arrays, and `metadata` is JSON that lets a checkpoint be opened without its
-configuration: `config`, `class_names`, `step`. The position in the data is the step. Arrays are
-written by all processes, each the parts it holds, and read by any number of devices.
+configuration: `config`, `class_names`, `step`, and what a run that goes on needs besides. The
+position in the data is the step. Arrays are written by all processes, each the parts it holds, and
+read by any number of devices.
+
+A checkpoint is written under another name, and gets its own when it is whole. Sizes and hashes of
+its files are in `manifest.json` and compared before anything of it is used. Buckets, which check
+what they store, have none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import fcntl
 import functools
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Collection
+import pathlib
+import shutil
+import socket
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,12 +34,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax import config as config_lib
 from vit_jax import data, models
 from vit_jax.step import TrainState
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+_PARTIAL = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is writing
 
 
 class Checkpoint(NamedTuple):
@@ -82,16 +99,29 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, written in the background.
 
+    What an interrupted run left of one that it was writing is removed.
+
     Args:
       workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
       keep: how many of the newest checkpoints stay.
+      fallback: take the newest that is whole, and rename those that are not to STEP.damaged.
+
+    Raises:
+      ValueError: the newest is damaged, and `fallback` False or none whole; names folder and files.
     """
 
-    def __init__(self, workdir: str | epath.PathLike, keep: int):
+    def __init__(self, workdir: str | epath.PathLike, keep: int, *, fallback: bool = False):
+        self._folder = absolute(workdir) / "checkpoints"
+        self._failed = False
+        for partial in _partial(self._folder):
+            logger.info("%s was not finished, and is removed", partial)
+        _skip_damaged(self._folder, fallback)
         self._manager = ocp.CheckpointManager(
-            absolute(workdir) / "checkpoints",
+            self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.LatestN(keep)
+                preservation_policy=checkpoint_managers.LatestN(keep),
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
 
@@ -101,29 +131,43 @@ class Checkpoints:
 
     def path(self, step: int) -> str:
         """Returns the folder of a step's checkpoint."""
-        return str(self._manager.directory / str(step))
+        return str(self._folder / str(step))
 
     def save(
         self,
         state: TrainState,
         config: ConfigDict,
         class_names: tuple[str, ...],
+        window: list[dict[str, np.ndarray]] = (),
     ) -> None:
-        """Starts to save a state; returns as soon as the arrays may change again."""
+        """Starts to save a state; returns as soon as the arrays may change again.
+
+        Args:
+          state: to save.
+          config, class_names: to open it with.
+          window: metrics of the steps that metrics.csv has no row of yet.
+
+        Raises:
+          OSError: this one, or the one before it, can't be written; says why, and what there is.
+        """
         step = int(state.step)
         if step == self.latest_step():
             return
+        metadata = _noted(config, class_names, step) | {
+            "nonfinite": int(state.nonfinite),
+            "skipped": int(state.skipped),
+            "window": [{name: x.item() for name, x in metrics.items()} for metrics in window],
+        }
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **arrays,
-                metadata=ocp.args.JsonSave(_noted(config, class_names, step)),
-            ),
-        )
+        with self._told():
+            if not self._folder.is_dir():
+                raise FileNotFoundError(f"the folder {self._folder} is gone")
+            self._manager.save(
+                step, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata))
+            )
 
-    def restore(self, state: TrainState) -> TrainState:
-        """Returns the newest checkpoint's state.
+    def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, np.ndarray]]]:
+        """Returns the newest checkpoint's state and window, as `save` was given them.
 
         Args:
           state: gives structure, shapes and placement on the devices.
@@ -146,12 +190,199 @@ class Checkpoints:
             for name, tree in _items(state).items()
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
+        metadata = _metadata(folder)
+        counts = {
+            name: jax.device_put(np.int32(metadata.get(name, 0)), state.step.sharding)
+            for name in ("nonfinite", "skipped")
+        }
         average = {"average": restored.average} if "average" in arrays else {}
-        return TrainState(params=restored.params, **restored.optimizer, **average)
+        state = TrainState(params=restored.params, **restored.optimizer, **average, **counts)
+        window = [
+            {name: np.asarray(x, np.int32 if isinstance(x, int) else np.float32)[()]
+             for name, x in metrics.items()}
+            for metrics in metadata.get("window", [])
+        ]  # fmt: skip
+        return state, window
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.close()
+        """Waits until everything is written.
+
+        Raises:
+          OSError: it can't be written, as `save`.
+        """
+        if not self._failed:
+            with self._told():
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turns what Orbax raises when it can't write into one paragraph, and cleans up."""
+        try:
+            yield
+        except Exception as error:  # of many kinds: a full disk is a ValueError of TensorStore
+            self._failed = True
+            for partial in _partial(self._folder):
+                shutil.rmtree(partial, ignore_errors=True)
+            whole = max(ocp.utils.checkpoint_steps(self._folder), default=None)
+            there = "None was saved before." if whole is None else f"{self.path(whole)} is whole."
+            raise OSError(
+                f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {there} "
+                f"When there is space for it, and permission, the same command goes on from there."
+            ) from error
+
+    def _seal(self) -> None:
+        """Notes what is in a checkpoint's files, just before the checkpoint gets its name."""
+        if jax.process_index() == 0:
+            for partial in _partial(self._folder):
+                _write_manifest(partial)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")[:300]
+
+
+def _partial(folder: epath.Path) -> list[epath.Path]:
+    """Returns the folders of checkpoints that are not whole; in buckets, Orbax alone knows them."""
+    if _in_bucket(folder) or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _PARTIAL in path.name)
+
+
+def _in_bucket(folder: epath.Path) -> bool:
+    return os.fspath(folder).startswith("gs://")
+
+
+def _write_manifest(folder: epath.Path) -> None:
+    folder = pathlib.Path(folder)
+    manifest = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.glob("*/**/*"))
+        if path.is_file()
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder: epath.Path, items: Collection[str] | None = None) -> list[str]:
+    """Returns a sentence for each file of a checkpoint that is not as it was written.
+
+    Args:
+      folder: of the checkpoint; without a manifest, nothing is known.
+      items: the parts of it to look at; None for all.
+    """
+    if _in_bucket(folder) or not (path := pathlib.Path(folder) / _MANIFEST).is_file():
+        return []
+    try:
+        manifest = json.loads(path.read_bytes())
+        noted = [(name, file["bytes"], file["sha256"]) for name, file in manifest.items()]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return [f"{_MANIFEST} can't be read"]
+    found = []
+    for name, size, digest in noted:
+        if items is not None and name.split("/")[0] not in items:
+            continue
+        file = path.parent / name
+        if not file.is_file():
+            found.append(f"{name} is missing")
+        elif file.stat().st_size != size:
+            found.append(f"{name} has {file.stat().st_size} bytes, not {size}")
+        elif _sha256(file) != digest:
+            found.append(f"{name} has other contents than were written")
+    return found
+
+
+def _damaged(folder: epath.Path, found: list[str]) -> str:
+    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
+    return f"The checkpoint {folder} is damaged: {'; '.join(found[:5])}{more}."
+
+
+def _check_whole(folder: epath.Path, *items: str) -> None:
+    if found := _damage(folder, items):
+        raise ValueError(_damaged(folder, found))
+
+
+def _skip_damaged(folder: epath.Path, fallback: bool) -> None:
+    """Renames the newest checkpoints until one is whole; or raises, see `Checkpoints`."""
+    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    while steps and (found := _damage(newest := folder / str(steps[-1]))):
+        steps.pop()
+        if not steps:
+            way = "There is none before it: start in another workdir."
+        elif not fallback:
+            way = f"--config.checkpoint.fallback=true goes on from {steps[-1]}, the one before."
+        else:
+            aside = folder / f"{newest.name}.damaged"
+            logger.warning("%s It is kept as %s.", _damaged(newest, found), aside.name)
+            multihost_utils.sync_global_devices("damage seen")
+            if jax.process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                newest.rename(aside)
+            multihost_utils.sync_global_devices("damage put aside")
+            continue
+        raise ValueError(f"{_damaged(newest, found)} {way}")
+
+
+def make_workdir(path: str | os.PathLike) -> epath.Path:
+    """Returns where a workdir is, after making it where there is none.
+
+    Raises:
+      OSError: it can't be made.
+      ValueError: as `absolute`.
+    """
+    workdir = absolute(path)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"The workdir {workdir} can't be made: {error.strerror}.") from error
+    return workdir
+
+
+@contextlib.contextmanager
+def lock(workdir: epath.Path) -> Iterator[None]:
+    """Holds a workdir for one run, by a lock on WORKDIR/.lock that ends with the process.
+
+    Of several processes the first holds it. Buckets, and some network file systems, have no locks:
+    there, a second run is not noticed.
+
+    Raises:
+      OSError: another run has it, or nothing can be written there.
+    """
+    with contextlib.ExitStack() as stack:
+        problem = ""
+        if jax.process_index() == 0 and not _in_bucket(workdir):
+            problem = _lock(workdir, stack)
+        if jax.process_count() > 1:
+            refused = multihost_utils.broadcast_one_to_all(np.array(bool(problem)))
+            problem = problem or ("The first process can't have the workdir." if refused else "")
+        if problem:
+            raise OSError(problem)
+        yield
+
+
+def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> str:
+    """Locks a workdir until the stack is left; returns what is in the way."""
+    try:
+        file = stack.enter_context(pathlib.Path(workdir, ".lock").open("a+"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            return (
+                f"The workdir {workdir} is in use by {file.read() or 'another run'}. Two would "
+                f"overwrite each other's checkpoints: wait for it, or take another --workdir."
+            )
+        except OSError as error:
+            logger.warning("%s can't be locked (%s): start no second run there.", workdir, error)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+    except OSError as error:
+        return f"The workdir {workdir} can't be written to: {error.strerror}."
+    return ""
 
 
 def _noted(config: ConfigDict, class_names: tuple[str, ...], step: int) -> dict[str, Any]:
@@ -228,8 +459,10 @@ def load(path: str | epath.PathLike, *, lazy: bool = False) -> Checkpoint:
 
     Raises:
       FileNotFoundError: there is no checkpoint there.
+      ValueError: it is damaged; names the files.
     """
     folder = find(path)
+    _check_whole(folder, "params", "average", "metadata")
     metadata = _metadata(folder)
     average = folder / "average"
     return Checkpoint(
@@ -285,7 +518,7 @@ def _restore(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray
 
 
 def save(checkpoint: Checkpoint, path: str | epath.PathLike) -> None:
-    """Writes a checkpoint of its own, which `load` opens: `PATH/{params,metadata}`.
+    """Writes a checkpoint of its own, which `load` opens: `PATH/{params,metadata,manifest.json}`.
 
     Args:
       checkpoint: its parameters are read one by one, and need to fit into memory once.
@@ -304,6 +537,8 @@ def save(checkpoint: Checkpoint, path: str | epath.PathLike) -> None:
                 params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(metadata)
             ),
         )
+    if not _in_bucket(absolute(path)):
+        _write_manifest(absolute(path))
 
 
 _SAVED_AT_ONCE_GB = 0.1
@@ -314,8 +549,11 @@ def load_config(path: str | epath.PathLike) -> ConfigDict:
 
     Raises:
       FileNotFoundError: there is no checkpoint there.
+      ValueError: it is damaged.
     """
-    return ConfigDict(_metadata(find(path))["config"])
+    folder = find(path)
+    _check_whole(folder, "metadata")
+    return ConfigDict(_metadata(folder)["config"])
 
 
 def _metadata(folder: epath.Path) -> dict[str, Any]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import logging
+import os
+import sys
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +18,8 @@ from vit_jax import data, models
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.objectives import TARGETS
 
+logger = logging.getLogger(__name__)
+
 JOBS = ("train", "evaluate", "fewshot", "sweep", "compare")
 OBJECTIVES = ("classification", "masked_patches")
 OPTIMIZERS = ("sgd", "adam")
@@ -23,6 +29,7 @@ EVAL_CROPS = ("central", "whole")
 DTYPES = ("float32", "bfloat16")
 PARALLEL = ("pmap", "sharded")
 RESIZES = ("linear", "cubic")
+ON_FAULT = ("stop", "skip")
 
 
 def default() -> ConfigDict:
@@ -167,112 +174,303 @@ def validate(config: ConfigDict, *, device_count: int | None = None) -> None:
       device_count: devices the batch is spread over; None for all that JAX sees.
 
     Raises:
-      ValueError: lists every problem found, one a line, each with its key and what would fit.
+      ValueError: lists every problem found, one a line, each with its key and what would fit. It
+        is the only error, whatever the configuration holds.
     """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"A configuration is a ConfigDict, as vit_jax.config.default() returns it, not "
+            f"{_shown(config)}."
+        )
     devices = jax.device_count() if device_count is None else device_count
-    if problems := list(_problems(config, devices)):
+    if problems := [" ".join(problem.split()) for problem in _problems(config, devices)]:
         raise ValueError("The configuration can't be run:\n- " + "\n- ".join(problems))
 
 
 def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
-    yield from _unknown_keys(config, default())
-    choices = {
-        "job": JOBS, "objective": OBJECTIVES, "masked.target": tuple(TARGETS),
-        "dtype": DTYPES, "parallel": PARALLEL, "init_resize": RESIZES, "data.crop": CROPS,
-        "data.eval_crop": EVAL_CROPS, "optim.name": OPTIMIZERS, "optim.decay": DECAYS,
-        "optim.momentum_dtype": DTYPES,
-    }  # fmt: skip
-    for key, known in choices.items():
-        if (value := _get(config, key)) not in known:
-            yield f"{key}={value!r} is unknown: {_one_of(known, value)}."
-    yield from _range_problems(config)
-    yield from _length_problems(config)
+    """Yields what is wrong with each key by itself, then what can't be combined of the others."""
+    wrong, right = [], {}
+    for key, value, problem in _entries(config, default()):
+        if problem:
+            wrong.append(key)
+            yield problem
+        else:
+            right[key] = value
+    config = default()
+    config.update_from_flattened_dict(right)
+
+    def combined(single: ConfigDict) -> list[str]:
+        return [problem for keys, problem in _combinations(single, devices, config.job)
+                if not any(_overlap(a, b) for a in keys for b in wrong)]  # fmt: skip
+
+    told = combined(config)
+    yield from told
+    if config.job != "compare" or any(_overlap("compare.runs", key) for key in wrong):
+        return
+    if not config.compare.runs:
+        yield "compare.runs is empty: give each run a name and what makes it different."
+    for name in config.compare.runs:
+        single = run(config, name)
+        if config.compare.epochs:
+            single.epochs, single.total_steps = float(config.compare.epochs[0]), None
+        yield from (f"compare.runs.{name}: {problem}" for problem in combined(single)
+                    if problem not in told)  # fmt: skip
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Tells whether two keys are the same, or one is a section that the other is in."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
+
+
+# ----------------------------------------------------------------------------- a key by itself
+
+_CHOICES = {
+    "job": JOBS, "objective": OBJECTIVES, "masked.target": tuple(TARGETS), "dtype": DTYPES,
+    "parallel": PARALLEL, "init_resize": RESIZES, "data.crop": CROPS, "data.eval_crop": EVAL_CROPS,
+    "data.on_error": ON_FAULT, "on_nonfinite": ON_FAULT, "optim.name": OPTIMIZERS,
+    "optim.decay": DECAYS, "optim.momentum_dtype": DTYPES,
+}  # fmt: skip
+_SPLITS = ("data.train", "data.test", "fewshot.train", "fewshot.test")
+# Keys, what their values must be, and whether one is.
+_RANGES = (
+    (("batch_size", "eval_batch_size", "accumulate_steps", "total_steps", "epochs", "fsdp",
+      "log_every", "checkpoint.keep", "data.threads", "data.prefetch", "optim.lr", "fewshot.seeds",
+      "compare.seeds", "max_skipped_updates"), "above 0", lambda x: x > 0),
+    (("seed", "eval_every", "checkpoint.every", "optim.warmup_steps", "optim.weight_decay",
+      "optim.clip_norm", "data.mixup", "data.randaugment", "fewshot.every"),
+     "0 or more", lambda x: x >= 0),
+    (("optim.label_smoothing", "optim.momentum", "optim.beta1", "optim.beta2", "optim.polyak"),
+     "in [0, 1)", lambda x: 0 <= x < 1),
+    (("data.crop_area", "data.crop_fraction", "masked.fraction"), "in (0, 1]",
+     lambda x: 0 < x <= 1),
+    (("sweep.held_out",), "in (0, 1)", lambda x: 0 < x < 1),
+    (("data.randaugment_magnitude",), "in [0, 30]", lambda x: 0 <= x <= 30),
+    (("fewshot.shots", "sweep.lr"), "numbers above 0", lambda x: x and min(x) > 0),
+    (("compare.epochs",), "numbers above 0", lambda x: not x or min(x) > 0),
+    (("data.name",), "a folder of images or the name of a data set", str.strip),
+)  # fmt: skip
+
+
+def _entries(
+    config: ConfigDict, known: ConfigDict, prefix: str = "", *, complete: bool = True
+) -> Iterator[tuple[str, Any, str]]:
+    """Yields (key, value, problem) for every key there is or should be; "" is no problem.
+
+    Args:
+      config: the configuration, or a section of it.
+      known: the same of `default`.
+      prefix: of the section's keys.
+      complete: whether no key may be missing.
+    """
+    try:
+        found = list(config)
+    except TypeError:  # they can't be sorted
+        yield prefix, None, f"{prefix or 'the configuration '}has keys that are not text."
+        found = []
+    for key in found:
+        if key not in known:
+            yield f"{prefix}{key}", None, no_such_key(f"{prefix}{key}")
+    for key, usual in known.items():
+        name = f"{prefix}{key}"
+        if key not in config:
+            if complete:
+                yield name, None, f"{name} is missing: start from vit_jax.config.default()."
+            continue
+        value = _value(config, key)
+        if not isinstance(usual, ConfigDict):
+            yield name, value, _misfit(name, value, usual, known.get_type(key))
+        elif not isinstance(value, ConfigDict):
+            yield name, None, f"{name}={_shown(value)} must be a section, a ConfigDict."
+        elif name == "compare.runs":
+            problems = list(_run_problems(value))
+            yield from ((name, None, problem) for problem in problems)
+            if not problems:
+                yield name, value, ""
+        else:
+            yield from _entries(value, usual, f"{name}.", complete=complete)
+
+
+def _run_problems(runs: ConfigDict) -> Iterator[str]:
+    """Yields what is wrong with the keys of `compare.runs`, each by itself."""
+    try:
+        names = list(runs)
+    except TypeError:
+        names = [None]
+    if not all(isinstance(name, str) and any(map(str.isalnum, name)) for name in names):
+        yield "compare.runs: a run's name is text, with a letter or a digit in it."
+        return
+    for name in names:
+        different = _value(runs, name)
+        if not isinstance(different, ConfigDict):
+            yield f"compare.runs.{name}={_shown(different)} must be a ConfigDict of other values."
+            continue
+        if own := [key for key in ("job", "seed", "compare") if key in different]:
+            yield f"compare.runs.{name}: job='compare' sets {', '.join(own)} itself: leave it out."
+            continue
+        for _, _, problem in _entries(different, default(), complete=False):
+            if problem:
+                yield f"compare.runs.{name}: {problem}"
+
+
+def _value(config: ConfigDict, key: str) -> Any:
+    try:
+        return config[key]
+    except Exception as error:  # a reference to what isn't there, or can't be computed
+        return error
+
+
+def _misfit(key: str, value: Any, usual: Any, kind: type) -> str:
+    """Returns what is wrong with a key's value, whatever the other keys are, or "".
+
+    Args:
+      usual: its default.
+      kind: the type of its default, or that it can be set to where this is None.
+    """
+    if value is None and usual is None:
+        return ""
+    fits, rule = _TYPES[kind]
+    such = ""
+    if kind is tuple:
+        whole = key not in ("sweep.lr", "compare.epochs")
+        fits, rule = (_wholes, "whole numbers (of 32 bits)") if whole else (_numbers, "finite numbers")
+        such = f", such as {usual or (3, 4)}"
+    if not fits(value):
+        return f"{key}={_shown(value)} must be {rule}{such}{' or None' * (usual is None)}."
+    if key in _CHOICES and value not in _CHOICES[key]:
+        return f"{key}={_shown(value)} is unknown: {_one_of(_CHOICES[key], value)}."
+    for keys, rule, fits in _RANGES:
+        if key in keys and not fits(value):
+            return f"{key}={_shown(value)} must be {rule}{such}."
+    if key in _SPLITS:
+        try:
+            data.parse_split(value)
+        except ValueError as error:
+            return f"{key}: {error}"
+    return ""
+
+
+def _whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and -(2**31) <= x < 2**31
+
+
+def _number(x: Any) -> bool:
+    real = isinstance(x, int | float) and not isinstance(x, bool)
+    return real and abs(x) <= sys.float_info.max  # NaN isn't
+
+
+def _wholes(x: Any) -> bool:
+    return isinstance(x, tuple | list) and len(x) <= 100 and all(map(_whole, x))
+
+
+def _numbers(x: Any) -> bool:
+    return isinstance(x, tuple | list) and len(x) <= 100 and all(map(_number, x))
+
+
+def _sides(x: Any) -> bool:
+    sides = [x, x] if _whole(x) else x
+    return _wholes(sides) and len(sides) == 2 and min(sides) > 0
+
+
+# Whether a value is of a key's type, and what that is called.
+_TYPES = {
+    bool: (lambda x: isinstance(x, bool), "True or False"),
+    int: (_whole, "a whole number (of 32 bits)"),
+    float: (_number, "a finite number"),
+    str: (lambda x: isinstance(x, str), "text"),
+    tuple: (None, ""),
+    object: (_sides, "pixels: one side or (height, width)"),  # data.image_size
+}
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as it is written, cut where that is long."""
+    try:
+        text = repr(value)
+    except Exception:  # such as a number with more digits than Python writes
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+# ------------------------------------------------------------------------ what doesn't go together
+
+
+def _combinations(
+    config: ConfigDict, devices: int, job: str
+) -> Iterator[tuple[Collection[str], str]]:
+    """Yields (keys or sections, what is wrong with them together); each by itself is right.
+
+    Args:
+      job: of the whole configuration, where `config` is one of its runs.
+    """
+    training = config.job not in ("evaluate", "fewshot")
+    by_compare = config.job == "compare" and config.compare.epochs
+    if training and not by_compare and config.total_steps is None and config.epochs is None:
+        yield ("job", "total_steps", "epochs", "compare.epochs"), (
+            "neither total_steps nor epochs is set: one of them gives the run its length."
+        )
+    if training and config.init_average and config.init_from is None:
+        yield ("job", "init_average", "init_from"), (
+            "init_average=True needs init_from, whose average a run can start from."
+        )
+    if job in ("sweep", "compare") and (config.objective, config.masked.target) == (
+        "masked_patches", "pixels"
+    ):  # fmt: skip
+        yield ("job", "objective", "masked.target"), (
+            f"job='{job}' goes by accuracy, and masked.target='pixels' has none: take "
+            f"'mean_colour' or 'downsized'."
+        )
     yield from _batch_problems(config, devices)
     yield from _model_problems(config)
-    for key in ("data.train", "data.test", "fewshot.train", "fewshot.test"):
-        if (split := _get(config, key)) is not None:
-            try:
-                data.parse_split(split)
-            except ValueError as error:
-                yield f"{key}: {error}"
-    if config.job == "compare":
-        yield from _compare_problems(config, devices)
 
 
-def _range_problems(config: ConfigDict) -> Iterator[str]:
-    positive = ("batch_size", "eval_batch_size", "accumulate_steps", "log_every",
-                "checkpoint.keep", "data.threads", "data.prefetch", "optim.lr", "fewshot.seeds",
-                "compare.seeds")  # fmt: skip
-    not_negative = ("seed", "eval_every", "checkpoint.every", "optim.warmup_steps",
-                    "optim.weight_decay", "optim.clip_norm", "data.mixup", "data.randaugment",
-                    "fewshot.every")  # fmt: skip
-    fractions = ("optim.label_smoothing", "optim.momentum", "optim.beta1", "optim.beta2",
-                 "optim.polyak")  # fmt: skip
-    shares = ("data.crop_area", "data.crop_fraction", "masked.fraction")
-    for keys, rule, fits in (
-        (positive, "above 0", lambda x: x > 0),
-        (not_negative, "0 or more", lambda x: x >= 0),
-        (fractions, "in [0, 1)", lambda x: 0 <= x < 1),
-        (shares, "in (0, 1]", lambda x: 0 < x <= 1),
+def _batch_problems(
+    config: ConfigDict, devices: int
+) -> Iterator[tuple[Collection[str], str]]:
+    for keys, parts in (
+        (("batch_size", "accumulate_steps"), devices * config.accumulate_steps),
+        (("eval_batch_size",), devices),
     ):
-        for key in keys:
-            if not fits(_get(config, key)):
-                yield f"{key}={_get(config, key)} must be {rule}."
-    if not 0 <= config.data.randaugment_magnitude <= 30:
-        yield f"data.randaugment_magnitude={config.data.randaugment_magnitude} must be in [0, 30]."
-    if not 0 < config.sweep.held_out < 1:
-        yield f"sweep.held_out={config.sweep.held_out} must be in (0, 1)."
-    for key, least in (("fewshot.shots", 1), ("sweep.lr", 1), ("compare.epochs", 0)):
-        values = _get(config, key)
-        if len(values) < least or not all(value > 0 for value in values):
-            yield f"{key}={values} must be numbers above 0, such as {_get(default(), key) or (5,)}."
-
-
-def _length_problems(config: ConfigDict) -> Iterator[str]:
-    if config.job == "compare" and config.compare.epochs:
-        return
-    training = config.job not in ("evaluate", "fewshot")
-    if training and config.total_steps is None and config.epochs is None:
-        yield "neither total_steps nor epochs is set: one of them gives the run its length."
-    for key in ("total_steps", "epochs"):
-        if config[key] is not None and config[key] <= 0:
-            yield f"{key}={config[key]} must be above 0."
-
-
-def _batch_problems(config: ConfigDict, devices: int) -> Iterator[str]:
-    for key, parts in (
-        ("batch_size", devices * config.accumulate_steps),
-        ("eval_batch_size", devices),
-    ):
-        if parts > 0 and (size := config[key]) % parts:
+        key = keys[0]
+        if (size := config[key]) % parts:
             fit = max(parts, size // parts * parts)
             by = f"the {devices} devices"
             if parts != devices:
                 by += f" x accumulate_steps={config.accumulate_steps}"
-            yield f"{key}={size} can't be split evenly over {by}: take a multiple of {parts}, " \
-                  f"such as {fit}."
-    if config.fsdp is not None:
-        if config.parallel != "sharded":
-            yield f"fsdp={config.fsdp} is for parallel='sharded': '{config.parallel}' divides no " \
-                  f"state."
-        elif config.fsdp < 1 or devices % config.fsdp:
-            yield f"fsdp={config.fsdp} must divide the number of devices, {devices}."
-
-
-def _model_problems(config: ConfigDict) -> Iterator[str]:
-    try:
-        model = models.build(config.model.variant, num_classes=1, **model_overrides(config))
-    except ValueError as error:
-        yield f"model: {error}"
+            yield keys, (
+                f"{key}={size} can't be split evenly over {by}: take a multiple of {parts}, such "
+                f"as {fit}."
+            )
+    if config.fsdp is None:
         return
+    if config.parallel != "sharded":
+        yield ("fsdp", "parallel"), (
+            f"fsdp={config.fsdp} is for parallel='sharded': '{config.parallel}' divides no state."
+        )
+    elif devices % config.fsdp:
+        yield ("fsdp", "parallel"), (
+            f"fsdp={config.fsdp} must divide the number of devices, {devices}."
+        )
+
+
+def _model_problems(config: ConfigDict) -> Iterator[tuple[Collection[str], str]]:
     try:
-        shape = data.image_shape(config.data.image_size)
+        model = models.build(
+            config.model.variant, num_classes=1, dtype=config.dtype, **model_overrides(config)
+        )
+    except ValueError as error:
+        yield ("model", "dtype"), f"model: {error}"
+        return
+    shape = data.image_shape(config.data.image_size)
+    try:
         grid = model.grid(shape)
-    except (TypeError, ValueError) as error:
-        yield f"data.image_size={config.data.image_size} with {config.model.variant}: {error}"
+    except ValueError as error:
+        yield ("model", "data.image_size"), (
+            f"data.image_size={config.data.image_size} with {config.model.variant}: {error}"
+        )
         return
     if config.objective == "masked_patches":
-        yield from _masked_problems(config, model, shape, grid)
+        keys = ("model", "data.image_size", "objective", "masked.target")
+        yield from ((keys, problem) for problem in _masked_problems(config, model, shape, grid))
 
 
 def _masked_problems(
@@ -298,43 +496,125 @@ def run(config: ConfigDict, name: str) -> ConfigDict:
     Raises:
       KeyError, TypeError: it changes keys that there are not, or to another type; says which.
     """
-    single = config.copy_and_resolve_references()
-    changes = single.compare.runs[name]
-    with single.unlocked():
-        single.compare = default().compare
-    single.update(changes)
+    resolved = config.copy_and_resolve_references()
+    single = default()
+    single.update({key: value for key, value in resolved.items() if key != "compare"})
+    single.update(resolved.compare.runs[name])
     single.job = "train"
     return single
 
 
-def _compare_problems(config: ConfigDict, devices: int) -> Iterator[str]:
-    if not config.compare.runs:
-        yield "compare.runs is empty: give each run a name and what makes it different."
-    for name in config.compare.runs:
-        try:
-            single = run(config, name)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            yield f"compare.runs.{name}: {str(error).splitlines()[0]}"
+# --------------------------------------------------------------------------- a workdir's own run
+
+# What may change when a run goes on, because no update of the parameters depends on it…
+_FREE = (
+    "job", "parallel", "fsdp", "accumulate_steps",  # … but for what dropout and Mixup draw
+    "model.implementation", "model.remat", "model.scan",
+    "data.dir", "data.test", "data.eval_crop", "data.threads", "data.prefetch", "data.check",
+    "eval_batch_size", "log_every", "eval_every", "checkpoint", "fewshot", "sweep", "compare",
+    "init_from", "init_resize", "init_average",  # a run reads them once, at its start
+    # … or because it is for those who know: a longer run, whose schedule then ends later, and what
+    # to do about faults.
+    "total_steps", "epochs", "data.on_error", "on_nonfinite", "max_skipped_updates",
+)  # fmt: skip
+
+
+def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
+    """Returns what makes a configuration train something else than a saved one.
+
+    Keys that may change in the middle of a run don't count: where and how fast it computes, how
+    long it is (`total_steps`, `epochs`: the schedule ends where the run does), what is measured and
+    kept on the way, and what is read only at its start.
+
+    Args:
+      config: of the run to be, with what it inherits from the saved one.
+      saved: as a checkpoint has it, where tuples have become lists. Keys it lacks, of a version
+        that didn't have them, count as their default; keys that are no more don't count.
+
+    Returns:
+      One text a key: "optim.lr was 0.01, is 0.03".
+    """
+    usual, told = default(), []
+    for key in _keys(usual):
+        if isinstance(usual[key], ConfigDict) or any(_overlap(key, free) for free in _FREE):
             continue
-        if single.epochs is None and config.compare.epochs:
-            single.epochs = float(config.compare.epochs[0])
-        yield from (f"compare.runs.{name}: {problem}" for problem in _problems(single, devices))
+        old, new = (_resolved(key, _get(c, key, usual[key])) for c in (saved, config))
+        if old != new:
+            told.append(f"{key} was {_shown(old)}, is {_shown(new)}")
+    return told
 
 
-def _unknown_keys(config: ConfigDict, known: ConfigDict, prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if key not in known:
-            close = difflib.get_close_matches(key, known.keys(), n=1)
-            hint = f"; did you mean {prefix}{close[0]}?" if close else "."
-            yield f"there is no key {prefix}{key}{hint}"
-        elif isinstance(value, ConfigDict) and f"{prefix}{key}" != "compare.runs":
-            yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
+def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
+    """Refuses to go on with what another configuration began, see `changes`.
+
+    Args:
+      config: valid, of the run to be, with what it inherits from the saved one;
+        `checkpoint.other_config` lets it go on.
+      saved: as a checkpoint has it.
+      where: the checkpoint, for the message.
+
+    Raises:
+      ValueError: they differ; lists by which keys, and what can be done.
+    """
+    told = "".join(f"\n- {change}" for change in changes(config, saved))
+    if told and not config.checkpoint.other_config:
+        raise ValueError(
+            f"{where} is of another configuration:{told}\nTake the run's own values, or another "
+            f"--workdir, or go on with these: --config.checkpoint.other_config=true."
+        )
+    if told:
+        logger.info("going on with another configuration:%s", told)
 
 
-def _get(config: ConfigDict, key: str):
+def _get(config: Any, key: str, usual: Any) -> Any:
     for part in key.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return usual
         config = config[part]
     return config
+
+
+def _resolved(key: str, value: Any) -> Any:
+    """Returns a value such that those that mean the same are equal."""
+    if key == "data.name" and os.path.isdir(folder := os.path.expanduser(value)):
+        return os.path.realpath(folder)
+    if key == "data.image_size" and isinstance(value, int):
+        return value, value
+    return tuple(value) if isinstance(value, list) else value
+
+
+# ------------------------------------------------------------------------------ names that exist
+
+
+def _keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields all keys in full, sections among them."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        yield name
+        if isinstance(value, ConfigDict) and name != "compare.runs":
+            yield from _keys(value, f"{name}.")
+
+
+def no_such_key(key: str) -> str:
+    """Returns "there is no key optim.lrr; did you mean optim.lr?", or "" for a key of `default`.
+
+    Args:
+      key: in full. What is below `compare.runs` counts as a key.
+    """
+    known = list(_keys(default()))
+    if key in known or key.startswith("compare.runs."):
+        return ""
+    section, _, name = key.rpartition(".")
+    here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    shallow_last = sorted(known, key=lambda k: (k.count("."), k), reverse=True)
+    elsewhere = {k.rpartition(".")[2]: k for k in shallow_last}
+    for wanted, names, likeness in (
+        (name, elsewhere, 1.0), (name, here, 0.6), (name, elsewhere, 0.7),
+        (key, {k: k for k in known}, 0.8),
+    ):  # fmt: skip
+        if close := difflib.get_close_matches(wanted, names, n=1, cutoff=likeness):
+            return f"there is no key {key}; did you mean {names[close[0]]}?"
+    return f"there is no key {key}."
 
 
 def _one_of(known: tuple[str, ...], value: str) -> str:

@@ -17,6 +17,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 
 import jax
@@ -156,6 +157,8 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    else:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, at any time
     first = jax.process_index() == 0
     logging.getLogger("vit_jax").setLevel(logging.INFO if first else logging.WARNING)
     config, workdir = _CONFIG.value, _WORKDIR.value
@@ -166,7 +169,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print(f"Stopped; the same command goes on from what {workdir} holds.", file=sys.stderr)
         return
-    except (ValueError, OSError) as error:
+    except (FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if first:
         print(json.dumps(summary))

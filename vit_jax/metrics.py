@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import os
 import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 COLUMNS = (
     "step", "epoch", "train_loss", "train_accuracy", "learning_rate", "grad_norm",
-    "images_per_second", "test_loss", "test_accuracy", "test_top5_accuracy", "polyak_test_loss",
-    "polyak_test_accuracy", "polyak_test_top5_accuracy",
+    "skipped_updates", "images_per_second", "test_loss", "test_accuracy", "test_top5_accuracy",
+    "polyak_test_loss", "polyak_test_accuracy", "polyak_test_top5_accuracy",
 )  # fmt: skip
 
 
@@ -35,6 +39,10 @@ class MetricWriter:
       first_step, total_steps: where the run starts and ends.
       more_columns: of metrics.csv, after `COLUMNS`.
       active: False on all processes but one: nothing is written or shown.
+
+    Raises:
+      OSError: nothing can be written; says where and why.
+      ValueError: WORKDIR/metrics.csv is not a table of steps.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class MetricWriter:
         self._bar = tqdm(
             total=total_steps, initial=first_step, unit="step", disable=not active,
             dynamic_ncols=True, file=sys.stderr,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds: a file would grow for ever
         )  # fmt: skip
         if not active:
             return
@@ -58,29 +67,34 @@ class MetricWriter:
             self._copy = _Copy(epath.Path(workdir))
             workdir = self._copy.folder
         folder = pathlib.Path(workdir)
-        path = folder / _TABLE
+        self._path = folder / _TABLE
         columns = (*COLUMNS, *more_columns)
-        _keep_rows(path, first_step, columns)
-        self._file = path.open("a", newline="")
-        self._csv = csv.DictWriter(self._file, columns)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        with self._told():
+            _keep_rows(self._path, first_step, columns)
+            self._file = self._path.open("a", newline="")
+            self._csv = csv.DictWriter(self._file, columns)
+            self._events = _Events(folder / "tensorboard", first_step + 1)
 
     def advance(self) -> None:
         """Moves the progress bar on by one step."""
         self._bar.update()
 
     def write(self, row: dict[str, float]) -> None:
-        """Writes one row; columns it lacks stay empty."""
+        """Writes one row; columns it lacks stay empty.
+
+        Raises:
+          OSError: it can't be written, or metrics.csv is gone.
+        """
         if not self._active:
             return
-        self._csv.writerow(row)
-        self._file.flush()
-        for name, value in row.items():
-            if name != "step":
-                self._events.add_scalar(name, value, row["step"])
-        if self._copy is not None and self._copy.due():
-            self._events.flush()
-            self._copy.write()
+        with self._told():
+            if not self._path.exists():
+                raise FileNotFoundError(errno.ENOENT, "it is gone")
+            self._csv.writerow(row)
+            self._file.flush()
+            self._events.write(row)
+            if self._copy is not None and self._copy.due():
+                self._copy.write()
         shown = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
         shown = {label: row[name] for label, name in shown.items() if name in row}
         self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
@@ -89,10 +103,50 @@ class MetricWriter:
         """Closes the files and the progress bar."""
         self._bar.close()
         if self._active:
-            self._file.close()
-            self._events.close()
+            with contextlib.suppress(OSError):  # of what `write` couldn't write and told of
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
             if self._copy is not None:
                 self._copy.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(
+                f"{self._path} or the TensorBoard events beside it can't be written: "
+                f"{error.strerror or error}. The checkpoints are as they were; the same command "
+                f"goes on from the newest."
+            ) from error
+
+
+class _Events:
+    """Writes scalars to a folder of TensorBoard's, at once: the usual writer's thread would hide
+    that a disk is full, and then wait for ever.
+
+    Args:
+      folder: for the file.
+      first_step: what an earlier run wrote of it and of later steps is not shown.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "step":
+                self._add(step=row["step"], summary=scalar(name, value))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _add(self, **content: Any) -> None:
+        self._writer.write_event(Event(wall_time=time.time(), **content))
 
 
 _TABLE = "metrics.csv"
@@ -136,8 +190,16 @@ def _keep_rows(path: pathlib.Path, last_step: int, columns: Sequence[str]) -> No
     """Rewrites the file with the rows up to `last_step`; it is whole at every moment."""
     rows = []
     if path.exists():
-        with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= last_step]
+        lines = path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):  # it was being written when the run ended
+            lines.pop()
+        try:
+            rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= last_step]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is not a table with a number in the column step of every row: put it "
+                f"aside, and the run goes on with a new one."
+            ) from error
     partial = path.with_suffix(".partial")
     with open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")

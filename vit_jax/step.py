@@ -24,12 +24,16 @@ class TrainState:
       params: tree of float32 arrays.
       opt_state: of the optimizer.
       average: the Polyak average of the parameters, None where none is kept.
+      nonfinite: updates refused in a row, up to now, int32 ().
+      skipped: updates refused in all, int32 ().
     """
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
     average: Any = None
+    nonfinite: Any = 0
+    skipped: Any = 0
 
 
 def identity(x: Any) -> Any:
@@ -48,7 +52,8 @@ def initial_state(
     """Returns the state before the first step, for images of (h, w) pixels."""
     params = model.init(key, jnp.zeros((1, *image_shape, 3)))["params"]
     average = jax.tree.map(jnp.copy, params) if polyak else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    step, nonfinite, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer.init(params), average, nonfinite, skipped)
 
 
 def make_update(
@@ -58,17 +63,25 @@ def make_update(
     *,
     accumulate_steps: int = 1,
     polyak: float = 0.0,
+    max_skipped: int = 0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns `update(state, batch, key, *, mean=identity) -> (state, metrics)`.
 
     `batch` holds `image` uint8 (b, h, w, 3) and what else the objective reads. `key` is the run's:
     the step's number is folded in, and every micro-batch gets its own. `mean` averages gradients
     and metrics over the devices that each hold a part of the batch. The metrics are float32
-    scalars: the objective's, `learning_rate`, and `grad_norm` before clipping.
+    scalars: the objective's, `learning_rate`, and `grad_norm` before clipping; and the state's
+    `nonfinite` and `skipped`.
+
+    An update with a NaN or infinite loss or gradient is refused: it counts as a step, but changes
+    no parameter and no average of the optimizer. The one that comes after `max_skipped` refused in
+    a row, and all that follow it, change nothing but the two counts, so that the state of before
+    is still there when the host comes to see it.
 
     Args:
       accumulate_steps: micro-batches that a batch is computed in.
       polyak: see `optim.polyak`; 0 keeps no average.
+      max_skipped: updates that may be refused in a row.
     """
 
     def update(state, batch, key, *, mean=identity):
@@ -94,16 +107,41 @@ def make_update(
                 parts,
             )
         metrics, grads = mean(jax.tree.map(lambda x: x / accumulate_steps, total))
+        grad_norm = optax.tree.norm(grads)
+        stopped = state.nonfinite > max_skipped
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & ~stopped
+        nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        skipped = state.skipped + ~finite
+        stopped = nonfinite > max_skipped
+
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = (
+            jax.tree.map(lambda new, old: _accepted(new, old, finite, stopped), *pair)
+            for pair in ((params, state.params), (opt_state, state.opt_state))
+        )
+        average = state.average
+        if polyak:
+            average = optim.polyak(average, params, polyak, state.step)
+            average = jax.tree.map(
+                lambda new, old: jnp.where(stopped, old, new), average, state.average
+            )
         metrics |= {
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": grad_norm,
+            "nonfinite": nonfinite,
+            "skipped": skipped,
         }
-        params = optax.apply_updates(state.params, updates)
-        average = optim.polyak(state.average, params, polyak, state.step) if polyak else None
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        step = state.step + ~stopped
+        return TrainState(step, params, opt_state, average, nonfinite, skipped), metrics
 
     return update
+
+
+def _accepted(new: Any, old: Any, finite: jax.Array, stopped: jax.Array) -> jax.Array:
+    """Returns a leaf after an update; the optimizer's integers are counts of steps."""
+    counts = jnp.issubdtype(new.dtype, jnp.integer)
+    return jnp.where(~stopped if counts else finite, new, old)
 
 
 def means(sums: dict[str, Any]) -> dict[str, float]:

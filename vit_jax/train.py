@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -42,17 +43,24 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     Returns:
       `step`, `test_accuracy`, `test_loss` (nats), `test_top5_accuracy` (with more than 5 classes),
       `polyak_test_accuracy`… (of the averaged parameters), `fewshot_5`… (by shots),
-      `images_per_second` (in training) and `checkpoint`, the last one's folder.
+      `images_per_second` (in training), `checkpoint`, the last one's folder, and, where any were,
+      `skipped_updates`.
 
     Raises:
-      ValueError: the configuration, the data or a checkpoint can't be used; says why.
+      ValueError: the configuration, the data or a checkpoint can't be used, or the workdir is
+        another configuration's; says why.
       FileNotFoundError: there is no data, or no checkpoint to start from.
+      OSError: another run has the workdir, or it can't be written to.
+      FloatingPointError: a loss or gradient was NaN or infinite, see `config.on_nonfinite`.
       KeyboardInterrupt: Ctrl-C or SIGTERM came; the step was finished and saved.
     """
     config_lib.validate(config)
-    workdir = checkpoint_lib.absolute(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = checkpoint_lib.make_workdir(workdir)
+    with checkpoint_lib.lock(workdir):
+        return _train(config, workdir)
 
+
+def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
     # ---------------------------------------------------------------------------------- data
     dataset = data.open_dataset(config.data.name, config.data.dir)
     num_classes = len(dataset.class_names)
@@ -84,14 +92,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         )  # fmt: skip
 
     # ------------------------------------------------------------------------- model and step
-    checkpoints = checkpoint_lib.Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = checkpoint_lib.Checkpoints(
+        workdir, config.checkpoint.keep, fallback=config.checkpoint.fallback
+    )
     latest = checkpoints.latest_step()
     first_step = latest or 0
     if first_step < total_steps:
         data.go_to(batches, first_step)  # they are read while the step compiles
     origin = None
     if latest is not None:
-        config = _inherit(config, checkpoint_lib.load_config(workdir))
+        saved = checkpoint_lib.load_config(workdir)
+        config = _inherit(config, saved)
+        config_lib.check_same_run(config, saved, checkpoints.path(latest))
     elif config.init_from is not None:
         origin = _origin(config)
         config = _inherit(config, origin.config)
@@ -102,7 +114,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     )
 
     # ------------------------------------------------------------- state: resumed, loaded, new
-    state = program.init(trained.initial, trained.init_key)
+    state, window = program.init(trained.initial, trained.init_key), []
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     if origin is not None:
         grid = trained.model.grid(data.image_shape(config.data.image_size))
@@ -110,7 +122,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         state = state.replace(params=program.init(step_lib.identity, params))
         logger.info("starting from %s", origin.path)
     elif latest is not None:
-        state = checkpoints.restore(state)
+        state, window = checkpoints.restore(state)
         logger.info("continuing from %s", checkpoints.path(first_step))
     logger.info(
         "%s with %s parameters, steps %d to %d, %d images each, on %d x %s",
@@ -136,8 +148,24 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
         active=jax.process_index() == 0,
         more_columns=[f"fewshot_{shots}" for shots in config.fewshot.shots] if probe else [],
     )
-    window, meter, result = [], _Meter(), {}
-    with contextlib.closing(checkpoints), contextlib.closing(writer), _stop_signals() as stop:
+    running, meter, result = [], _Meter(), {}
+
+    def finished() -> list[dict[str, np.ndarray]]:
+        """Waits for the steps so far; returns the metrics of those that have no row yet."""
+        window.extend(program.gather(running))
+        running.clear()
+        if window and window[-1]["nonfinite"] > trained.max_skipped:
+            folder = _save_nonfinite(workdir, state, config, class_names)
+            step = int(state.step) + 1
+            ids = data.batch_ids(
+                train_source, step, batch_size=config.batch_size, seed=config.seed
+            )
+            raise FloatingPointError(_nonfinite(window, step, trained.max_skipped, folder, ids))
+        return window
+
+    with (
+        _stop_signals() as stop, contextlib.closing(checkpoints), contextlib.closing(writer)
+    ):  # fmt: skip
         if first_step < total_steps:
             batch = program.put_batch(next(batches))
         for step in range(first_step + 1, total_steps + 1):
@@ -145,7 +173,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
             last = step == total_steps
             if not last:  # reads and sends what comes next while the devices compute
                 batch = program.put_batch(next(batches))
-            window.append(metrics)
+            running.append(metrics)
             writer.advance()
             if step == first_step + 1 and not last:
                 jax.block_until_ready(metrics)
@@ -156,23 +184,25 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
             probing = probe is not None and (last or _every(config.fewshot.every, step))
             if evaluating or probing or _every(config.log_every, step):
                 row = {"step": step, "epoch": step * config.batch_size / len(train_source)}
-                row |= _means(program.gather(window))
+                row |= _means(finished())
                 row["images_per_second"] = meter.stop()
                 result = (tested() if evaluating else {}) | (probed() if probing else {})
                 row |= result
                 writer.write(row)
-                window = []
+                window.clear()
                 meter.start()
             stopping = not last and stop(step)
             if last or stopping or _every(config.checkpoint.every, step):
-                checkpoints.save(state, config, class_names)
+                checkpoints.save(state, config, class_names, finished())
             if stopping:
                 raise KeyboardInterrupt
         if not result:  # the run was complete before
             result = tested() | (probed() if probe else {})
+    skipped = int(state.skipped)
     return {
         "step": int(state.step),
         **result,
+        **({"skipped_updates": skipped} if skipped else {}),
         "images_per_second": round(meter.mean, 1),
         "checkpoint": checkpoints.path(checkpoints.latest_step()),
     }
@@ -185,6 +215,7 @@ class TrainStep(NamedTuple):
       model: the module that is trained; an objective may have it in another.
       objective: what it is trained for.
       update: what `step.make_update` returns.
+      max_skipped: updates that it may refuse in a row.
       key: the run's, for `update`.
       initial: a key -> the state before the first step.
       init_key: for `initial`.
@@ -193,6 +224,7 @@ class TrainStep(NamedTuple):
     model: nn.Module
     objective: objectives.Objective
     update: Callable[..., Any]
+    max_skipped: int
     key: jax.Array
     initial: Callable[[jax.Array], step_lib.TrainState]
     init_key: jax.Array
@@ -223,6 +255,7 @@ def train_step(config: ConfigDict, *, num_classes: int, total_steps: int) -> Tra
         )
     learning_rate = optim.schedule(config.optim, total_steps)
     optimizer = optim.optimizer(config.optim, learning_rate)
+    max_skipped = config.max_skipped_updates if config.on_nonfinite == "skip" else 0
     init_key, update_key = jax.random.split(jax.random.key(config.seed))
     update = step_lib.make_update(
         objective,
@@ -230,6 +263,7 @@ def train_step(config: ConfigDict, *, num_classes: int, total_steps: int) -> Tra
         learning_rate,
         accumulate_steps=config.accumulate_steps,
         polyak=config.optim.polyak,
+        max_skipped=max_skipped,
     )
     initial = functools.partial(
         step_lib.initial_state,
@@ -238,7 +272,7 @@ def train_step(config: ConfigDict, *, num_classes: int, total_steps: int) -> Tra
         data.image_shape(config.data.image_size),
         polyak=config.optim.polyak,
     )
-    return TrainStep(model, objective, update, update_key, initial, init_key)
+    return TrainStep(model, objective, update, max_skipped, update_key, initial, init_key)
 
 
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
@@ -261,8 +295,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       FileNotFoundError: there is no data or no checkpoint.
     """
     config_lib.validate(config)
-    workdir = checkpoint_lib.absolute(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = checkpoint_lib.make_workdir(workdir)
     checkpoint = interop.restore(config.init_from or workdir)
     if not checkpoint.num_classes:
         raise ValueError(
@@ -323,8 +356,7 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
       FileNotFoundError: there is no data or no checkpoint.
     """
     config_lib.validate(config)
-    workdir = checkpoint_lib.absolute(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = checkpoint_lib.make_workdir(workdir)
     checkpoint = interop.restore(config.init_from or workdir)
     if config.init_average:
         checkpoint = checkpoint.averaged()
@@ -433,40 +465,93 @@ def _fitted(
 def _stop_signals() -> Iterator[Callable[[int], bool]]:
     """Yields step -> whether to stop after it, which the first Ctrl-C or SIGTERM asks for.
 
-    A second one acts as usual. Several processes stop after the same step when one gets a SIGTERM:
-    JAX's preemption service, which has that signal since they joined, tells the others.
+    A second one ends the process at once. Several processes stop after the same step when one gets
+    a SIGTERM: JAX's preemption service, which has that signal since they joined, tells the others.
     """
-    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # Python allows handlers in the main thread only
         return
+    together = jax.process_count() > 1
+    came = []  # when signals did
 
     def handle(number, frame):
-        signal.signal(number, usual[number])
+        came.append(time.monotonic())
+        if came[-1] - came[0] > _REPEATED:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
-        stop.set()
 
-    together = jax.process_count() > 1
+    def stopping(step):
+        stop = multihost_utils.reached_preemption_sync_point(step) if together else bool(came)
+        if stop:  # while the state is saved, nothing of ours must be waited for
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+        return stop
+
     numbers = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
     usual = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield multihost_utils.reached_preemption_sync_point if together else lambda _: stop.is_set()
+        yield stopping
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
+
+
+_REPEATED = 0.5  # seconds: `timeout` sends two signals where it means one
 
 
 def _every(interval: int, step: int) -> bool:
     return bool(interval) and step % interval == 0
 
 
+def _save_nonfinite(
+    workdir: epath.Path, state: step_lib.TrainState, config: ConfigDict, names: tuple[str, ...]
+) -> epath.Path:
+    """Saves the state before a refused update apart from the good ones; returns the workdir."""
+    folder = workdir / "nonfinite" / f"step_{int(state.step) + 1}"
+    with contextlib.closing(checkpoint_lib.Checkpoints(folder, keep=1)) as checkpoints:
+        checkpoints.save(state, config, names)
+    return folder
+
+
+def _nonfinite(
+    window: list[dict[str, np.ndarray]],
+    step: int,
+    max_skipped: int,
+    folder: epath.Path,
+    ids: list[str],
+) -> str:
+    """Returns the message about the refused update at `step`, after writing its batch's ids."""
+    metrics = next(m for m in window if m["nonfinite"] == max_skipped + 1)
+    before = f", and {max_skipped} in a row before it were skipped" if max_skipped else ""
+    listed = folder / "batch.txt"
+    listed.write_text("\n".join(ids) + "\n")
+    few = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return (
+        f"At step {step} the loss is {metrics['loss']:g} and the gradient's norm "
+        f"{metrics['grad_norm']:g}, at a learning rate of {metrics['learning_rate']:g}{before}. "
+        f"Its batch was {few}, listed in {listed}; {folder} holds the state before it, for "
+        f"init_from. "
+        f"The run's own checkpoints are as they were. Where the images are all right, a lower "
+        f"optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm helps; "
+        f"--config.on_nonfinite=skip skips up to max_skipped_updates in a row."
+    )
+
+
 def _means(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Returns the training columns of a row: means over the steps since the last row."""
-    columns = {name: float(np.mean([m[name] for m in window])) for name in window[0]}
+    """Returns the training columns of a row: means over the steps since the last row.
+
+    Refused ones are left out, if there are others.
+    """
+    last = window[-1]
+    window = [metrics for metrics in window if not metrics["nonfinite"]] or window
+    columns = {name: float(np.mean([m[name] for m in window]))
+               for name in last if name not in ("nonfinite", "skipped")}
     for name in {"loss", "accuracy"} & set(columns):
         columns[f"train_{name}"] = columns.pop(name)
-    columns["learning_rate"] = float(window[-1]["learning_rate"])
+    columns["learning_rate"] = float(last["learning_rate"])
+    columns["skipped_updates"] = int(last["skipped"])
     return columns
 
 
