@@ -1,3 +1,7 @@
+import inspect
+import json
+import logging
+import math
 import re
 import runpy
 
@@ -51,7 +55,8 @@ def test_the_default_with_a_length_is_valid(config):
         ("data.image_size", 225, "multiple of the patch"),
         ("data.image_size", (224, 100), "224x100 pixels can't be cut into patches of 16x16"),
         ("data.image_size", (1, 2, 3), "data.image_size=(1, 2, 3)"),
-        ("data.image_size", "big", "data.image_size=big"),
+        ("data.image_size", "big", "='big' must be pixels: one side or (height, width)"),
+        ("data.image_size", (0, 16), "data.image_size=(0, 16) must be pixels"),
         ("data.train", "train[:85]%", "data.train: 'train[:85]%' is not a split"),
         ("data.test", "test[", "data.test: 'test[' is not a split"),
         ("data.crop", "center", "data.crop='center' is unknown"),
@@ -80,6 +85,15 @@ def test_the_default_with_a_length_is_valid(config):
         ("sweep.lr", (0.1, -1.0), "sweep.lr=(0.1, -1.0) must be numbers above 0"),
         ("sweep.held_out", 1.0, "sweep.held_out=1.0 must be in (0, 1)"),
         ("checkpoint.keep", 0, "checkpoint.keep=0 must be above 0"),
+        ("data.on_error", "ignore", "data.on_error='ignore' is unknown: 'stop' or 'skip'"),
+        ("on_nonfinite", "stopp", "(did you mean 'stop'?)"),
+        ("max_skipped_updates", 0, "max_skipped_updates=0 must be above 0"),
+        ("data.name", " ", "data.name=' ' must be a folder of images or the name of a data set"),
+        ("optim.lr", math.nan, "optim.lr=nan must be a finite number"),
+        ("epochs", math.inf, "epochs=inf must be a finite number or None"),
+        ("total_steps", 2**31, "total_steps=2147483648 must be a whole number (of 32 bits)"),
+        ("init_average", True, "init_average=True needs init_from"),
+        ("model.implementation", "cudnn", "not in float32 with a depth of 64"),
     ],
 )
 def test_each_problem_is_explained(config, key, value, message):
@@ -113,6 +127,87 @@ def test_all_problems_are_listed_at_once(config):
         assert f"\n- {key}" in text
 
 
+def test_a_problem_is_told_once(config):
+    """A key of another type, or out of range, is not blamed again for what doesn't fit with it."""
+    config.accumulate_steps = 3
+    with config.ignore_type():
+        config.batch_size, config.total_steps, config.model.width = "many", "few", True
+    config.model.num_heads = 7
+    config.parallel, config.fsdp = "shraded", 2
+    assert problems(config).split("\n- ")[1:] == [
+        "batch_size='many' must be a whole number (of 32 bits).",
+        "model.width=True must be a whole number (of 32 bits) or None.",
+        "parallel='shraded' is unknown: 'pmap' or 'sharded' (did you mean 'sharded'?).",
+        "total_steps='few' must be a whole number (of 32 bits) or None.",
+    ]
+
+
+def test_what_is_missing_is_told(config):
+    with config.unlocked():
+        del config.optim.lr, config.data, config.model
+        config.model = 3
+    assert problems(config).split("\n- ")[1:] == [
+        "data is missing: start from vit_jax.config.default().",
+        "model=3 must be a section, a ConfigDict.",
+        "optim.lr is missing: start from vit_jax.config.default().",
+    ]
+
+
+@pytest.mark.parametrize("config", [None, {}, 3], ids=repr)
+def test_what_is_no_configuration_is_told(config):
+    assert "is a ConfigDict, as vit_jax.config.default() returns it, not" in problems(config)
+
+
+def test_whole_numbers_and_lists_are_taken_for_what_they_stand_for(config):
+    with config.ignore_type():
+        config.optim.lr, config.epochs, config.sweep.lr = 1, 3, [1, 0.5]
+        config.fewshot.shots, config.data.image_size = [1, 5], [32, 48]
+        config.model.implementation, config.dtype = "cudnn", "bfloat16"
+    config_lib.validate(config, device_count=1)
+
+
+@pytest.mark.parametrize("job", ["sweep", "compare"])
+def test_studies_go_by_accuracy(config, job):
+    config.job, config.objective, config.masked.target = job, "masked_patches", "pixels"
+    config.compare.runs = ConfigDict({"a": {"optim": {"lr": 0.1}}})
+    assert f"job='{job}' goes by accuracy, and masked.target='pixels' has none" in problems(config)
+    config.masked.target = "downsized"
+    config_lib.validate(config, device_count=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"optim": {"lrr": 1}}, "compare.runs.a: there is no key optim.lrr; did you mean opt"),
+        ({"optim": {"lr": "x"}}, "compare.runs.a: optim.lr='x' must be a finite number."),
+        ({"batch_size": 3}, "compare.runs.a: batch_size=3 can't be split evenly over the 2 dev"),
+        ({"model": {"variant": "B/17"}}, "compare.runs.a: model: There is no model variant 'B/17'"),
+        ({"model": 5}, "compare.runs.a: model=5 must be a section"),
+        ({"data": {"image_size": (33, 48)}}, "compare.runs.a: data.image_size=(33, 48) with B/16"),
+        ({"seed": 1}, "compare.runs.a: job='compare' sets seed itself: leave it out."),
+        (5, "compare.runs.a=5 must be a ConfigDict of other values."),
+    ],
+)
+def test_what_is_wrong_with_a_run_to_compare_comes_with_its_name(config, run, message):
+    config.job = "compare"
+    config.compare.runs = ConfigDict({"a": run, "b": {"model": {"depth": 2}}})
+    text = problems(config, device_count=2)
+    assert message in text and text.count("\n- ") == 1
+
+
+def test_a_problem_that_all_runs_share_is_told_once(config):
+    config.job, config.batch_size = "compare", 3
+    config.compare.runs = ConfigDict({"a": {"optim": {"lr": 0.1}}, "b": {}})
+    assert problems(config, device_count=2).count("\n- ") == 1
+
+
+def test_a_run_to_compare_can_have_images_of_two_sides(config):
+    config.job = "compare"
+    config.compare.runs = ConfigDict({"a": {"data": {"image_size": (32, 48)}}})
+    config_lib.validate(config, device_count=1)
+    assert config_lib.run(config, "a").data.image_size == (32, 48)
+
+
 def test_a_run_needs_a_length(config):
     config.total_steps = None
     assert "neither total_steps nor epochs is set" in problems(config)
@@ -138,8 +233,47 @@ def test_an_unknown_key_gets_the_nearest_one(config):
         config.optim.lerning_rate = 0.1
         config.batchsize = 3
     text = problems(config)
-    assert "there is no key optim.lerning_rate" in text
+    assert "there is no key optim.lerning_rate." in text
     assert "there is no key batchsize; did you mean batch_size?" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("optim.lrr", "optim.lr"), ("optim.rl", "optim.lr"), ("optm.lr", "optim.lr"),
+        ("lr", "optim.lr"), ("optim.epochs", "epochs"), ("image_size", "data.image_size"),
+        ("data.batch_size", "batch_size"), ("checkpoints", "checkpoint"),
+    ],
+)  # fmt: skip
+def test_the_nearest_key_is_looked_for_in_all_sections(key, nearest):
+    assert config_lib.no_such_key(key) == f"there is no key {key}; did you mean {nearest}?"
+    assert config_lib.no_such_key(nearest) == ""
+
+
+def test_what_fits_a_key_can_be_asked_for():
+    assert config_lib.what_fits("optim.lr") == "a finite number"
+    assert config_lib.what_fits("sweep.lr").startswith("finite numbers, such as (0.001,")
+    assert config_lib.what_fits("data.flip") == "True or False"
+
+
+# Keys that a run can't go on without: what it trains depends on them.
+COUNTED = {
+    "": ("objective", "seed", "dtype", "batch_size"),
+    "model": (
+        "variant", "dropout", "stochastic_depth", "pool", "pre_logits", "positions", "positions_at",
+        "patch_size", "width", "depth", "mlp_dim", "num_heads", "stem", "axial", "gelu",
+        "norm_epsilon", "kernel_epsilon", "layers", "width_factor",
+    ),
+    "data": (
+        "name", "train", "image_size", "crop", "crop_area", "crop_fraction", "flip", "randaugment",
+        "randaugment_magnitude", "mixup",
+    ),
+    "optim": (
+        "name", "lr", "warmup_steps", "decay", "momentum", "beta1", "beta2", "weight_decay",
+        "clip_norm", "label_smoothing", "momentum_dtype", "polyak",
+    ),
+    "masked": ("target", "fraction"),
+}  # fmt: skip
 
 
 def keys(config, prefix=""):
@@ -150,10 +284,66 @@ def keys(config, prefix=""):
             yield f"{prefix}{key}"
 
 
+def saved(config):
+    """A configuration as a checkpoint has it."""
+    return ConfigDict(json.loads(config.to_json()))
+
+
+@pytest.mark.parametrize("key", list(keys(config_lib.default())))
+def test_a_change_of_what_a_run_trains_is_listed(config, key):
+    where, _, name = key.rpartition(".")
+    section = config[where] if where else config
+    old = section[name]
+    with section.ignore_type():
+        section[name] = {bool: not old, str: "other", tuple: (7,)}.get(type(old), 7)
+    found = config_lib.changes(config, saved(config_lib.default()))
+    old, new = ((224, 224), (7, 7)) if name == "image_size" else (old, section[name])
+    assert found == ([f"{key} was {old!r}, is {new!r}"] if name in COUNTED.get(where, ()) else [])
+
+
+def test_values_that_mean_the_same_are_no_change(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    config.data.update(name="images", image_size=32)
+    config.model.update(variant="R50x1", layers=(1, 2))
+    config.optim.clip_norm = 1.0
+    before = saved(config)
+    before.optim.clip_norm, before.extinct, before.optim.extinct = 1, True, 3
+    del before.data.randaugment, before.masked
+    config.data.update(name=str(tmp_path / "images"), image_size=(32, 32))
+    assert config_lib.changes(config, before) == []
+    config.data.name = "elsewhere"
+    config.data.randaugment = 1
+    assert config_lib.changes(config, before) == [
+        f"data.name was {str(tmp_path / 'images')!r}, is 'elsewhere'",
+        "data.randaugment was 0, is 1",
+    ]
+
+
+def test_a_workdir_of_another_configuration_is_refused(config, caplog):
+    before = saved(config)
+    config_lib.check_same_run(config, before, "WORKDIR/checkpoints/4")
+    config.optim.lr, config.seed = 0.03, 1
+    with pytest.raises(ValueError) as error:
+        config_lib.check_same_run(config, before, "WORKDIR/checkpoints/4")
+    assert str(error.value).splitlines() == [
+        "WORKDIR/checkpoints/4 is of another configuration:",
+        "- optim.lr was 0.01, is 0.03",
+        "- seed was 0, is 1",
+        "Take the run's own values, or another --workdir, or go on with these: "
+        "--config.checkpoint.other_config=true.",
+    ]
+    config.checkpoint.other_config = True
+    with caplog.at_level(logging.INFO, logger="vit_jax"):
+        config_lib.check_same_run(config, before, "WORKDIR/checkpoints/4")
+    assert "optim.lr was 0.01, is 0.03" in caplog.text
+
+
 def test_every_key_is_read_somewhere():
     """No setting without effect: outside of default(), the code reads each key by its name."""
     files = [path for path in (REPOSITORY / "vit_jax").rglob("*.py") if path.name != "config.py"]
     code = "\n".join(path.read_text() for path in files)
+    code += inspect.getsource(config_lib.check_same_run)
     for key in keys(config_lib.default()):
         section, _, name = key.rpartition(".")
         if section == "model" and name != "variant":  # handed to the module as they are

@@ -1,7 +1,6 @@
 """Trains for a few steps for real, as a user would."""
 
 import csv
-import itertools
 import json
 import shutil
 import signal
@@ -34,49 +33,6 @@ def test_training_learns_and_writes_what_it_promises(settings, tmp_path):
     expected = 0.05 * (1 + np.cos(np.pi * 14 / 60))  # of the step that led to step 15
     assert float(table[0]["learning_rate"]) == pytest.approx(expected, rel=1e-5)
     assert float(table[0]["train_loss"]) > float(table[-1]["train_loss"])
-
-
-class StoppedError(Exception):
-    """Stands for whatever ends a run in the middle."""
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"accumulate_steps": 2},
-        {"objective": "masked_patches", "optim.polyak": 0.9},
-        {"data.mixup": 0.2, "data.randaugment": 2, "model.stochastic_depth": 0.3,
-         "model.positions": "sincos", "fewshot.every": 3, "fewshot.shots": (1, 2)},
-    ],
-    ids=lambda changes: "-".join(changes) or "plain",
-)  # fmt: skip
-def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, changes):
-    settings.update_from_flattened_dict(changes)
-    settings.optim.name, settings.optim.lr = "adam", 1e-3
-    train.train(settings, tmp_path / "whole")
-
-    steps = itertools.count(1)
-
-    def stop_at_five(writer):
-        if next(steps) == 5:
-            raise StoppedError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.MetricWriter, "advance", stop_at_five)
-        with pytest.raises(StoppedError):
-            train.train(settings, tmp_path / "stopped")
-    assert checkpoint.load(tmp_path / "stopped").step == 4
-    train.train(settings, tmp_path / "stopped")
-
-    runs = [checkpoint.load(tmp_path / name) for name in ("whole", "stopped")]
-    for one, other in zip(*((run.params, run.average) for run in runs), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-    whole, stopped = (
-        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(tmp_path / n)]
-        for n in ("whole", "stopped")
-    )
-    assert whole == stopped
 
 
 def test_a_warm_up_longer_than_the_run_is_warned_of(settings, tmp_path, caplog):

@@ -6,7 +6,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -254,7 +254,9 @@ _RANGES = (
 def _entries(
     config: ConfigDict, known: ConfigDict, prefix: str = "", *, complete: bool = True
 ) -> Iterator[tuple[str, Any, str]]:
-    """Yields (key, value, problem) for every key there is or should be; "" is no problem.
+    """Yields (key, value, problem) for every key there is or should be.
+
+    The problem is "" where there is none, and so is the key where `default` has no such one.
 
     Args:
       config: the configuration, or a section of it.
@@ -265,11 +267,11 @@ def _entries(
     try:
         found = list(config)
     except TypeError:  # they can't be sorted
-        yield prefix, None, f"{prefix or 'the configuration '}has keys that are not text."
+        yield "", None, f"{prefix[:-1] or 'the configuration'} has keys that are not text."
         found = []
     for key in found:
         if key not in known:
-            yield f"{prefix}{key}", None, no_such_key(f"{prefix}{key}")
+            yield "", None, no_such_key(f"{prefix}{key}")
     for key, usual in known.items():
         name = f"{prefix}{key}"
         if key not in config:
@@ -279,8 +281,8 @@ def _entries(
         value = _value(config, key)
         if not isinstance(usual, ConfigDict):
             yield name, value, _misfit(name, value, usual, known.get_type(key))
-        elif not isinstance(value, ConfigDict):
-            yield name, None, f"{name}={_shown(value)} must be a section, a ConfigDict."
+        elif problem := _misfit(name, value, usual, ConfigDict):
+            yield name, None, problem
         elif name == "compare.runs":
             problems = list(_run_problems(value))
             yield from ((name, None, problem) for problem in problems)
@@ -328,12 +330,7 @@ def _misfit(key: str, value: Any, usual: Any, kind: type) -> str:
     """
     if value is None and usual is None:
         return ""
-    fits, rule = _TYPES[kind]
-    such = ""
-    if kind is tuple:
-        whole = key not in ("sweep.lr", "compare.epochs")
-        fits, rule = (_wholes, "whole numbers (of 32 bits)") if whole else (_numbers, "finite numbers")
-        such = f", such as {usual or (3, 4)}"
+    fits, rule, such = _type(key, usual, kind)
     if not fits(value):
         return f"{key}={_shown(value)} must be {rule}{such}{' or None' * (usual is None)}."
     if key in _CHOICES and value not in _CHOICES[key]:
@@ -349,6 +346,26 @@ def _misfit(key: str, value: Any, usual: Any, kind: type) -> str:
     return ""
 
 
+def _type(key: str, usual: Any, kind: type) -> tuple[Callable[[Any], bool], str, str]:
+    """Returns whether a value is of a key's type, what that is called, and an example, or ""."""
+    if kind is not tuple:
+        return *_TYPES[kind], ""
+    whole = key not in ("sweep.lr", "compare.epochs")
+    fits, rule = (_wholes, "whole numbers (of 32 bits)") if whole else (_numbers, "finite numbers")
+    return fits, rule, f", such as {usual or (3, 4)}"
+
+
+def what_fits(key: str) -> str:
+    """Returns what the values of a key are, such as "a finite number".
+
+    Args:
+      key: of `default`, in full.
+    """
+    section, _, name = key.rpartition(".")
+    known = default()[section] if section else default()
+    return "".join(_type(key, known[name], known.get_type(name))[1:])
+
+
 def _whole(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and -(2**31) <= x < 2**31
 
@@ -358,7 +375,7 @@ def _number(x: Any) -> bool:
     return real and abs(x) <= sys.float_info.max  # NaN isn't
 
 
-def _wholes(x: Any) -> bool:
+def _wholes(x: Any) -> bool:  # a hundred at most: each stage of a ResNet doubles the stride
     return isinstance(x, tuple | list) and len(x) <= 100 and all(map(_whole, x))
 
 
@@ -371,21 +388,21 @@ def _sides(x: Any) -> bool:
     return _wholes(sides) and len(sides) == 2 and min(sides) > 0
 
 
-# Whether a value is of a key's type, and what that is called.
+# Whether a value is of a key's type, and what that is called; `_type` has tuples.
 _TYPES = {
     bool: (lambda x: isinstance(x, bool), "True or False"),
     int: (_whole, "a whole number (of 32 bits)"),
     float: (_number, "a finite number"),
     str: (lambda x: isinstance(x, str), "text"),
-    tuple: (None, ""),
     object: (_sides, "pixels: one side or (height, width)"),  # data.image_size
+    ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
 }
 
 
 def _shown(value: Any) -> str:
     """Returns a value as it is written, cut where that is long."""
     try:
-        text = repr(value)
+        text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except Exception:  # such as a number with more digits than Python writes
         text = f"<{type(value).__name__}>"
     return text if len(text) <= 100 else f"{text[:100]}…"
@@ -423,9 +440,7 @@ def _combinations(
     yield from _model_problems(config)
 
 
-def _batch_problems(
-    config: ConfigDict, devices: int
-) -> Iterator[tuple[Collection[str], str]]:
+def _batch_problems(config: ConfigDict, devices: int) -> Iterator[tuple[Collection[str], str]]:
     for keys, parts in (
         (("batch_size", "accumulate_steps"), devices * config.accumulate_steps),
         (("eval_batch_size",), devices),
@@ -576,7 +591,7 @@ def _get(config: Any, key: str, usual: Any) -> Any:
 
 def _resolved(key: str, value: Any) -> Any:
     """Returns a value such that those that mean the same are equal."""
-    if key == "data.name" and os.path.isdir(folder := os.path.expanduser(value)):
+    if key == "data.name" and os.path.isdir(folder := os.path.expanduser(str(value))):
         return os.path.realpath(folder)
     if key == "data.image_size" and isinstance(value, int):
         return value, value
@@ -599,10 +614,10 @@ def no_such_key(key: str) -> str:
     """Returns "there is no key optim.lrr; did you mean optim.lr?", or "" for a key of `default`.
 
     Args:
-      key: in full. What is below `compare.runs` counts as a key.
+      key: in full, such as "optim.lrr".
     """
     known = list(_keys(default()))
-    if key in known or key.startswith("compare.runs."):
+    if key in known:
         return ""
     section, _, name = key.rpartition(".")
     here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}

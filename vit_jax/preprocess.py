@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from typing import Any
 
 import cv2
 import jax.numpy as jnp
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-_JPEG = b"\xff\xd8"
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
 _MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to open an image
+# Pillow warns of odd metadata and large images, one by one; what can't be decoded raises an error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -43,17 +45,19 @@ def decode(data: bytes) -> np.ndarray:
     except UnidentifiedImageError as error:
         raise ValueError(f"not a readable image: expected {', '.join(_FORMATS)}") from error
     except Exception as error:  # damaged files make decoders raise errors of many kinds
-        raise ValueError(f"not a readable image: {error}") from error
+        raise ValueError(f"not a readable image: {str(error) or type(error).__name__}") from error
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Tells whether bytes start as a JPEG of a size to be expected does, without EXIF.
+    """Tells whether bytes are a JPEG of no more pixels than Pillow would open, without EXIF.
 
     Reads the segments before the image's data (ITU-T T.81, B.1): a marker and a length each.
     """
-    if not data.startswith(_JPEG):
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
         return False
-    at, pixels = 2, 0
+    at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # filling before a marker
@@ -63,10 +67,8 @@ def _plain_jpeg(data: bytes) -> bool:
             break
         if marker == 0xE1 and data[at + 4 : at + 9] == b"Exif\x00":
             return False
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame: height, width
-            pixels = int.from_bytes(data[at + 5 : at + 7]) * int.from_bytes(data[at + 7 : at + 9])
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return 0 < pixels <= _MAX_PIXELS
+    return height * width <= _MAX_PIXELS
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -74,7 +76,9 @@ def from_pillow(image: Image.Image) -> np.ndarray:
 
     Alpha is dropped, grey is repeated, 16-bit is scaled to 8, a rotation in EXIF is carried out.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return np.asarray(image.convert("RGB"))

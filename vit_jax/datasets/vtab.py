@@ -84,7 +84,7 @@ def _sixteenths(feature: str, count: int) -> Labels:
 def _white(png: bytes) -> bytes:
     """Turns the ones of a black image of zeros and ones to 255."""
     file = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         image.point(lambda value: 255 * value).save(file, "PNG", compress_level=1)
     return file.getvalue()
 

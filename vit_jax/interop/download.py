@@ -276,7 +276,8 @@ def _open(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
 
 def _secure(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+    local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not local:
         raise ValueError(f"{url}: weights are downloaded over https only.")
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,7 +42,7 @@ def read(path: str | os.PathLike) -> TensorFile:
     layout = layouts.recognise(layouts.TIMM + layouts.HUGGING_FACE, shapes)
     if layout in layouts.HUGGING_FACE:
         if (path.parent / "config.json").is_file():
-            return read_folder(path.parent)
+            return _of_hugging_face(path)
         raise ValueError(
             f"{path} has Hugging Face's names, but no config.json beside it, which tells its GELU "
             f"and layer-norm epsilon: give the model's whole folder."
@@ -77,15 +80,22 @@ def read_folder(folder: str | os.PathLike) -> TensorFile:
         raise ValueError(f"{folder} has a config.json, but neither {names}.")
     if "architecture" in config:  # a model of timm's
         return read(found[0])
+    return _of_hugging_face(found[0])
+
+
+def _of_hugging_face(path: pathlib.Path) -> TensorFile:
+    """Opens a file of weights with Hugging Face's config.json beside it."""
+    beside = path.with_name("config.json")
+    config = _json(beside, beside.read_bytes())
     try:
         model, image_size, class_names = _described(config)
     except KeyError as error:
-        raise ValueError(f"{path} lacks the key {error}, so it isn't that of a ViT.") from None
+        raise ValueError(f"{beside} lacks the key {error}, so it isn't that of a ViT.") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    shapes, read_one, _ = _tensors(found[0])
+        raise ValueError(f"{beside}: {error}") from None
+    shapes, read_one, _ = _tensors(path)
     return TensorFile(
-        str(found[0]), shapes, read_one, layouts.HUGGING_FACE, model, image_size, class_names
+        str(path), shapes, read_one, layouts.HUGGING_FACE, model, image_size, class_names
     )
 
 
@@ -129,7 +139,7 @@ def _sides(key: str, value: Any) -> tuple[int, int]:
 def _json(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
@@ -141,8 +151,7 @@ def _tensors(
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], dict[str, str]]:
     """Returns shapes by name, a function that reads one array, and the file's metadata."""
     if path.suffix in PICKLED:
-        state = _unpickled(path)
-        return {k: tuple(v.shape) for k, v in state.items()}, lambda k: state[k].numpy(), {}
+        return _unpickled(path)
     try:
         with safetensors.safe_open(path, "numpy") as file:
             names = file.keys()  # what it can't give is its names when iterated over
@@ -150,19 +159,32 @@ def _tensors(
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} can't be read as safetensors: {error}.") from error
+    if twice := _repeated(path):  # of which safetensors would take the last
+        raise ValueError(f"{path} can't be read as safetensors: two arrays are called {twice}.")
 
     def read_one(name: str) -> np.ndarray:
         # Opened anew each time: what an open file has mapped would stay in memory.
         try:
             with safetensors.safe_open(path, "numpy") as file:
                 return file.get_tensor(name)
-        except (safetensors.SafetensorError, OSError, TypeError) as error:
+        except Exception as error:  # of many kinds, for numbers and sizes that NumPy has not
             raise ValueError(f"{path}: the array {name} can't be read: {error}.") from error
 
     return shapes, read_one, metadata
 
 
-def _unpickled(path: pathlib.Path) -> dict[str, Any]:
+def _repeated(path: pathlib.Path) -> str | None:
+    """Returns a name that the header of a safetensors file has twice, None where there is none."""
+    with open(path, "rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    names = Counter(name for name, _ in json.loads(header, object_pairs_hook=list))
+    return next((name for name, count in names.items() if count > 1), None)
+
+
+def _unpickled(
+    path: pathlib.Path,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], dict[str, str]]:
+    """Returns what `_tensors` does, of a file that PyTorch pickled."""
     try:
         import torch
     except ImportError:
@@ -171,14 +193,43 @@ def _unpickled(path: pathlib.Path) -> dict[str, Any]:
             f"or save it as safetensors."
         ) from None
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is cut off, or no zip file, as PyTorch's are since version 1.6")
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which PyTorch's own files are not")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # PyTorch raises whatever its parts do
-        raise ValueError(f"{path} can't be read as a PyTorch state dict: {error}") from error
+        raise ValueError(
+            f"{path} can't be read as a PyTorch state dict: {_reason(error)}."
+        ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
+    ):
         raise ValueError(f"{path} holds no state dict, that is, names with a tensor each.")
-    return {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+    size = path.stat().st_size
+
+    def read_one(name: str) -> np.ndarray:
+        tensor = state[name].detach()
+        try:
+            if tensor.nbytes > size:
+                raise ValueError(f"{tensor.nbytes} bytes don't fit in a file of {size}")
+            return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        except Exception as error:  # it is sparse, quantised…
+            raise ValueError(
+                f"{path}: the array {name} can't be read: {_reason(error)}."
+            ) from error
+
+    return {name: tuple(x.shape) for name, x in state.items()}, read_one, {}
+
+
+def _reason(error: Exception) -> str:
+    """Returns why PyTorch refuses a file, without its advice to let the file run code."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds {found[1]}, and of pickled objects nothing but tensors is ever loaded"
+    return str(error).partition(". ")[0].partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 # --------------------------------------------------------------------------------------- write

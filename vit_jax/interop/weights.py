@@ -108,6 +108,8 @@ def checkpoint(
     attributes = {**_without_sizes(seen), **said, **overrides}
     num_classes = _length(ours, r"head/bias|head/kernel", -1)
     try:
+        if "dtype" in attributes:
+            raise ValueError("dtype is a computation's, not that of weights: leave it out.")
         closest = _closest({**seen, **file.model})
         said_variant = attributes.pop("variant", closest)
         variant = models.canonical(variant or said_variant)

@@ -1,0 +1,44 @@
+"""Runs of the command that tests break."""
+
+import subprocess
+import time
+
+from conftest import REPOSITORY, environment, launch
+
+_MAIN = """
+from absl import app
+from vit_jax import main
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
+def start(folder, workdir, *options, before=""):
+    """Starts the command on one device, after a few lines of Python that change it."""
+    command = launch(
+        "--config.eval_every=0", "--config.checkpoint.every=3", *options,
+        folder=folder, workdir=workdir,
+    )  # fmt: skip
+    command[1:3] = ["-c", before + _MAIN]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def finish(process):
+    """Returns what a process says until it ends: its status, stdout and stderr."""
+    out, errors = process.communicate(timeout=150)
+    return process.returncode, out, errors
+
+
+def run(*args, **kwargs):
+    """Starts a job and waits for its end."""
+    return finish(start(*args, **kwargs))

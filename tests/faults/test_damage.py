@@ -1,0 +1,129 @@
+"""Checkpoints that a disk has lost parts of."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from conftest import rows
+
+from vit_jax import checkpoint, interop, train
+
+
+@pytest.fixture(scope="module")
+def finished(image_folder, tmp_path_factory):
+    """A run's configuration and workdir, with checkpoints at steps 2 and 4."""
+    from conftest import settings as make
+
+    settings = make.__wrapped__(image_folder)
+    settings.update(total_steps=4, eval_every=0)
+    settings.optim.polyak = 0.9
+    workdir = tmp_path_factory.mktemp("run")
+    train.train(settings, workdir)
+    return settings, workdir
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    settings, workdir = finished
+    shutil.copytree(workdir, tmp_path / "copy")
+    return settings, tmp_path / "copy"
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+    return "bytes, not"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return "has other contents than were written"
+
+
+def remove(path):
+    path.unlink()
+    return "is missing"
+
+
+def empty(path):
+    path.write_bytes(b"")
+    return "has 0 bytes, not"
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer", "average", "metadata"])
+@pytest.mark.parametrize("damage", [truncate, flip, remove, empty])
+def test_every_kind_of_damage_is_told_by_file(run, item, damage):
+    _, workdir = run
+    folder = workdir / "checkpoints" / "4"
+    path = largest(folder / item)
+    told = damage(path)
+    with pytest.raises(ValueError) as error:
+        checkpoint.Checkpoints(workdir, keep=2)
+    message = str(error.value)
+    assert message.startswith(f"The checkpoint {folder} is damaged: {path.relative_to(folder)} ")
+    assert told in message
+    assert "--config.checkpoint.fallback=true goes on from 2, the one before." in message
+    assert (workdir / "checkpoints" / "4").is_dir()
+    if item != "optimizer":  # which nobody else reads
+        with pytest.raises(ValueError, match=f"4 is damaged: {item}/"):
+            interop.restore(str(workdir))
+    else:
+        assert interop.restore(str(workdir)).step == 4
+
+
+def test_a_damaged_manifest_is_damage(run):
+    _, workdir = run
+    (workdir / "checkpoints" / "4" / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest\.json can't be read"):
+        checkpoint.Checkpoints(workdir, keep=2)
+
+
+def test_fallback_goes_on_from_the_one_before_and_keeps_the_damaged(run, caplog):
+    settings, workdir = run
+    settings = settings.copy_and_resolve_references()
+    whole = checkpoint.load(workdir)
+    table = [row["train_loss"] for row in rows(workdir)]
+    truncate(largest(workdir / "checkpoints" / "4" / "params"))
+    with pytest.raises(ValueError, match="is damaged"):
+        train.train(settings, workdir)
+    settings.checkpoint.fallback = True
+    train.train(settings, workdir)
+    again = checkpoint.load(workdir)
+    assert again.step == 4
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    assert [row["train_loss"] for row in rows(workdir)] == table
+    assert "It is kept as 4.damaged." in caplog.text and "continuing from" in caplog.text
+    assert (workdir / "checkpoints" / "4.damaged" / "params").is_dir()
+
+
+def test_where_all_are_damaged_none_is_taken(run):
+    _, workdir = run
+    for step in (2, 4):
+        flip(largest(workdir / "checkpoints" / str(step) / "optimizer"))
+    with pytest.raises(ValueError, match=r"2 is damaged.*There is none before it"):
+        checkpoint.Checkpoints(workdir, keep=2, fallback=True)
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert names == ["2", "4.damaged"]
+
+
+def test_a_converted_checkpoint_is_sealed_too(run, tmp_path):
+    _, workdir = run
+    checkpoint.save(checkpoint.load(workdir), tmp_path / "copy of it")
+    noted = json.loads((tmp_path / "copy of it" / "manifest.json").read_text())
+    assert {name.split("/")[0] for name in noted} == {"params", "metadata"}
+    flip(largest(tmp_path / "copy of it" / "params"))
+    with pytest.raises(ValueError, match="has other contents than were written"):
+        checkpoint.load(tmp_path / "copy of it", lazy=True)
+
+
+def test_a_checkpoint_of_before_there_were_manifests_is_read(run):
+    settings, workdir = run
+    (workdir / "checkpoints" / "4" / "manifest.json").unlink()
+    assert train.train(settings, workdir)["step"] == 4
