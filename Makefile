@@ -26,7 +26,7 @@ docs: .venv/installed
 	$(BIN)/python docs/make.py
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: .venv/installed-test
 	$(BIN)/pip install -q ruff

@@ -366,7 +366,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> str:
     """Locks a workdir until the stack is left; returns what is in the way."""
     try:
-        file = stack.enter_context(pathlib.Path(workdir, ".lock").open("a+"))
+        file = stack.enter_context(open(pathlib.Path(workdir, ".lock"), "a+"))  # noqa: SIM115
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

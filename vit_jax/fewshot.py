@@ -80,10 +80,19 @@ def fit(
     return Probe(mean, scale, weights, bias, best)
 
 
-def draw(source: Source, num_classes: int, shots: int, seed: int) -> np.ndarray:
+def draw(
+    source: Source, num_classes: int, shots: int, seed: int, *, skip: bool = False
+) -> np.ndarray:
     """Returns the numbers (c, shots) of `shots` examples of each class, drawn without replacement.
 
     The first columns are what fewer shots with the same seed would draw.
+
+    Args:
+      source: of the examples.
+      num_classes: c.
+      shots: of each class.
+      seed: of the draw.
+      skip: draws no image that can't be decoded, as `config.data.on_error="skip"` wants.
 
     Raises:
       ValueError: a class has fewer examples; it is named.
@@ -93,7 +102,15 @@ def draw(source: Source, num_classes: int, shots: int, seed: int) -> np.ndarray:
     for index in np.random.Generator(np.random.Philox(seed)).permutation(len(source)):
         if not missing:
             break
-        label = source[index].label
+        try:
+            example = source[index]
+            if skip:
+                preprocess.decode(example.image)
+        except ValueError:
+            if skip:
+                continue
+            raise
+        label = example.label
         if 0 <= label < num_classes and len(found[label]) < shots:
             found[label].append(int(index))
             missing -= 1
@@ -131,6 +148,7 @@ class FewShot:
       shots: numbers of examples of each class.
       seeds: how often they are drawn; the classifiers of all draws are tested.
       batches: (source, num_classes=) -> evaluation batches of it, such as `data.eval_batches`.
+      skip: see `draw`.
 
     Raises:
       ValueError: a class has too few examples.
@@ -145,9 +163,12 @@ class FewShot:
         shots: Sequence[int],
         seeds: int,
         batches: Callable[..., Iterable[Batch]],
+        skip: bool = False,
     ):
         self._num_classes, self._shots = num_classes, tuple(shots)
-        self._draws = np.stack([draw(train, num_classes, max(shots), s) for s in range(seeds)])
+        self._draws = np.stack(
+            [draw(train, num_classes, max(shots), seed, skip=skip) for seed in range(seeds)]
+        )
         used, at = np.unique(self._draws, return_inverse=True)
         self._draws = at.reshape(self._draws.shape)  # numbers among those used
         self._train = batches(_Numbered(train, used), num_classes=len(used))

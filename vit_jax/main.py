@@ -21,6 +21,7 @@ import re
 import signal
 import sys
 import traceback
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -174,6 +175,25 @@ def _told(argv: list[str], error: BaseException) -> str:
     return f"{where}: {type(error).__name__}: {' '.join(told.split())}"
 
 
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Leaves the traceback out of what Orbax logs of an error that it also raises."""
+    record.exc_info = None
+    return True
+
+
+def _stopped() -> str:
+    return f"Stopped; the same command goes on from what {_WORKDIR.value} holds."
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Ends the process where the loop has nothing to save.
+
+    An exception won't do: JAX, Orbax and the garbage collector call Python where one is lost.
+    """
+    os.write(sys.stderr.fileno(), f"{_stopped()}\n".encode())
+    os._exit(0)
+
+
 def main(argv: list[str]) -> None:
     """Runs `config.job` and prints its summary as one line of JSON on stdout."""
     if len(argv) > 1:
@@ -181,10 +201,12 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     keep_programs()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("absl").addFilter(_in_one_line)
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     else:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, at any time
+        signal.signal(signal.SIGTERM, _stop)  # which JAX needs where there are several
+    signal.signal(signal.SIGINT, _stop)
     first = jax.process_index() == 0
     logging.getLogger("vit_jax").setLevel(logging.INFO if first else logging.WARNING)
     config, workdir = _CONFIG.value, _WORKDIR.value
@@ -193,7 +215,7 @@ def main(argv: list[str]) -> None:
         with logging_redirect_tqdm():
             summary = _JOBS[config.job](config, workdir)
     except KeyboardInterrupt:
-        print(f"Stopped; the same command goes on from what {workdir} holds.", file=sys.stderr)
+        print(_stopped(), file=sys.stderr)
         return
     except (FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -43,8 +43,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     Returns:
       `step`, `test_accuracy`, `test_loss` (nats), `test_top5_accuracy` (with more than 5 classes),
       `polyak_test_accuracy`… (of the averaged parameters), `fewshot_5`… (by shots),
-      `images_per_second` (in training), `checkpoint`, the last one's folder, and, where any were,
-      `skipped_updates`.
+      `images_per_second` (in training), `checkpoint`, the last one's folder, and, where there
+      were any, `skipped_updates`, and `skipped_images` (since the start of this process).
 
     Raises:
       ValueError: the configuration, the data or a checkpoint can't be used, or the workdir is
@@ -70,6 +70,11 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
         "%s: %d classes; train on %s (%d images), test on %s (%d images)", config.data.name,
         num_classes, train_split, len(train_source), test_split, len(test_source),
     )  # fmt: skip
+    data.require_trainable(
+        dataset, train_split, batch_size=config.batch_size,
+        labels=config.objective == "classification",
+    )  # fmt: skip
+    skipped_images = data.Skipped()
     batches = data.train_batches(
         train_source,
         config.data,
@@ -78,8 +83,9 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
         seed=config.seed,
         process=jax.process_index(),
         processes=jax.process_count(),
+        skipped=skipped_images,
     )
-    eval_batches = _eval_batches(config, config.data)
+    eval_batches = _eval_batches(config, config.data, skipped_images)
     test_batches = eval_batches(test_source, num_classes=num_classes)
     probe = _probe(config, eval_batches) if config.fewshot.every else None
     total_steps = config.total_steps or max(
@@ -97,6 +103,10 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
     )
     latest = checkpoints.latest_step()
     first_step = latest or 0
+    if latest is None:
+        data.require_decodable(
+            dataset, (train_split, test_split), config.data, progress=jax.process_index() == 0
+        )
     if first_step < total_steps:
         data.go_to(batches, first_step)  # they are read while the step compiles
     origin = None
@@ -158,8 +168,9 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
             folder = _save_nonfinite(workdir, state, config, class_names)
             step = int(state.step) + 1
             ids = data.batch_ids(
-                train_source, step, batch_size=config.batch_size, seed=config.seed
-            )
+                train_source, step, batch_size=config.batch_size, seed=config.seed,
+                skipped=skipped_images,
+            )  # fmt: skip
             raise FloatingPointError(_nonfinite(window, step, trained.max_skipped, folder, ids))
         return window
 
@@ -198,11 +209,11 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
                 raise KeyboardInterrupt
         if not result:  # the run was complete before
             result = tested() | (probed() if probe else {})
-    skipped = int(state.skipped)
+    skipped = {"skipped_updates": int(state.skipped), "skipped_images": len(skipped_images)}
     return {
         "step": int(state.step),
         **result,
-        **({"skipped_updates": skipped} if skipped else {}),
+        **{name: count for name, count in skipped.items() if count},
         "images_per_second": round(meter.mean, 1),
         "checkpoint": checkpoints.path(checkpoints.latest_step()),
     }
@@ -386,10 +397,13 @@ def _probe(config: ConfigDict, batches: Callable[..., Iterable[data.Batch]]) -> 
         shots=config.fewshot.shots,
         seeds=config.fewshot.seeds,
         batches=batches,
+        skip=config.data.on_error == "skip",
     )
 
 
-def _eval_batches(config: ConfigDict, options: ConfigDict) -> Callable[..., Iterable[data.Batch]]:
+def _eval_batches(
+    config: ConfigDict, options: ConfigDict, skipped: data.Skipped | None = None
+) -> Callable[..., Iterable[data.Batch]]:
     """Returns (source, num_classes=) -> this process's evaluation batches of it."""
     return functools.partial(
         data.eval_batches,
@@ -397,6 +411,7 @@ def _eval_batches(config: ConfigDict, options: ConfigDict) -> Callable[..., Iter
         batch_size=config.eval_batch_size // jax.process_count(),
         process=jax.process_index(),
         processes=jax.process_count(),
+        skipped=skipped,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import write_jpegs
 from PIL import Image
 
-from vit_jax import config, data
+from vit_jax import config, data, train
 
 BAD = ("bomb.png", "empty.jpg", "folder.jpg", "gone.jpg", "text.jpg", "truncated.jpg")
 
@@ -424,3 +424,22 @@ def test_a_folder_of_pictures_without_classes_says_what_is_expected(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no images in .*expected <class>/"):
         data.open_dataset(str(tmp_path))
+
+
+def test_a_run_stops_before_training_or_skips(settings, tmp_path, caplog):
+    """The whole way: three broken files among the images, and a summary that counts them."""
+    folder = write_jpegs(tmp_path / "data", {"a": 30, "b": 30})
+    for name, content in (("a/0.jpg", b""), ("a/1.jpg", b"text"), ("b/2.jpg", b"\xff\xd8\xff")):
+        (folder / name).write_bytes(content)
+    settings.data.name = str(folder)
+    settings.fewshot.update(every=3, shots=(1, 20), seeds=2)
+    settings.eval_every = 0
+    with pytest.raises(ValueError, match="3 of 60 images can't be used") as error:
+        train.train(settings, tmp_path / "run")
+    assert all(name in str(error.value) for name in ("a/0.jpg", "a/1.jpg", "b/2.jpg"))
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+    settings.data.on_error = "skip"
+    summary = train.train(settings, tmp_path / "run")
+    assert summary["skipped_images"] == 3 and summary["step"] == settings.total_steps
+    assert caplog.text.count("skipped ") == 3

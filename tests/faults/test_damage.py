@@ -86,6 +86,7 @@ def test_a_damaged_manifest_is_damage(run):
 
 
 def test_fallback_goes_on_from_the_one_before_and_keeps_the_damaged(run, caplog):
+    caplog.set_level("INFO")
     settings, workdir = run
     settings = settings.copy_and_resolve_references()
     whole = checkpoint.load(workdir)

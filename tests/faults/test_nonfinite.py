@@ -131,12 +131,12 @@ def test_a_run_stops_and_says_where(settings, tmp_path):
 
 @pytest.fixture
 def sometimes_bad(monkeypatch):
-    """Batches with many red images have a loss of NaN; the numbers of their steps are returned."""
+    """A batch has a loss of NaN when both images of one of the eight devices are red."""
 
     def make(model, **options):
         return spoiled(
             objectives_classification(model, **options),
-            lambda batch: jnp.sum(batch["label"] == 2) > 5,
+            lambda batch: jnp.sum(batch["label"] == 2) > 1,
         )
 
     objectives_classification = objectives.classification
