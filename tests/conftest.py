@@ -5,11 +5,10 @@ import tempfile
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests and the processes they start build the same programs again and again: compiled once.
-FIRST = "PYTEST_XDIST_WORKER" not in os.environ  # or one of the processes that share the tests
-PROGRAMS = (
-    tempfile.mkdtemp(prefix="vit_jax-tests-") if FIRST else os.environ["JAX_COMPILATION_CACHE_DIR"]
-)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ
+    else tempfile.mkdtemp(prefix="vit_jax-tests-")
+)  # fmt: skip
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
@@ -29,8 +28,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def pytest_unconfigure():
-    if FIRST:
-        shutil.rmtree(PROGRAMS, ignore_errors=True)
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # they share those of the process that started them
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
