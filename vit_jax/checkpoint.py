@@ -160,7 +160,7 @@ class Checkpoints:
         }
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with self._told():
-            if not self._folder.is_dir():
+            if not (_in_bucket(self._folder) or self._folder.is_dir()):
                 raise FileNotFoundError(f"the folder {self._folder} is gone")
             self._manager.save(
                 step, args=ocp.args.Composite(**arrays, metadata=ocp.args.JsonSave(metadata))
@@ -238,7 +238,8 @@ class Checkpoints:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")[:300]
+    line = str(error).strip().partition("\n")[0].rstrip(".")
+    return line if len(line) < 600 else f"{line[:300]} … {line[-300:]}"  # the cause comes last
 
 
 def _partial(folder: epath.Path) -> list[epath.Path]:

@@ -22,7 +22,7 @@ from conftest import REPOSITORY, random_checkpoint
 from flax.traverse_util import flatten_dict
 from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 
-from vit_jax import config, convert, interop, train
+from vit_jax import convert, interop, train
 from vit_jax.datasets import prepare
 from vit_jax.datasets.tf_flowers import TfFlowers
 from vit_jax.interop import download
@@ -303,6 +303,7 @@ def state(tmp_path):
     return torch.load(tmp_path / "good.pth", weights_only=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*(quantize|TypedStorage)")
 def test_tensors_of_every_kind_are_read_or_named(tmp_path, state):
     torch = pytest.importorskip("torch")
     bias, path = state["head.bias"], tmp_path / "x.pth"
@@ -436,19 +437,10 @@ def foreign(folder):
     return functools.partial(snapshot, folder, FOREIGN)
 
 
-@pytest.fixture
-def settings(image_folder):
-    settings = config.default()
-    settings.model.update(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2)
-    settings.data.update(name=str(image_folder), image_size=16)
-    settings.update(batch_size=16, eval_batch_size=8, total_steps=6, eval_every=0)
-    settings.checkpoint.update(every=2, keep=1)
-    return settings
-
-
 def test_foreign_files_survive_a_run_and_its_continuation(settings, tmp_path):
     seen = [foreign(tmp_path / "run"), foreign(tmp_path / "run" / "checkpoints")]
     before = [look() for look in seen]
+    settings.eval_every, settings.checkpoint.keep = 0, 1
     train.train(settings, tmp_path / "run")
     settings.total_steps = 10
     train.train(settings, tmp_path / "run")
@@ -457,9 +449,17 @@ def test_foreign_files_survive_a_run_and_its_continuation(settings, tmp_path):
     assert steps == ["10"]  # so others were deleted
 
 
-def test_a_foreign_folder_with_a_number_for_a_name_is_not_deleted(settings, tmp_path):
-    """Whether the run goes on without it or refuses to start."""
-    numbered = tmp_path / "run" / "checkpoints" / "1"
+@pytest.mark.parametrize(
+    "before",
+    [0, pytest.param(4, marks=pytest.mark.xfail(strict=True, reason="Orbax deletes old steps"))],
+)
+def test_a_foreign_folder_with_a_number_for_a_name_is_not_deleted(settings, tmp_path, before):
+    """Whether the run, new or continued, goes on without it or refuses to start."""
+    settings.eval_every, settings.checkpoint.keep = 0, 1
+    if before:
+        train.train(settings, tmp_path / "run")
+        settings.total_steps += before
+    numbered = tmp_path / "run" / "checkpoints" / "3"
     numbered.mkdir(parents=True)
     (numbered / "notes.txt").write_text("mine")
     try:
