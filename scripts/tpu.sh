@@ -132,11 +132,11 @@ logs() {
 }
 
 stop() {
-  # A process alone saves a checkpoint first; several may wait for each other in vain.
+  # They save a checkpoint first, which takes a while; where one is gone, they wait for it in vain.
   on_host all "$(
     cat <<'END'
 pid=$(cat ~/run.pid) && kill -TERM "$pid" || exit
-timeout 60 tail --pid="$pid" -f /dev/null || kill -KILL "$pid"
+timeout 300 tail --pid="$pid" -f /dev/null || kill -KILL "$pid"
 END
   )"
 }

@@ -44,7 +44,10 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
         return original(config, workdir)
 
     monkeypatch.setattr(train, "train", counted)
+    checked = []
+    monkeypatch.setattr(data, "check", lambda source, **_: checked.append(len(source)) or [])
     result = study.sweep(settings, tmp_path)
+    assert checked == [51 + 17, 68 + 12]  # not again for the second rate
     assert calls == ["lr_1e-50", "lr_0.03", "best"]
     assert result["lr"] == 0.03 and result["step"] == 20
 

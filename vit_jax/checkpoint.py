@@ -108,6 +108,7 @@ class Checkpoints:
 
     Raises:
       ValueError: the newest is damaged, and `fallback` False or none whole; names folder and files.
+        Or a folder with a number for a name is none of ours.
     """
 
     def __init__(self, workdir: str | epath.PathLike, keep: int, *, fallback: bool = False):
@@ -115,6 +116,7 @@ class Checkpoints:
         self._failed = False
         for partial in _partial(self._folder):
             logger.info("%s was not finished, and is removed", partial)
+        _check_ours(self._folder)
         _skip_damaged(self._folder, fallback)
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -223,7 +225,7 @@ class Checkpoints:
             self._failed = True
             for partial in _partial(self._folder):
                 shutil.rmtree(partial, ignore_errors=True)
-            whole = max(ocp.utils.checkpoint_steps(self._folder), default=None)
+            whole = max(_steps(self._folder), default=None)
             there = "None was saved before." if whole is None else f"{self.path(whole)} is whole."
             raise OSError(
                 f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {there} "
@@ -296,6 +298,11 @@ def _damage(folder: epath.Path, items: Collection[str] | None = None) -> list[st
     return found
 
 
+def _steps(folder: epath.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, the oldest first."""
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
 def _damaged(folder: epath.Path, found: list[str]) -> str:
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     return f"The checkpoint {folder} is damaged: {'; '.join(found[:5])}{more}."
@@ -306,9 +313,20 @@ def _check_whole(folder: epath.Path, *items: str) -> None:
         raise ValueError(_damaged(folder, found))
 
 
+def _check_ours(folder: epath.Path) -> None:
+    """Raises ValueError if what counts as one of our checkpoints is none."""
+    for step in _steps(folder):
+        path = folder / str(step)
+        if not any((path / name).exists() for name in ("params", _MANIFEST)):
+            raise ValueError(
+                f"{path} has no params, so it is no checkpoint of this run, but has the name of "
+                f"one, and would be deleted when newer ones are saved: move or rename it."
+            )
+
+
 def _skip_damaged(folder: epath.Path, fallback: bool) -> None:
     """Renames the newest checkpoints until one is whole; or raises, see `Checkpoints`."""
-    steps = sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+    steps = _steps(folder)
     while steps and (found := _damage(newest := folder / str(steps[-1]))):
         steps.pop()
         if not steps:
@@ -440,11 +458,9 @@ def find(path: str | epath.PathLike) -> epath.Path:
     root = absolute(path)
     if (root / "params").is_dir():
         return root
-    runs = [folder for folder in (root / "checkpoints", root) if folder.is_dir()]
-    for folder in runs:
-        steps = ocp.utils.checkpoint_steps(folder)
-        if steps:
-            return folder / str(max(steps))
+    for folder in (root / "checkpoints", root):
+        if steps := _steps(folder):
+            return folder / str(steps[-1])
     raise FileNotFoundError(
         f"There is no checkpoint in {path}: expected a run's workdir with checkpoints/STEP, or "
         f"one of its STEP folders."

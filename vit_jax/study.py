@@ -49,10 +49,10 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
     kept, held_out = data.hold_out(split, config.sweep.held_out, dataset.splits)
     trial = config.copy_and_resolve_references()
     trial.job, trial.data.train, trial.data.test = "train", kept, held_out
-    rows = []
+    rows, checked = [], set()
     for rate in sorted(config.sweep.lr):
         trial.optim.lr = float(rate)
-        result = trained(trial, folder / f"lr_{rate:g}")
+        result = trained(trial, folder / f"lr_{rate:g}", checked)
         rows.append({
             "lr": rate,
             "held_out_accuracy": round(result["test_accuracy"], 4),
@@ -68,9 +68,8 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
     final = config.copy_and_resolve_references()
     final.job, final.data.train, final.optim.lr = "train", split, float(best["lr"])
     final.eval_every = 0
-    return {
-        **trained(final, folder / "best"), "lr": best["lr"], "table": str(folder / "sweep.csv")
-    }  # fmt: skip
+    result = trained(final, folder / "best", checked)
+    return {**result, "lr": best["lr"], "table": str(folder / "sweep.csv")}
 
 
 def compare(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
@@ -89,7 +88,7 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
     """
     config_lib.validate(config)
     folder = checkpoint_lib.absolute(workdir)
-    rows, series = [], {}
+    rows, series, checked = [], {}, set()
     for name in config.compare.runs:
         single = config_lib.run(config, name)
         for epochs in config.compare.epochs or (None,):
@@ -99,7 +98,8 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> train.Summary:
             results = []
             for seed in range(config.seed, config.seed + config.compare.seeds):
                 single.seed = seed
-                results.append(trained(single, folder / _slug(name) / length / f"seed_{seed}"))
+                place = folder / _slug(name) / length / f"seed_{seed}"
+                results.append(trained(single, place, checked))
             row = _compared(name, single, results)
             rows.append(row)
             accuracies = [result["test_accuracy"] for result in results]
@@ -136,12 +136,16 @@ def _compared(name: str, config: ConfigDict, results: Sequence[train.Summary]) -
     }
 
 
-def trained(config: ConfigDict, workdir: epath.Path) -> train.Summary:
+def trained(
+    config: ConfigDict, workdir: epath.Path, checked: set[str] | None = None
+) -> train.Summary:
     """Returns what `train.train` returns, trained now or in an earlier call.
 
     Args:
       config: of the run, `job="train"`.
       workdir: of the run; gets summary.json, too.
+      checked: the `config.data` of earlier runs, whose images are not looked at again before
+        training; gets this run's.
 
     Raises:
       ValueError: the folder holds the result of another configuration; or as `train.train`.
@@ -157,7 +161,12 @@ def trained(config: ConfigDict, workdir: epath.Path) -> train.Summary:
             )
         return stored["summary"]
     logger.info("run %s", workdir)
-    summary = train.train(config, workdir)
+    checked = set() if checked is None else checked
+    images = config.data.to_json(sort_keys=True)
+    run = config.copy_and_resolve_references()
+    run.data.check = config.data.check and images not in checked
+    summary = train.train(run, workdir)
+    checked.add(images)
     if jax.process_index() == 0:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps({"config": json.loads(wanted), "summary": summary}))

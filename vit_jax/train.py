@@ -88,9 +88,7 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
     eval_batches = _eval_batches(config, config.data, skipped_images)
     test_batches = eval_batches(test_source, num_classes=num_classes)
     probe = _probe(config, eval_batches) if config.fewshot.every else None
-    total_steps = config.total_steps or max(
-        1, round(config.epochs * len(train_source) / config.batch_size)
-    )
+    total_steps = _total_steps(config, len(train_source))
     if config.optim.warmup_steps >= total_steps:
         logger.warning(
             "optim.warmup_steps=%d is no shorter than the run of %d steps: the learning rate "
@@ -217,6 +215,19 @@ def _train(config: ConfigDict, workdir: epath.Path) -> Summary:
         "images_per_second": round(meter.mean, 1),
         "checkpoint": checkpoints.path(checkpoints.latest_step()),
     }
+
+
+def _total_steps(config: ConfigDict, images: int) -> int:
+    """Returns the length of a run that trains on so many images."""
+    if config.total_steps:
+        return config.total_steps
+    steps = config.epochs * images / config.batch_size
+    if steps > 2**31 - 1:
+        raise ValueError(
+            f"epochs={config.epochs:g} of {images} images in batches of {config.batch_size} are "
+            f"{steps:.3g} steps, and a run has fewer than 2**31: take fewer epochs."
+        )
+    return max(1, round(steps))
 
 
 class TrainStep(NamedTuple):

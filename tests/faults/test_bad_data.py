@@ -426,6 +426,13 @@ def test_a_folder_of_pictures_without_classes_says_what_is_expected(tmp_path):
         data.open_dataset(str(tmp_path))
 
 
+@pytest.mark.parametrize("epochs", [1e12, 1e308])
+def test_more_epochs_than_steps_can_be_counted(settings, tmp_path, epochs):
+    settings.update(total_steps=None, epochs=epochs)
+    with pytest.raises(ValueError, match=rf"epochs={epochs:g} .* steps, .* fewer than 2\*\*31"):
+        train.train(settings, tmp_path)
+
+
 def test_a_run_stops_before_training_or_skips(settings, tmp_path, caplog):
     """The whole way: three broken files among the images, and a summary that counts them."""
     folder = write_jpegs(tmp_path / "data", {"a": 30, "b": 30})
