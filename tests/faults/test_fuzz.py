@@ -3,7 +3,9 @@
 import io
 import json
 import pathlib
+import struct
 import tempfile
+import zlib
 
 import hypothesis
 import jax
@@ -22,10 +24,10 @@ FUZZED = hypothesis.settings(
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
-def picture(format, mode="RGB"):
+def picture(format, mode="RGB", **options):
     pixels = np.arange(12 * 10 * 3, dtype=np.uint8).reshape(12, 10, 3)
     file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, format)
+    Image.fromarray(pixels).convert(mode).save(file, format, **options)
     return file.getvalue()
 
 
@@ -97,6 +99,48 @@ def test_every_kind_of_pixel_is_decoded_or_refused(format, mode):
         image = image.convert(mode)
     image.save(file, format)
     assert_decoded_or_refused(file.getvalue())
+
+
+def patched(content, *changes):
+    """Returns bytes with some replaced: pairs of an offset and what stands there then."""
+    content = bytearray(content)
+    for at, new in changes:
+        content[at : at + len(new)] = new
+    return bytes(content)
+
+
+def gigantic(kind):
+    """Returns a picture of a few hundred bytes whose header tells of at least 16,000 x 16,000."""
+    format, _, what = kind.partition(" ")
+    data = picture(format, progressive=what == "progressive")
+    if format == "JPEG":  # ITU-T T.81, B.2.2: marker, length, precision, height, width
+        at = data.index(b"\xff\xc2" if what == "progressive" else b"\xff\xc0")
+        return patched(data, (at + 5, struct.pack(">HH", 65_500, 65_500)))
+    if format == "PNG":
+        head = b"IHDR" + struct.pack(">II", 10**6, 10**6) + data[24:29]
+        return patched(data, (12, head + struct.pack(">I", zlib.crc32(head))))
+    if format == "GIF":  # of the screen, or of a frame on a small one
+        at = 6 if what == "screen" else data.index(b"\x2c" + bytes(4)) + 5
+        return patched(data, (at, struct.pack("<HH", 65_500, 65_500)))
+    if format == "BMP":
+        return patched(data, (18, struct.pack("<ii", 10**6, 10**6)))
+    if format == "WEBP":
+        at = data.index(b"\x9d\x01\x2a") + 3  # RFC 6386, 9.1: 14 bits each
+        return patched(data, (at, struct.pack("<HH", 16_383, 16_383)))
+    entries = struct.unpack("<I", data[4:8])[0] + 2  # of a TIFF: tag, type, count, value
+    tags = [struct.unpack("<H", data[at : at + 2])[0] for at in range(entries, len(data) - 12, 12)]
+    at = [entries + 12 * tags.index(tag) for tag in (256, 257)]
+    return patched(data, *[(x, struct.pack("<HHII", tag, 4, 1, 10**6))
+                           for x, tag in zip(at, (256, 257), strict=True)])  # fmt: skip
+
+
+GIGANTIC = ("JPEG", "JPEG progressive", "PNG", "GIF screen", "GIF frame", "BMP", "TIFF", "WEBP")
+
+
+@pytest.mark.parametrize("kind", GIGANTIC)
+def test_gigantic_sizes_are_refused_by_the_header(kind):
+    with pytest.raises(ValueError, match=r"not a readable image: Image size .* exceeds limit"):
+        preprocess.decode(gigantic(kind))
 
 
 @pytest.fixture(scope="module")
