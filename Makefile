@@ -20,6 +20,7 @@ bench: .venv/installed
 	$(BIN)/python -m benchmarks.startup --json=runs/bench/startup.json
 	$(BIN)/python -m benchmarks.scaling Ti/16 --json=runs/bench/scaling.json
 	$(BIN)/python -m benchmarks.memory B/16 --json=runs/bench/memory.json
+	$(BIN)/python -m benchmarks.soak --json=runs/bench/soak.json
 
 docs: .venv/installed
 	$(BIN)/pip install -q -e ".[docs]"
