@@ -175,10 +175,24 @@ def _told(argv: list[str], error: BaseException) -> str:
     return f"{where}: {type(error).__name__}: {' '.join(told.split())}"
 
 
-def _in_one_line(record: logging.LogRecord) -> bool:
-    """Leaves the traceback out of what Orbax logs of an error that it also raises."""
+def _say_errors_once() -> None:
+    """Leaves out what threads of Orbax and TensorStore print of errors that are raised, too."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(_is_news)
+    usual = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":  # for writes after the first error
+            usual(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tells whether nothing is raised of what Orbax logs, which is then logged in one line."""
+    raised = record.exc_info and record.getMessage().startswith("[process=")  # by saving threads
     record.exc_info = None
-    return True
+    return not raised
 
 
 def _stopped() -> str:
@@ -201,7 +215,7 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     keep_programs()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("absl").addFilter(_in_one_line)
+    _say_errors_once()
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     else:
