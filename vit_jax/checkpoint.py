@@ -226,10 +226,11 @@ class Checkpoints:
             for partial in _partial(self._folder):
                 shutil.rmtree(partial, ignore_errors=True)
             whole = max(_steps(self._folder), default=None)
-            there = "None was saved before." if whole is None else f"{self.path(whole)} is whole."
+            there = "None was saved before" if whole is None else f"{self.path(whole)} is whole"
+            goes_on = "begins again" if whole is None else "goes on from there"
             raise OSError(
-                f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {there} "
-                f"When there is space for it, and permission, the same command goes on from there."
+                f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {there}. "
+                f"When there is space for it, and permission, the same command {goes_on}."
             ) from error
 
     def _seal(self) -> None:
