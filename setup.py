@@ -43,7 +43,7 @@ setup(
         "safetensors>=0.8",  # older ones copy all they write
         "scipy",
         "simplejpeg",
-        "tensorboardX",
+        "tensorboard",
         "tensorflow-datasets",
         "tqdm",
     ],

@@ -1,5 +1,7 @@
 import csv
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from vit_jax.metrics import MetricWriter
 
 ROW = {"train_loss": 1.0, "train_accuracy": 0.5, "images_per_second": 10.0}
@@ -52,11 +54,15 @@ def test_going_on_drops_the_rows_after_the_restored_step(tmp_path):
     ]  # fmt: skip
 
 
-def test_tensorboard_events_hold_every_number(tmp_path):
-    write(tmp_path, [1])
-    event_file = next((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
-    content = event_file.read_bytes()
-    assert all(name.encode() in content for name in ROW)
+def test_tensorboard_reads_every_number_and_forgets_what_was_done_again(tmp_path):
+    write(tmp_path, [2, 4, 6], learning_rate=0.25)
+    write(tmp_path, [6, 8], first_step=4, learning_rate=0.125)
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert set(read.Tags()["scalars"]) == {*ROW, "learning_rate"}
+    assert [(event.step, event.value) for event in read.Scalars("learning_rate")] == [
+        (2, 0.25), (4, 0.25), (6, 0.125), (8, 0.125),
+    ]  # fmt: skip
 
 
 def test_an_inactive_writer_leaves_nothing(tmp_path):

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import pathlib
+import socket
 import sys
 import tempfile
 import time
@@ -15,9 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 COLUMNS = (
@@ -133,20 +134,24 @@ class _Events:
 
     def __init__(self, folder: pathlib.Path, first_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(folder / "events"))
+        # TensorBoard reads files of such names, in their order.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb"))
+        self._add(file_version="brain.Event:2")
         self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            if name != "step":
-                self._add(step=row["step"], summary=scalar(name, value))
-        self._writer.flush()
+        scalars = [Summary.Value(tag=name, simple_value=value)
+                   for name, value in row.items() if name != "step"]  # fmt: skip
+        self._add(step=row["step"], summary=Summary(value=scalars))
+        self._records.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._records.close()
 
     def _add(self, **content: Any) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), **content))
+        event = Event(wall_time=time.time(), **content)
+        self._records.write(event.SerializeToString())
 
 
 _TABLE = "metrics.csv"
