@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import hashlib
 import http.server
 import threading
@@ -340,6 +341,14 @@ def test_an_index_that_can_not_be_had_is_not_an_unknown_name(server, monkeypatch
         interop.load("B/16")
 
 
+@functools.cache
+def mebibytes(variant, resolution, classes, with_pre_logits):
+    options = {"pre_logits": True} if with_pre_logits else {}
+    model = models.build(variant, num_classes=classes, **options)
+    shapes = jax.tree.leaves(cost.parameter_shapes(model, resolution))
+    return 4 * sum(int(np.prod(x.shape)) for x in shapes) / 2**20
+
+
 def test_the_list_names_public_checkpoints():
     """Sizes are those the variant's parameters need, in float32, with the head of the data."""
     assert len(PUBLISHED) > 40
@@ -350,10 +359,7 @@ def test_the_list_names_public_checkpoints():
         hub = row.url.startswith("hf://")
         classes = 1000 if row.data.endswith("imagenet2012") else 0 if hub else 21843
         with_pre_logits = row.name.startswith("imagenet21k/") or (hub and not classes)
-        options = {"pre_logits": True} if with_pre_logits else {}
-        model = models.build(row.variant, num_classes=classes, **options)
-        shapes = jax.tree.leaves(cost.parameter_shapes(model, row.resolution))
-        size = 4 * sum(int(np.prod(x.shape)) for x in shapes) / 2**20
+        size = mebibytes(row.variant, row.resolution, classes, with_pre_logits)
         assert row.mebibytes == pytest.approx(size, abs=1), row.name
     with open(download.CHECKPOINTS / "published.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(PUBLISHED)  # no name twice
