@@ -304,6 +304,11 @@ def _steps(folder: epath.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
+def _is_ours(folder: epath.Path) -> bool:
+    """Tells whether a folder whose name is a step's is a checkpoint, whole or damaged."""
+    return any((folder / name).exists() for name in ("params", _MANIFEST))
+
+
 def _damaged(folder: epath.Path, found: list[str]) -> str:
     more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
     return f"The checkpoint {folder} is damaged: {'; '.join(found[:5])}{more}."
@@ -318,7 +323,7 @@ def _check_ours(folder: epath.Path) -> None:
     """Raises ValueError if what counts as one of our checkpoints is none."""
     for step in _steps(folder):
         path = folder / str(step)
-        if not any((path / name).exists() for name in ("params", _MANIFEST)):
+        if not _is_ours(path):
             raise ValueError(
                 f"{path} has no params, so it is no checkpoint of this run, but has the name of "
                 f"one, and would be deleted when newer ones are saved: move or rename it."
@@ -460,8 +465,9 @@ def find(path: str | epath.PathLike) -> epath.Path:
     if (root / "params").is_dir():
         return root
     for folder in (root / "checkpoints", root):
-        if steps := _steps(folder):
-            return folder / str(steps[-1])
+        for step in reversed(_steps(folder)):
+            if _is_ours(found := folder / str(step)):
+                return found
     raise FileNotFoundError(
         f"There is no checkpoint in {path}: expected a run's workdir with checkpoints/STEP, or "
         f"one of its STEP folders."

@@ -22,7 +22,7 @@ from conftest import REPOSITORY, random_checkpoint
 from flax.traverse_util import flatten_dict
 from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 
-from vit_jax import convert, interop, train
+from vit_jax import checkpoint, convert, interop, train
 from vit_jax.datasets import prepare
 from vit_jax.datasets.tf_flowers import TfFlowers
 from vit_jax.interop import download
@@ -465,6 +465,8 @@ def test_a_foreign_folder_with_a_number_for_a_name_is_not_deleted(
     with pytest.raises(ValueError, match=f"{numbered} has no params, so it is no checkpoint"):
         train.train(settings, tmp_path / "run")
     assert (numbered / "notes.txt").read_text() == "mine"
+    if before:  # readers delete nothing, and take what is ours
+        assert checkpoint.load(tmp_path / "run").step == before
     numbered.rename(tmp_path / "mine")
     assert train.train(settings, tmp_path / "run")["step"] == 10
 
