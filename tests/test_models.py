@@ -15,6 +15,7 @@ from scipy import special
 
 from vit_jax import models
 from vit_jax.models.attention import attend, attend_cudnn
+from vit_jax.models.layers import best_implementation
 
 # Counted with public code: without a head, and with 1,000 classes, at 224 pixels.
 PUBLISHED_COUNTS = {
@@ -692,17 +693,25 @@ def test_layers_of_a_loop_drop_different_units(images):
     assert len(np.unique(np.round(units, 3))) > 3
 
 
-@pytest.mark.parametrize("tokens", [6, 7])
-def test_attend_cudnn_attends_to_the_tokens_there_are(rng, monkeypatch, tokens):
-    """With XLA in cuDNN's place; an odd number of tokens is filled up with one."""
+@pytest.fixture
+def xla_as_cudnn(monkeypatch):
+    """Puts XLA's attention in cuDNN's place; returns a list that gets what it is asked for."""
     asked = []
 
-    def xla(*args, implementation, **options):
-        asked.append(implementation)
-        return jax_attention(*args, implementation="xla", **options)
+    def xla(query, *args, implementation, query_seq_lengths, **options):
+        lengths = query_seq_lengths
+        asked.append((implementation, query.shape[1], lengths is not None))
+        options |= {"query_seq_lengths": lengths, "implementation": "xla"}
+        return jax_attention(query, *args, **options)
 
     jax_attention = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", xla)
+    return asked
+
+
+@pytest.mark.parametrize("tokens", [6, 7])
+def test_attend_cudnn_attends_to_the_tokens_there_are(rng, xla_as_cudnn, tokens):
+    """An odd number of them is filled up with one."""
     q, k, v, seen = (rng.normal(size=(2, tokens, 3, 8)).astype(np.float32) for _ in range(4))
     for x, y in zip(
         *(jax.grad(lambda *x, f=f: (f(*x) * seen).sum(), (0, 1, 2))(q, k, v)
@@ -710,7 +719,61 @@ def test_attend_cudnn_attends_to_the_tokens_there_are(rng, monkeypatch, tokens):
         strict=True,
     ):  # fmt: skip
         np.testing.assert_allclose(x, y, atol=1e-5)
-    assert set(asked) == {"cudnn"}
+    assert set(xla_as_cudnn) == {("cudnn", *((6, False) if tokens == 6 else (8, True)))}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(remat="dots", scan=True),
+        dict(positions="relative"),
+        dict(positions_at="layers"),
+        dict(axial=True, pool="gap"),
+    ],
+    ids=str,
+)
+def test_a_model_with_cudnns_attention_is_that_of_the_plain_formulation(
+    images, xla_as_cudnn, options
+):
+    plain = tiny(**options)
+    params = random_params(plain, images)
+    cudnn = plain.clone(implementation="cudnn")  # in float32, to compare
+    found, expected = (forward_and_gradients(m, params, images) for m in (cudnn, plain))
+    assert_same(found, expected, 1e-4)
+    assert bool(xla_as_cudnn) == (options != dict(positions="relative"))
+
+
+def test_tokens_are_filled_up_once_for_all_blocks(images, xla_as_cudnn):
+    model = tiny(depth=3).clone(implementation="cudnn")
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    del xla_as_cudnn[:]
+    program = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, train=True))(params, images)
+    n = math.prod(model.grid(images.shape[1:3])) + 1
+    assert n % 2
+    assert xla_as_cudnn == 3 * [("cudnn", n + 1, True)]
+    assert sum(str(eqn.primitive) == "pad" or "_pad" in str(eqn.params.get("name"))
+               for eqn in program.eqns) == 1  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "dtype", "expected"),
+    [
+        ("cpu", None, "bfloat16", "custom_vjp"),
+        ("tpu", None, "bfloat16", "plain"),
+        ("gpu", "9.0", "bfloat16", "cudnn"),
+        ("gpu", "12.0", "float16", "cudnn"),
+        ("gpu", "9.0", "float32", "plain"),
+        ("gpu", "7.5", "bfloat16", "plain"),  # Turing
+        ("gpu", "gfx942", "bfloat16", "plain"),  # AMD
+    ],
+)
+def test_devices_get_the_implementation_that_suits_them(
+    monkeypatch, backend, capability, dtype, expected
+):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert best_implementation(dtype, 64) == expected
 
 
 def test_a_model_with_cudnns_attention_is_lowered_for_gpus(monkeypatch):

@@ -74,7 +74,7 @@ def default() -> ConfigDict:
     # parameters), "full" (everything of a block).
     config.model.remat = placeholder(str)
     # How the encoder computes: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, bfloat16),
-    # see vit_jax/models/layers.py. None: the fastest known for the devices.
+    # see vit_jax/models/layers.py. None: the one for the devices.
     config.model.implementation = placeholder(str)
     # Trains the blocks as one loop: compiles in a fraction of the time, takes more memory.
     config.model.scan = placeholder(bool)

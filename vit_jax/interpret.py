@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import preprocess
+from vit_jax import models, preprocess
 from vit_jax.models import attention as attention_lib
 from vit_jax.models.positions import absolute_positions
 from vit_jax.models.resnet import ResNet
@@ -46,7 +46,7 @@ def attention(model: VisionTransformer, params: Any, images: jax.Array) -> jax.A
         return result
 
     with nn.intercept_methods(record):
-        model.apply({"params": params}, preprocess.to_float(images), train=False)
+        models.plain(model).apply({"params": params}, preprocess.to_float(images), train=False)
     return jnp.stack(weights)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vit_jax.models.layers import dense_options
+from vit_jax.models.layers import dense
 from vit_jax.models.positions import RelativePositions
 
 
@@ -19,7 +20,6 @@ def attend(
     value: jax.Array,
     *,
     relative: jax.Array | None = None,
-    **unused: Any,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(depth)) v for q, k, v of shape (b, n, heads, depth); same shape out.
 
@@ -31,8 +31,6 @@ def attend(
       query, key, value: arrays (b, n, heads, depth).
       relative: embeddings (n, n, depth) that are each query's additional keys: their scores are
         added to the others before the softmax (paper D.4).
-      **unused: what `flax.linen.MultiHeadDotProductAttention` passes besides (masks, dropout);
-        ViT uses none of it.
     """
     scores = _scores(query, key, relative)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
@@ -105,19 +103,25 @@ def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
 
 
-def attend_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attend_cudnn(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, tokens: int | None = None
+) -> jax.Array:
     """`attend` by cuDNN's flash attention, which never writes the (n, n) weights to memory.
 
     For float16 and bfloat16 on NVIDIA GPUs (Dao et al., arXiv 2205.14135); `depth` is a multiple
-    of 8, at most 128. JAX refuses to differentiate it at an odd n, which ViTs have: there, one
-    token is added that nothing attends to.
+    of 8, at most 128. JAX refuses to differentiate it at an odd n: there, one token is added.
+
+    Args:
+      query, key, value: arrays (b, n, heads, depth).
+      tokens: nothing attends to those after so many; None where all n count.
     """
-    (b, n), lengths = query.shape[:2], None
+    b, n = query.shape[:2]
+    tokens = tokens or n
     if n % 2:
-        lengths = jnp.full(b, n)
         query, key, value = (
             jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value)
         )
+    lengths = None if tokens == query.shape[1] else jnp.full(b, tokens)
     y = jax.nn.dot_product_attention(
         query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
         implementation="cudnn",
@@ -128,15 +132,29 @@ def attend_cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arra
 ATTENDS = {"plain": attend, "custom_vjp": attend_custom_vjp, "cudnn": attend_cudnn}
 
 
-class MultiHeadDotProductAttention(nn.MultiHeadDotProductAttention):
+class MultiHeadDotProductAttention(nn.Module):
     """Self-attention of `num_heads` heads over tokens (b, n, d) -> (b, n, d).
 
-    Flax's module gives the parameters (query, key, value: (d, heads, depth); out: (heads,
-    depth, d)) and `attend` the mathematics. Kernels start Xavier-uniform, biases at zero.
+    The parameters are those of Flax's module of this name: query, key, value: (d, heads, depth);
+    out: (heads, depth, d), and their biases. Kernels start Xavier-uniform, biases at zero.
+
+    Attributes:
+      attention_fn: (query, key, value) -> weighted values, all (b, n, heads, depth).
+      dense: the class of the projections, see `layers.dense`.
     """
 
-    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
-    attention_fn: Any = attend
+    num_heads: int
+    attention_fn: Callable[..., jax.Array] = attend
+    dense: type[nn.DenseGeneral] = nn.DenseGeneral
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        how = dict(kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
+        heads = (self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (self.dense(heads, name=name, **how)(x) for name in ("query", "key", "value"))
+        y = self.attention_fn(q, k, v)
+        return self.dense(x.shape[-1], axis=(-2, -1), name="out", **how)(y)
 
 
 def self_attention(
@@ -144,6 +162,7 @@ def self_attention(
     num_heads: int,
     *,
     relative: bool = False,
+    tokens: int | None = None,
     implementation: str = "plain",
     dtype: Any = jnp.float32,
 ) -> jax.Array:
@@ -151,17 +170,14 @@ def self_attention(
 
     To be called in a module's compact method: that module gets the parameters, as
     `MultiHeadDotProductAttention_0` and, with `relative`, `RelativePositions_0`. Relative
-    positions are always computed by the plain `attend`.
+    positions are always computed by the plain `attend`. `tokens` is `attend_cudnn`'s.
     """
-    attend_ = ATTENDS[implementation]
+    attention_fn = ATTENDS[implementation]
     if relative:
         embeddings = RelativePositions(x.shape[1], x.shape[2] // num_heads)()
         attention_fn = functools.partial(attend, relative=embeddings)
-    else:
-        def attention_fn(query, key, value, **unused):
-            return attend_(query, key, value)
-    dots = {f"{part}_{name}": function for part in ("qkv", "out")
-            for name, function in dense_options(implementation).items()}
+    elif tokens is not None:
+        attention_fn = functools.partial(attention_fn, tokens=tokens)
     return MultiHeadDotProductAttention(
-        num_heads=num_heads, dtype=dtype, attention_fn=attention_fn, **dots
+        num_heads, attention_fn, dense(implementation), dtype
     )(x)

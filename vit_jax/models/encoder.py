@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.attention import self_attention
 from vit_jax.models.axial import along_columns, along_rows
-from vit_jax.models.layers import LayerNorm, dense_options, gelu
+from vit_jax.models.layers import LayerNorm, dense, gelu
 from vit_jax.models.positions import absolute_positions
 
 # What a block keeps of the forward pass for the backward pass: all, what its matrix products with
@@ -43,16 +43,16 @@ class MlpBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1]
-        init = dict(
+        layer = functools.partial(
+            dense(self.implementation),
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(stddev=1e-6),
             dtype=self.dtype,
-            **dense_options(self.implementation),
         )
-        x = nn.Dense(self.mlp_dim, **init)(x)
+        x = layer(self.mlp_dim, name="Dense_0")(x)
         x = gelu(x, self.gelu, self.implementation)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = nn.Dense(width, **init)(x)
+        x = layer(width, name="Dense_1")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
 
 
@@ -63,12 +63,14 @@ class EncoderBlock(nn.Module):
       drop_path: probability with which each of the two residual branches is left out for an
         example, in training; what remains is scaled up to the same mean.
       relative: adds relative positions to the attention (paper D.4).
+      tokens: how many of the n there are; None for all. The rest only fills up, see `Encoder`.
       others: as `VisionTransformer`'s.
     """
 
     mlp_dim: int
     num_heads: int
     relative: bool = False
+    tokens: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
     norm_epsilon: float = 1e-6
@@ -83,7 +85,7 @@ class EncoderBlock(nn.Module):
         )
         how = dict(implementation=self.implementation, dtype=self.dtype)
         y = LayerNorm(self.norm_epsilon, **how)(z)
-        y = self_attention(y, self.num_heads, relative=self.relative, **how)
+        y = self_attention(y, self.num_heads, relative=self.relative, tokens=self.tokens, **how)
         z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
         y = LayerNorm(self.norm_epsilon, **how)(z)
         y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, **how)(y, train=train)
@@ -147,9 +149,14 @@ class Encoder(nn.Module):
 
         if train and self.remat != "none":
             apply = nn.remat(apply, policy=REMATS[self.remat])
+        n = x.shape[1]
+        # For `attend_cudnn`, once for all blocks; other kinds of positions need the true number.
+        padded = self.implementation == "cudnn" and n % 2 and not self.axial \
+            and self.positions != "relative" and self.positions_at == "stem"
         options = dict(
             mlp_dim=self.mlp_dim,
             num_heads=self.num_heads,
+            tokens=n if padded else None,
             relative=self.positions == "relative",
             dropout=self.dropout,
             norm_epsilon=self.norm_epsilon,
@@ -176,13 +183,15 @@ class Encoder(nn.Module):
             return EncoderBlock(**options, drop_path=drop_path, **where)
 
         z = nn.Dropout(self.dropout, deterministic=not train)(before(0, x))
+        if padded:
+            z = jnp.pad(z, ((0, 0), (0, 1), (0, 0)))
         if train and self.scan:
             z = self._scanned(block(0, parent=None), z)
         else:
             for i in range(self.depth):
                 z = apply(block(i, name=f"encoderblock_{i}"), before(i, z) if i else z)
         how = dict(implementation=self.implementation, dtype=self.dtype)
-        return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z)
+        return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z[:, :n])
 
     def _scanned(self, block: nn.Module, z: jax.Array) -> jax.Array:
         """Applies a block with each layer's parameters in turn, stacked for this one loop."""

@@ -1,28 +1,42 @@
 """LayerNorm, GELU and dense layers of the encoder, in the formulation that suits the backend.
 
-"plain" is Flax's own code and XLA's derivatives of it. "custom_vjp" computes the same with
-derivatives written by hand, which keep one array of a layer for the backward pass where automatic
-differentiation keeps several: less memory to write and read, which is what a CPU waits for. It
-can't be differentiated in forward mode (`jax.jvp`). "cudnn" is plain but for attention, see
-`attention.attend_cudnn`; it was compiled for GPUs, but not yet run on one.
+"plain" is Flax's own code and XLA's derivatives of it: the reference for the others.
+
+"custom_vjp", for CPUs, has derivatives written by hand, which keep one array of a layer for the
+backward pass where automatic differentiation keeps several: less memory to write and read, which
+is what a CPU waits for. It can't be differentiated in forward mode (`jax.jvp`).
+
+"cudnn", for NVIDIA GPUs, computes attention as `attention.attend_cudnn` does, and GELU and dense
+layers as "custom_vjp" does, but LayerNorm plainly: what moves the fewest bytes of a step that was
+compiled for an H100 (benchmarks/README.md). It has not yet run on a GPU.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 IMPLEMENTATIONS = ("plain", "custom_vjp", "cudnn")
 
 
-def best_implementation() -> str:
-    """Returns what was measured to be fastest on JAX's default backend."""
-    return "custom_vjp" if jax.default_backend() == "cpu" else "plain"
+def best_implementation(dtype: Any, depth: int) -> str:
+    """Returns the one for JAX's default backend, a dtype and heads of that depth."""
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return "custom_vjp"
+    if backend == "gpu" and fits_cudnn(dtype, depth):
+        capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+        # NVIDIA's are numbers such as 9.0; cuDNN's flash attention begins with Ampere.
+        if re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= 8:
+            return "cudnn"
+    return "plain"
 
 
 def fits_cudnn(dtype: Any, depth: int) -> bool:
@@ -133,20 +147,35 @@ GELUS = {
 def gelu(x: jax.Array, kind: str, implementation: str) -> jax.Array:
     """GELU of any array; `kind` is one of `GELUS`."""
     plain, own = GELUS[kind]
-    return (own if implementation == "custom_vjp" else plain)(x)
+    return (plain if implementation == "plain" else own)(x)
 
 
 # ---------------------------------------------------------------------------------------- dense
 
 
-def dense_options(implementation: str) -> dict[str, Any]:
-    """Returns what tells Flax's dense layers how to multiply with a kernel: `dot_general`."""
-    return {"dot_general": _flat_dot_general} if implementation == "custom_vjp" else {}
+class FlatDense(nn.DenseGeneral):
+    """Flax's layer over the last axes of x, as one product of two matrices and one vector added.
+
+    Libraries multiply and add so in one go. Parameters, names and first values are Flax's.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        features = self.features if isinstance(self.features, tuple) else (self.features,)
+        count = len(self.axis) if isinstance(self.axis, tuple) else 1
+        shape = x.shape[-count:]
+        inner, outer = math.prod(shape), math.prod(features)
+
+        def parameter(name, init, flat, shape):
+            return self.param(name, lambda key: init(key, flat, self.param_dtype).reshape(shape))
+
+        kernel = parameter("kernel", self.kernel_init, (inner, outer), (*shape, *features))
+        bias = parameter("bias", self.bias_init, (outer,), features)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = x.reshape(-1, inner) @ kernel.reshape(inner, outer) + bias.reshape(outer)
+        return y.reshape(*x.shape[:-count], *features)
 
 
-def _flat_dot_general(x, kernel, dimension_numbers, **options):
-    """`lax.dot_general` of x's last and the kernel's first axes, as a product of two matrices."""
-    contracted = len(dimension_numbers[0][0])
-    inner = math.prod(kernel.shape[:contracted])
-    y = jax.lax.dot(x.reshape(-1, inner), kernel.reshape(inner, -1), **options)
-    return y.reshape(*x.shape[: x.ndim - contracted], *kernel.shape[contracted:])
+def dense(implementation: str) -> type[nn.DenseGeneral]:
+    """Returns the class of dense layers."""
+    return nn.DenseGeneral if implementation == "plain" else FlatDense

@@ -150,7 +150,8 @@ class VisionTransformer(nn.Module):
             gelu=self.gelu,
             remat=self.remat,
             scan=self.scan,
-            implementation=self.implementation or best_implementation(),
+            implementation=self.implementation
+            or best_implementation(self.dtype, self.width // self.num_heads),
             dtype=self.dtype,
             name="Transformer",
         )
