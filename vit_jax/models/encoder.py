@@ -190,8 +190,9 @@ class Encoder(nn.Module):
         else:
             for i in range(self.depth):
                 z = apply(block(i, name=f"encoderblock_{i}"), before(i, z) if i else z)
+        z = z[:, :n]
         how = dict(implementation=self.implementation, dtype=self.dtype)
-        return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z[:, :n])
+        return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z)
 
     def _scanned(self, block: nn.Module, z: jax.Array) -> jax.Array:
         """Applies a block with each layer's parameters in turn, stacked for this one loop."""
