@@ -100,6 +100,22 @@ ENTRY %main (q: bf16[16,3,197,64], k: bf16[16,3,197,64]) -> f32[16,3,197,197] {
     assert found.moved == written + read
 
 
+def test_copies_between_memories_move_what_they_copy():
+    """As TPUs prefetch: 4 of 64 rows into fast memory, then all into it, then out of it."""
+    text = """\
+ENTRY %main (x: bf16[64,768]) -> bf16[64,768] {
+  %x = bf16[64,768]{1,0:T(8,128)(2,1)} parameter(0)
+  %y = bf16[64,768]{1,0:T(8,128)(2,1)S(1)} parameter(1)
+  %slice-start = ((bf16[64,768]{1,0:T(8,128)(2,1)}), bf16[4,768]{1,0:T(8,128)(2,1)S(1)}, s32[]{:T(128)S(2)}) slice-start(%x), slice={[0:4], [0:768]}
+  %slice-done = bf16[4,768]{1,0:T(8,128)(2,1)S(1)} slice-done(%slice-start)
+  %copy-start = (bf16[64,768]{1,0:T(8,128)(2,1)S(1)}, bf16[64,768]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x)
+  %copy-start.1 = (bf16[64,768]{1,0:T(8,128)(2,1)}, bf16[64,768]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%y)
+  ROOT %copy-done = bf16[64,768]{1,0:T(8,128)(2,1)} copy-done(%copy-start.1)
+}
+"""  # noqa: E501
+    assert hlo.counts(text, devices=1).moved == 2 * 768 * (4 + 64 + 64)
+
+
 def test_of_what_a_loop_slices_and_sets_a_part_is_moved():
     """Five times, as each adds 2 to the counter: a row is read, and one written in its place."""
     text = """\

@@ -52,6 +52,8 @@ _FREE = (
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call",
     "conditional", "after-all", "partition-id", "replica-id", "opt-barrier", "iota",
 )  # fmt: skip
+# Asynchronous copies: which of the two arrays that their shape begins with is the result.
+_TRANSFERS = {"copy-start": 0, "slice-start": 1}
 _LIBRARIES = ("__cublas", "__cudnn", "__onednn")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
@@ -243,6 +245,8 @@ def _moved(
     programs: dict[str, dict[str, _Instruction]],
 ) -> float:
     """Returns the bytes an operation reads and writes; of what a fusion slices or sets, a part."""
+    if instruction.kind in _TRANSFERS:
+        return _transferred(instruction)
     read = [_outside(others[name].shape) if name in others else 0 for name in instruction.operands]
     written = _outside(instruction.shape)
     if instruction.kind != "fusion":
@@ -260,6 +264,16 @@ def _moved(
             written -= read[place] - sum(_sizes(inside[users[0].operands[1]].shape))
             read[place] = 0
     return sum(read) + written
+
+
+def _transferred(instruction: _Instruction) -> float:
+    """Returns the bytes that a copy between a chip's memories reads from and writes to the slow one.
+
+    Its shape names both ends: as much is read as written.
+    """
+    ends = [match[0] for match in _ARRAY.finditer(instruction.shape)][:2]
+    size = _sizes(ends[_TRANSFERS[instruction.kind]])[0]
+    return size * sum(bool(_sizes(end, outside=True)) for end in ends)
 
 
 def _exchanged(shape: str, started: str | None, group: int) -> float:
