@@ -267,7 +267,7 @@ def _moved(
 
 
 def _transferred(instruction: _Instruction) -> float:
-    """Returns the bytes that a copy between a chip's memories reads from and writes to the slow one.
+    """Returns the bytes that a copy between memories reads from and writes to the slow one.
 
     Its shape names both ends: as much is read as written.
     """
