@@ -156,6 +156,55 @@ ENTRY %main (s: (s32[], f32[5,10], f32[5,10])) -> (s32[], f32[5,10], f32[5,10]) 
     assert hlo.counts(text, devices=1).moved == 5 * (2 * row + number + adding + comparing)
 
 
-def test_what_a_library_computes_is_not_known():
-    text = HLO.replace("all-to-all(%a)", 'custom-call(%a), custom_call_target="__cublas$gemm"')
-    assert hlo.counts(text, devices=8).flops is None
+# As GPUs compile a product with a bias, a convolution and attention: by libraries, which get room
+# to work in with their results.
+LIBRARIES = """\
+ENTRY %main (x: bf16[40,8]) -> bf16[40,6] {
+  %x = bf16[40,8]{1,0} parameter(0)
+  %w = bf16[8,6]{1,0} parameter(1)
+  %b = bf16[6]{0} parameter(2)
+  %product = (bf16[40,6]{1,0}, s8[4194304]{0}) custom-call(%x, %w, %b), custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"beta":0,"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"],"lhs_batch_dimensions":[],"rhs_batch_dimensions":[]},"epilogue":"BIAS"}}
+  %images = bf16[2,32,32,3]{3,2,1,0} parameter(3)
+  %kernel = bf16[5,16,16,3]{3,2,1,0} parameter(4)
+  %conv = (bf16[2,2,2,5]{3,2,1,0}, u8[0]{0}) custom-call(%images, %kernel), window={size=16x16 stride=16x16}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward", backend_config={}
+  %q = bf16[2,10,3,8]{3,2,1,0} parameter(5)
+  %k = bf16[2,10,3,8]{3,2,1,0} parameter(6)
+  %v = bf16[2,10,3,8]{3,2,1,0} parameter(7)
+  %lengths = s32[2]{0} parameter(8)
+  ROOT %attention = (bf16[2,3,10,8]{3,1,2,0}, f32[2,3,10]{2,1,0}, u8[0]{0}) custom-call(%q, %k, %v, %lengths, %lengths), custom_call_target="__cudnn$fmhaSoftmax", backend_config={}
+}
+"""  # noqa: E501
+
+
+def test_what_libraries_compute_is_counted():
+    found = hlo.counts(LIBRARIES, devices=1)
+    scores = 2 * 2 * 3 * 10 * 10 * 8
+    assert found.flops == 2 * 40 * 8 * 6 + 2 * (2 * 2 * 2) * (16 * 16 * 3) * 5 + 2 * scores
+    elements = 40 * 8 + 8 * 6 + 6 + 40 * 6  # of the product
+    elements += 2 * 32 * 32 * 3 + 5 * 16 * 16 * 3 + 2 * 2 * 2 * 5
+    elements += 4 * 2 * 10 * 3 * 8
+    assert found.moved == 2 * elements + 4 * 2 * 3 * 10 + 2 * 4 * 2
+    # The derivative by q, k and v computes the scores again: five such products instead of two.
+    backward = hlo.counts(LIBRARIES.replace("fmhaSoftmax", "fmhaSoftmaxBackward"), devices=1)
+    assert backward.flops - found.flops == 3 * scores
+
+
+def test_derivatives_of_a_convolution_take_as_much_as_it():
+    forward = hlo.counts(LIBRARIES, devices=1).flops
+    images, kernel, result = "bf16[2,32,32,3]", "bf16[5,16,16,3]", "bf16[2,2,2,5]"
+    for name, operands, out in (
+        ("convBackwardFilter", (images, result), kernel),
+        ("convBackwardInput", (result, kernel), images),
+    ):
+        text = LIBRARIES.replace("convForward", name)
+        for old, new in zip((f"%images = {images}", f"%kernel = {kernel}", f"({result}"),
+                            (f"%images = {operands[0]}", f"%kernel = {operands[1]}", f"({out}"),
+                            strict=True):  # fmt: skip
+            assert old in text
+            text = text.replace(old, new)
+        assert hlo.counts(text, devices=1).flops == forward
+
+
+def test_what_other_libraries_compute_is_not_known():
+    text = LIBRARIES.replace("__cudnn$convForward", "__cudnn$norm")
+    assert hlo.counts(text, devices=1).flops is None

@@ -109,7 +109,7 @@ def test_a_divided_state_is_planned():
 
 def test_what_does_not_fit_gets_suggestions(monkeypatch):
     """A compiler that says so, for a state of 100 bytes and 10 bytes an example and device."""
-    def compiled(lowered, arguments, memory, devices, accumulate_steps):
+    def compiled(*unused):
         return plan.Program(0.0, 100, 1000, 1100, fits=False)
 
     goal = plan.target("local")._replace(memory=1050)
@@ -179,11 +179,17 @@ def test_a_schedule_of_a_known_data_set_needs_no_data():
         (["--topology=local", "--config.modle=1"], "modle"),
         (["--topology=local", "--imagse=1"], "imagse"),
         (["--topology=v5e:4x4"], 'pip install "vit_jax[tpu]"'),
+        (["--topology=h100:8"], 'pip install "vit_jax[cuda]"'),
+        (["--topology=h100"], "write h100:1 to h100:8, GPUs of one host"),
+        (["--topology=a100:9"], "write a100:1 to a100:8, GPUs of one host"),
     ],
 )
 def test_mistakes_are_told_in_one_paragraph(monkeypatch, arguments, told):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda x: None if x == "libtpu" else find(x))
+    missing = ("libtpu", "jax_plugins")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda x: None if x.startswith(missing) else find(x)
+    )
     monkeypatch.setattr(plan, "without_tpu", lambda: None)
     with pytest.raises(SystemExit) as error:
         plan.main([f"--config={CONFIG}rendered_flowers", *TINY, *arguments])
@@ -224,3 +230,21 @@ def test_unknown_topologies_are_refused_with_examples():
     assert done.returncode == 1
     assert "v5e:4x4, v4:2x2x4" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(
+    not any(map(plan._installed, plan._GPU_PLUGINS)), reason='needs pip install "vit_jax[cuda]"'
+)
+@pytest.mark.parametrize("body", ["pmap", "sharded"])
+def test_a_step_is_compiled_for_gpus_that_are_not_there(body):
+    """Where its products are libraries', and 5 tokens are 6: as many as compiled for here."""
+    settings = f"--config.parallel={body}", "--config.dtype=bfloat16", "--config.model.width=32"
+    report, here = (
+        json.loads(command(f"--topology={where}", *settings, "--json").stdout)
+        for where in ("h100:2", "local")
+    )
+    assert (report["device"], report["chips"]) == ("NVIDIA H100 80GB HBM3", 2)
+    assert report["fits"] and report["memory_bytes"] == 0.75 * 79 * 2**30
+    assert 1 < report["compiled_flops_per_step"] / here["compiled_flops_per_step"] < 1.25
+    assert report["collectives"]["all-reduce"]["count"] > 0
+    assert report["step_seconds"]["step"] > 0

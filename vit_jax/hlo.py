@@ -27,7 +27,8 @@ class Counts(NamedTuple):
 
     Attributes:
       flops: multiplications and additions of matrix products and convolutions, as `vit_jax.cost`
-        counts them; None where a library computes some of them, which the text doesn't describe.
+        counts them, those of attention's derivative that cuDNN computes again too; None where a
+        library computes some that the text doesn't describe.
       moved: bytes that operations read from and write to the device's memory; what is fused is
         one operation, and what XLA keeps in fast memory (a memory space of its own) isn't counted.
       collectives: exchanges with other devices by kind.
@@ -54,7 +55,6 @@ _FREE = (
 )  # fmt: skip
 # Asynchronous copies: which of the two arrays that their shape begins with is the result.
 _TRANSFERS = {"copy-start": 0, "slice-start": 1}
-_LIBRARIES = ("__cublas", "__cudnn", "__onednn")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([\w-]+)\((.*)")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"(\w+)=(?:%([\w.-]+)|\{(%[^}]*)\})")
@@ -64,6 +64,12 @@ class _Instruction(NamedTuple):
     shape: str
     kind: str
     rest: str  # operands and attributes
+
+    @property
+    def library(self) -> str:
+        """What computes it where that is a library's function, such as "__cublas$gemm"; else ""."""
+        match = re.search(r'custom_call_target="(__(?:cublas|cudnn|onednn)[^"]*)"', self.rest)
+        return match[1] if match else ""
 
     @property
     def operands(self) -> list[str]:
@@ -94,6 +100,10 @@ def counts(text: str, devices: int) -> Counts:
                 total[base, "sent"] += size * _SENT[base](group)
             if kind in _PRODUCTS:
                 total["flops"] += _PRODUCTS[kind](instruction, instructions)
+            if kind == "custom-call":
+                flops = _library_flops(instruction, instructions)
+                total["flops"] += flops or 0
+                total["unknown"] += flops is None
             if not fused and kind not in _FREE and not kind.endswith("-done"):
                 total["moved"] += _moved(instruction, instructions, programs)
             loops = 1
@@ -113,8 +123,8 @@ def counts(text: str, devices: int) -> Counts:
         for kind in _SENT
         if found[kind, "count"]
     }
-    described = not any(f'custom_call_target="{name}' in text for name in _LIBRARIES)
-    return Counts(float(found["flops"]) if described else None, float(found["moved"]), exchanges)
+    flops = None if found["unknown"] else float(found["flops"])
+    return Counts(flops, float(found["moved"]), exchanges)
 
 
 def _parsed(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
@@ -172,8 +182,11 @@ def _constants(instructions: Iterable[_Instruction]) -> list[int]:
 # ------------------------------------------------------------------------------------- products
 
 
-def _dot(instruction: _Instruction, others: dict[str, _Instruction]) -> int:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
+def _dot(
+    instruction: _Instruction, others: dict[str, _Instruction], contracted: str | None = None
+) -> int:
+    if contracted is None:
+        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
     left = _dims(others[instruction.operands[0]].shape)
     inner = math.prod(left[int(axis)] for axis in filter(None, contracted.split(",")))
     return 2 * math.prod(_dims(instruction.shape)) * inner
@@ -183,12 +196,17 @@ def _convolution(instruction: _Instruction, others: dict[str, _Instruction]) -> 
     """As XLA counts: multiplications with padding and with the zeros of a dilation are left out.
 
     That matters for TPUs, where a batch of matrix products becomes a convolution with dilation.
+    cuDNN's derivatives are told as the convolution they are of.
     """
-    lhs, rhs = (_dims(others[name].shape) for name in instruction.operands[:2])
+    first, second = (_dims(others[name].shape) for name in instruction.operands[:2])
+    lhs, rhs, out = first, second, _dims(instruction.shape)
+    if "BackwardFilter" in instruction.library:  # of (input, gradient)
+        lhs, rhs, out = first, out, second
+    elif "BackwardInput" in instruction.library:  # of (gradient, filter)
+        lhs, rhs, out = out, second, first
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)
     window = re.search(r"window=\{([^}]*)\}", instruction.rest)
     window = dict(part.split("=") for part in window[1].split()) if window else {}
-    out = _dims(instruction.shape)
     pairs = out[labels[3].index("b")] * out[labels[3].index("f")] * rhs[labels[2].index("i")]
     for axis in range(len(labels[1]) - 2):
         pairs *= _valid_pairs(
@@ -203,6 +221,23 @@ def _convolution(instruction: _Instruction, others: dict[str, _Instruction]) -> 
 
 
 _PRODUCTS = {"dot": _dot, "convolution": _convolution}
+
+
+def _library_flops(
+    instruction: _Instruction, others: dict[str, _Instruction]
+) -> int | None:
+    """Returns the FLOPs of what a library computes, 0 elsewhere, None if they can't be told."""
+    if not (name := instruction.library):
+        return 0
+    if re.match(r"__cublas\$(gemm|lt\$matmul)", name):
+        axes = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.rest)[1]
+        return _dot(instruction, others, axes.replace('"', ""))
+    if re.match(r"__cudnn\$conv(\w*Forward|BackwardFilter|BackwardInput)$", name):
+        return _convolution(instruction, others)
+    if match := re.match(r"__cudnn\$fmhaSoftmax(Backward)?$", name):
+        query, key = (_dims(others[name].shape) for name in instruction.operands[:2])
+        return 2 * (5 if match[1] else 2) * math.prod(query) * key[1]  # (b, n, heads, depth)
+    return None
 
 
 def _along(window: dict[str, str], name: str, axis: int, default: int) -> int:
@@ -248,7 +283,10 @@ def _moved(
     if instruction.kind in _TRANSFERS:
         return _transferred(instruction)
     read = [_outside(others[name].shape) if name in others else 0 for name in instruction.operands]
-    written = _outside(instruction.shape)
+    shape = instruction.shape
+    if instruction.library:  # whose last result is room to work in
+        shape = re.sub(r", [su]8\[\d+\]\{\d\}\)$", ")", shape)
+    written = _outside(shape)
     if instruction.kind != "fusion":
         return sum(read) + written
     inside = programs[dict(_called(instruction))["calls"]]

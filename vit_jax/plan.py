@@ -2,10 +2,11 @@
 
     python -m vit_jax.plan --config=configs/pretrain.py:B/16,imagenet2012 --topology=v5e:4x4
 
-compiles the train step of a configuration for a TPU topology, on any machine, and prints its
-parameters, FLOPs, memory and communication, and by a roofline the time of a step and of the whole
-run. Nothing is trained, no data and no weights are read. `--topology=local` is this machine's
-devices; the others need `pip install "vit_jax[tpu]"`.
+compiles the train step of a configuration for a TPU topology, or for the GPUs of a host such as
+`--topology=h100:8`, on any machine, and prints its parameters, FLOPs, memory and communication, and
+by a roofline the time of a step and of the whole run. Nothing is trained, no data and no weights
+are read. `--topology=local` is this machine's devices; TPUs need `pip install "vit_jax[tpu]"`, GPUs
+`pip install "vit_jax[cuda]"`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from vit_jax import cost, data, hlo, models, parallel, train
 from vit_jax import main as main_lib
 from vit_jax import step as step_lib
 from vit_jax.datasets import rendered_flowers
+from vit_jax.models.layers import fits_cudnn
 
 GIB = 2**30
 
@@ -46,16 +48,52 @@ class Chip(NamedTuple):
     interconnect: float
 
 
-# By JAX's name of the kind. Source: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e; they give the
-# interconnect's bandwidth for both directions, of which half is here.
+# By JAX's name of the kind. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and NVIDIA's
+# data sheets of the A100, H100 and H200 with NVLink, whose peaks are those without sparsity; both
+# give the interconnect's bandwidth for both directions, of which half is here.
 CHIPS = {
     "TPU v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
     "TPU v5 lite": Chip(16 * GIB, 197e12, 819e9, 200e9),
     "TPU v5": Chip(95 * GIB, 459e12, 2765e9, 600e9),
     "TPU v6 lite": Chip(32 * GIB, 918e12, 1640e9, 400e9),
+    "NVIDIA A100-SXM4-80GB": Chip(79 * GIB, 312e12, 2039e9, 300e9),
+    "NVIDIA H100 80GB HBM3": Chip(79 * GIB, 989e12, 3350e9, 450e9),
+    "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9, 450e9),
 }
 RESERVED = GIB // 4  # bytes of a TPU's memory that XLA keeps: 15.75 of a v5e's 16 GiB are left
-EXAMPLES = ("v5e:4x4", "v4:2x2x4", "v5p:2x2x2", "v6e:2x4", "local")
+EXAMPLES = ("v5e:4x4", "v4:2x2x4", "v5p:2x2x2", "v6e:2x4", "h100:8", "local")
+
+
+class Gpu(NamedTuple):
+    """What XLA asks of a GPU to compile for it.
+
+    Source: CUDA C++ Programming Guide, compute capabilities; NVIDIA's data sheets.
+
+    Attributes:
+      kind: JAX's name.
+      capability: compute capability.
+      cores: streaming multiprocessors.
+      shared: bytes of shared memory of each.
+      cache: bytes of the second-level cache.
+      ghz: clock rate.
+    """
+
+    kind: str
+    capability: int
+    cores: int
+    shared: int
+    cache: int
+    ghz: float
+
+
+GPUS = {
+    "a100": Gpu("NVIDIA A100-SXM4-80GB", 8, 108, 164 * 1024, 40 * 2**20, 1.41),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", 9, 132, 228 * 1024, 50 * 2**20, 1.98),
+    "h200": Gpu("NVIDIA H200", 9, 132, 228 * 1024, 50 * 2**20, 1.98),
+}
+_GPU_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+# XLA chooses between its own products and cuBLAS's by trying them, which takes a GPU.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 
 # (training images, classes) of data sets that are seldom on the machine where one plans.
 KNOWN = {
@@ -88,14 +126,15 @@ class Target(NamedTuple):
 
 
 def target(topology: str) -> Target:
-    """Returns the devices of this machine, for "local", or of a TPU topology such as "v5e:4x4".
+    """Returns the devices of this machine, for "local", or of a topology.
 
-    A device of a topology is a chip, with all its cores.
+    That is one of TPUs, such as "v5e:4x4", where a device is a chip with all its cores, or up to
+    eight GPUs of a host, such as "h100:8".
 
     Raises:
       ValueError: there is no such topology.
-      ModuleNotFoundError: it takes libtpu, which is not installed.
-      OSError: libtpu can't be used.
+      ModuleNotFoundError: it takes libtpu or JAX's plug-in for GPUs, which is not installed.
+      OSError: libtpu or the plug-in can't be used.
     """
     if topology == "local":
         devices = jax.local_devices()
@@ -103,6 +142,8 @@ def target(topology: str) -> Target:
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         memory = stats.get("bytes_limit", ram // len(devices))
         return Target(devices, memory, CHIPS.get(devices[0].device_kind))
+    if topology.partition(":")[0] in GPUS:
+        return _gpus(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             f'--topology={topology} takes libtpu, which compiles for TPUs without one: pip install '
@@ -125,6 +166,51 @@ def target(topology: str) -> Target:
         known = ", ".join(CHIPS)
         raise ValueError(f"The memory of a {devices[0].device_kind} is unknown, unlike {known}'s.")
     return Target(devices, int(chip.hbm) - RESERVED, chip)
+
+
+def _gpus(topology: str) -> Target:
+    match = re.fullmatch(r"(\w+):([1-8])", topology)
+    if match is None:
+        name = topology.partition(":")[0]
+        raise ValueError(f"--topology={topology}: write {name}:1 to {name}:8, GPUs of one host.")
+    if not any(map(_installed, _GPU_PLUGINS)):
+        raise ModuleNotFoundError(
+            f"--topology={topology} takes JAX's plug-in for GPUs, which compiles for them without "
+            f'one: pip install "vit_jax[cuda]". For this machine\'s devices: --topology=local.'
+        )
+    gpu, count = GPUS[match[1]], int(match[2])
+    chip = CHIPS[gpu.kind]
+    config = f"""
+        gpu_device_info {{
+          threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+          shared_memory_per_block: {48 * 1024} shared_memory_per_core: {gpu.shared}
+          shared_memory_per_block_optin: {gpu.shared - 1024}
+          registers_per_core_limit: 65536 registers_per_block_limit: 65536
+          core_count: {gpu.cores} fpus_per_core: {128 if gpu.capability >= 9 else 64}
+          block_dim_limit_x: {2**31 - 1} block_dim_limit_y: 65535 block_dim_limit_z: 65535
+          memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: {gpu.cache}
+          clock_rate_ghz: {gpu.ghz} device_memory_size: {chip.hbm}
+          cuda_compute_capability {{ major: {gpu.capability} }}
+        }}
+        platform_name: "CUDA" device_description_str: "{gpu.kind}"
+        dnn_version_info {{ major: 9 minor: 10 }} runtime_version {{ major: 12 minor: 8 }}
+    """
+    try:
+        devices = topologies.get_topology_desc(
+            f"1x1x{count}", "cuda", target_config=config, topology=f"1x1x{count}"
+        ).devices
+    except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        told = str(error).splitlines()[0]
+        raise OSError(f"JAX's plug-in for GPUs can't be used: {told}") from error
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # that JAX takes
+    return Target(devices, int(share * chip.hbm), chip)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package it would be in
+        return False
 
 
 # ---------------------------------------------------------------------------------------- step
@@ -164,8 +250,8 @@ class Program(NamedTuple):
       temporaries: bytes of activations, gradients and what else a step makes and drops.
       total: bytes of these, of results that reuse no argument, and of the program itself.
       fits: into the device's memory. Where it doesn't, the rest is None.
-      flops, moved, collectives: see `hlo.Counts`; on GPUs, whose libraries compute the products,
-        flops are all that XLA counts.
+      flops, moved, collectives: see `hlo.Counts`; where a library computes products that are not
+        described there, flops are all that XLA counts.
     """
 
     seconds: float
@@ -179,7 +265,12 @@ class Program(NamedTuple):
 
 
 def compiled(
-    lowered: jax.stages.Lowered, arguments: int, memory: int, devices: int, accumulate_steps: int
+    lowered: jax.stages.Lowered,
+    arguments: int,
+    memory: int,
+    devices: int,
+    accumulate_steps: int,
+    options: dict[str, Any] | None = None,
 ) -> Program:
     """Compiles a lowered step.
 
@@ -189,10 +280,11 @@ def compiled(
       memory: bytes of a device.
       devices: how many there are.
       accumulate_steps: micro-batches of a step.
+      options: of the compiler.
     """
     start = time.monotonic()
     try:
-        program = lowered.compile()
+        program = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if (temporaries := exceeded(str(error))) is None:
             raise
@@ -202,7 +294,7 @@ def compiled(
     memories, counts = program.memory_analysis(), hlo.counts(program.as_text(), devices)
     flops = counts.flops
     if flops is None:  # XLA counts once what a loop does
-        flops = program.cost_analysis()["flops"] * accumulate_steps
+        flops = (program.cost_analysis() or {}).get("flops", math.nan) * accumulate_steps
     arguments = memories.argument_size_in_bytes
     returned = memories.output_size_in_bytes
     total = (
@@ -225,17 +317,24 @@ def compile_step(
     config: ConfigDict, goal: Target, *, num_classes: int, total_steps: int
 ) -> Program:
     """Compiles the train step of a configuration for devices; arguments as `train.train_step`'s."""
-    elsewhere = goal.devices[0].platform != jax.default_backend()
+    platform = goal.devices[0].platform
+    elsewhere = platform != jax.default_backend()
     if elsewhere and has_encoder(config.model.variant) and config.model.implementation is None:
-        config = _with(config, **{"model.implementation": "plain"})  # None is for this machine
+        model = models.build(
+            config.model.variant, num_classes=1, **config_lib.model_overrides(config)
+        )
+        depth = model.width // model.num_heads
+        suits = "cudnn" if platform == "gpu" and fits_cudnn(config.dtype, depth) else "plain"
+        config = _with(config, **{"model.implementation": suits})  # None is for this machine
     trained = train.train_step(config, num_classes=num_classes, total_steps=total_steps)
     program = parallel.body(config)(update=trained.update, key=trained.key, devices=goal.devices)
     state, batch = shapes(config, trained)
     devices = len(goal.devices)
     arguments = sum(held(config, state, batch, devices))
     return compiled(
-        program.lower(state, batch), arguments, goal.memory, devices, config.accumulate_steps
-    )
+        program.lower(state, batch), arguments, goal.memory, devices, config.accumulate_steps,
+        _GPU_OPTIONS if elsewhere and platform == "gpu" else None,
+    )  # fmt: skip
 
 
 def has_encoder(variant: str) -> bool:
