@@ -74,6 +74,13 @@ def test_flops_of_a_vit_are_those_of_its_equations():
     assert found == 2 * expected
 
 
+def test_flops_are_the_same_for_all_implementations():
+    """One of which can't compute in float32."""
+    expected = cost.forward_flops("Ti/16", 32)
+    for implementation in ("plain", "custom_vjp", "cudnn"):
+        assert cost.forward_flops("Ti/16", 32, implementation=implementation) == expected
+
+
 def test_relative_positions_and_axial_blocks_are_counted():
     options = dict(width=12, depth=1, mlp_dim=20, num_heads=3, patch_size=4, pool="gap")
     n, d = 15, 12

@@ -76,11 +76,12 @@ def forward_flops(
       elementwise: counts all other additions, subtractions, multiplications and divisions, too
         (norms, softmax, GELU, standardised kernels). timm's published GMACs hold such a share:
         2.7 % for R26+S/32, where it is largest.
-      **overrides: as for `models.build`.
+      **overrides: as for `models.build`; the implementation changes nothing.
 
     Raises:
       ValueError: there is no such variant, or it can't take images of this size.
     """
+    overrides.pop("implementation", None)
     model = models.plain(models.build(variant, num_classes=num_classes, **overrides))
     params = parameter_shapes(model, image_size)
     traced = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(params, _image(image_size))
