@@ -63,7 +63,7 @@ class EncoderBlock(nn.Module):
       drop_path: probability with which each of the two residual branches is left out for an
         example, in training; what remains is scaled up to the same mean.
       relative: adds relative positions to the attention (paper D.4).
-      tokens: how many of the n there are; None for all. The rest only fills up, see `Encoder`.
+      tokens: how many of the n there are; None for all; see `Encoder`.
       others: as `VisionTransformer`'s.
     """
 
@@ -119,7 +119,8 @@ class Encoder(nn.Module):
     """Adds positions, applies `depth` blocks and a last LayerNorm: (b, n, d) -> (b, n, d).
 
     Dropout comes right after the position embeddings and after every dense layer but the
-    query, key and value projections (paper B.1).
+    query, key and value projections (paper B.1). For cuDNN's attention, an odd number of tokens is
+    filled up with one that nothing attends to, and that is dropped in the end.
 
     Attributes:
       grid: (rows, columns) of the patches, which are the last of the n tokens.
@@ -150,7 +151,7 @@ class Encoder(nn.Module):
         if train and self.remat != "none":
             apply = nn.remat(apply, policy=REMATS[self.remat])
         n = x.shape[1]
-        # For `attend_cudnn`, once for all blocks; other kinds of positions need the true number.
+        # Here once for all blocks, where the blocks don't need the true number of tokens.
         padded = self.implementation == "cudnn" and n % 2 and not self.axial \
             and self.positions != "relative" and self.positions_at == "stem"
         options = dict(
