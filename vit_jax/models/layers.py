@@ -172,8 +172,9 @@ class FlatDense(nn.DenseGeneral):
         kernel = parameter("kernel", self.kernel_init, (inner, outer), (*shape, *features))
         bias = parameter("bias", self.bias_init, (outer,), features)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x.reshape(-1, inner) @ kernel.reshape(inner, outer) + bias.reshape(outer)
-        return y.reshape(*x.shape[:-count], *features)
+        rows = x.shape[:-count]
+        y = (x.reshape(-1, inner) @ kernel.reshape(inner, outer)).reshape(*rows, outer)
+        return (y + bias.reshape(outer)).reshape(*rows, *features)
 
 
 def dense(implementation: str) -> type[nn.DenseGeneral]:
