@@ -182,13 +182,11 @@ def _constants(instructions: Iterable[_Instruction]) -> list[int]:
 # ------------------------------------------------------------------------------------- products
 
 
-def _dot(
-    instruction: _Instruction, others: dict[str, _Instruction], contracted: str | None = None
-) -> int:
-    if contracted is None:
-        contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[1]
+def _dot(instruction: _Instruction, others: dict[str, _Instruction]) -> int:
+    """Of XLA's own product or cuBLAS's, whose axes are attributes or JSON."""
+    contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', instruction.rest)[1]
     left = _dims(others[instruction.operands[0]].shape)
-    inner = math.prod(left[int(axis)] for axis in filter(None, contracted.split(",")))
+    inner = math.prod(left[int(axis)] for axis in re.findall(r"\d+", contracted))
     return 2 * math.prod(_dims(instruction.shape)) * inner
 
 
@@ -223,15 +221,12 @@ def _convolution(instruction: _Instruction, others: dict[str, _Instruction]) -> 
 _PRODUCTS = {"dot": _dot, "convolution": _convolution}
 
 
-def _library_flops(
-    instruction: _Instruction, others: dict[str, _Instruction]
-) -> int | None:
+def _library_flops(instruction: _Instruction, others: dict[str, _Instruction]) -> int | None:
     """Returns the FLOPs of what a library computes, 0 elsewhere, None if they can't be told."""
     if not (name := instruction.library):
         return 0
     if re.match(r"__cublas\$(gemm|lt\$matmul)", name):
-        axes = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.rest)[1]
-        return _dot(instruction, others, axes.replace('"', ""))
+        return _dot(instruction, others)
     if re.match(r"__cudnn\$conv(\w*Forward|BackwardFilter|BackwardInput)$", name):
         return _convolution(instruction, others)
     if match := re.match(r"__cudnn\$fmhaSoftmax(Backward)?$", name):
