@@ -770,8 +770,8 @@ def test_tokens_are_filled_up_once_for_all_blocks(images, xla_as_cudnn):
 def test_devices_get_the_implementation_that_suits_them(
     monkeypatch, backend, capability, dtype, expected
 ):
-    device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    device = types.SimpleNamespace(platform=backend, compute_capability=capability)
+    assert best_implementation(dtype, 64, device) == expected
     monkeypatch.setattr(jax, "local_devices", lambda: [device])
     assert best_implementation(dtype, 64) == expected
 

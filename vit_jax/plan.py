@@ -34,7 +34,7 @@ from vit_jax import cost, data, hlo, models, parallel, train
 from vit_jax import main as main_lib
 from vit_jax import step as step_lib
 from vit_jax.datasets import rendered_flowers
-from vit_jax.models.layers import fits_cudnn
+from vit_jax.models.layers import best_implementation
 
 GIB = 2**30
 
@@ -144,7 +144,7 @@ def target(topology: str) -> Target:
         return Target(devices, memory, CHIPS.get(devices[0].device_kind))
     if topology.partition(":")[0] in GPUS:
         return _gpus(topology)
-    if importlib.util.find_spec("libtpu") is None:
+    if not _installed("libtpu"):
         raise ModuleNotFoundError(
             f'--topology={topology} takes libtpu, which compiles for TPUs without one: pip install '
             f'"vit_jax[tpu]". For this machine\'s devices: --topology=local.'
@@ -197,7 +197,7 @@ def _gpus(topology: str) -> Target:
     """
     try:
         devices = topologies.get_topology_desc(
-            f"1x1x{count}", "cuda", target_config=config, topology=f"1x1x{count}"
+            platform="cuda", target_config=config, topology=f"1x1x{count}"
         ).devices
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
         told = str(error).splitlines()[0]
@@ -317,15 +317,13 @@ def compile_step(
     config: ConfigDict, goal: Target, *, num_classes: int, total_steps: int
 ) -> Program:
     """Compiles the train step of a configuration for devices; arguments as `train.train_step`'s."""
-    platform = goal.devices[0].platform
-    elsewhere = platform != jax.default_backend()
-    if elsewhere and has_encoder(config.model.variant) and config.model.implementation is None:
+    device = goal.devices[0]
+    if has_encoder(config.model.variant) and config.model.implementation is None:
         model = models.build(
             config.model.variant, num_classes=1, **config_lib.model_overrides(config)
         )
-        depth = model.width // model.num_heads
-        suits = "cudnn" if platform == "gpu" and fits_cudnn(config.dtype, depth) else "plain"
-        config = _with(config, **{"model.implementation": suits})  # None is for this machine
+        best = best_implementation(config.dtype, model.width // model.num_heads, device)
+        config = _with(config, **{"model.implementation": best})
     trained = train.train_step(config, num_classes=num_classes, total_steps=total_steps)
     program = parallel.body(config)(update=trained.update, key=trained.key, devices=goal.devices)
     state, batch = shapes(config, trained)
@@ -333,7 +331,7 @@ def compile_step(
     arguments = sum(held(config, state, batch, devices))
     return compiled(
         program.lower(state, batch), arguments, goal.memory, devices, config.accumulate_steps,
-        _GPU_OPTIONS if elsewhere and platform == "gpu" else None,
+        _GPU_OPTIONS if device.platform == "gpu" != jax.default_backend() else None,
     )  # fmt: skip
 
 

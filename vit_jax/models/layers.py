@@ -26,13 +26,13 @@ from flax.linen.dtypes import promote_dtype
 IMPLEMENTATIONS = ("plain", "custom_vjp", "cudnn")
 
 
-def best_implementation(dtype: Any, depth: int) -> str:
-    """Returns the one for JAX's default backend, a dtype and heads of that depth."""
-    backend = jax.default_backend()
-    if backend == "cpu":
+def best_implementation(dtype: Any, depth: int, device: jax.Device | None = None) -> str:
+    """Returns the one for a dtype, heads of that depth, and a device; None: the first here."""
+    device = device or jax.local_devices()[0]
+    if device.platform == "cpu":
         return "custom_vjp"
-    if backend == "gpu" and fits_cudnn(dtype, depth):
-        capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    if device.platform == "gpu" and fits_cudnn(dtype, depth):
+        capability = str(getattr(device, "compute_capability", ""))
         # NVIDIA's are numbers such as 9.0; cuDNN's flash attention begins with Ampere.
         if re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= 8:
             return "cudnn"
