@@ -9,9 +9,18 @@ ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
 GCS = ["gcsfs>=2026.4", "google-cloud-storage"]  # Orbax needs the second one, too
 PYTORCH = ["timm>=1.0.20", "torch==2.13.0"]
 TEST = [
-    *DEMO, *GCS, *ONNX, *PYTORCH, "hypothesis", "nbformat", "playwright", "pytest",
-    "pytest-xdist", "scikit-learn", "transformers>=5",
-]  # fmt: skip
+    *DEMO,
+    *GCS,
+    *ONNX,
+    *PYTORCH,
+    "hypothesis",
+    "nbformat",
+    "playwright",
+    "pytest",
+    "pytest-xdist",
+    "scikit-learn",
+    "transformers>=5",
+]
 
 setup(
     name="vit_jax",

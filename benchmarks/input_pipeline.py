@@ -76,19 +76,22 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
     """Returns a function that starts vit_jax's pipeline: batches of images (b, h, w, 3)."""
     import jax
 
-    from vit_jax import config as config_lib
-    from vit_jax import data, preprocess
+    from vit_jax.config.defaults import default
+    from vit_jax.data import pipeline, sources
+    from vit_jax.models.patches import to_float
+
+    pass
 
     jax.config.update("jax_platforms", "cpu")
-    options = config_lib.default().data
+    options = default().data
     options.image_size, options.crop_area = args.image_size, AREA[0]
     options.threads, options.prefetch = args.threads, args.prefetch
-    dataset = data.open_dataset(str(pathlib.Path(args.photos).resolve()))
-    _, source = data.open_source(dataset, "train", "train")
-    to_float = jax.jit(preprocess.to_float)
+    dataset = sources.open_dataset(str(pathlib.Path(args.photos).resolve()))
+    _, source = sources.open_source(dataset, "train", "train")
+    to_float = jax.jit(to_float)
 
     def start():
-        batches = data.train_batches(
+        batches = pipeline.train_batches(
             source, options, num_classes=len(dataset.class_names), batch_size=args.batch, seed=0
         )
         try:
@@ -113,9 +116,13 @@ def of_tf_data(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
     def example(path, label):
         data = tf.io.read_file(path)
         begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            tf.io.extract_jpeg_shape(data), tf.zeros([1, 0, 4]), area_range=AREA,
-            aspect_ratio_range=ASPECT, max_attempts=10, use_image_if_no_bounding_boxes=True,
-        )  # fmt: skip
+            tf.io.extract_jpeg_shape(data),
+            tf.zeros([1, 0, 4]),
+            area_range=AREA,
+            aspect_ratio_range=ASPECT,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
         window = tf.concat([begin[:2], extent[:2]], 0)
         image = tf.image.resize(tf.io.decode_and_crop_jpeg(data, window, channels=3), size)
         image = tf.image.random_flip_left_right(image)
@@ -161,10 +168,16 @@ def contender(name: str, args: argparse.Namespace) -> machine.Contender:
     """Starts a contender: told seconds to run, it says its images/s."""
     python = args.tf_python if name.startswith("tf.data") else sys.executable
     command = [
-        python, "-m", "benchmarks.input_pipeline", f"--contender={name}",
-        f"--photos={args.photos}", f"--batch={args.batch}", f"--image_size={args.image_size}",
-        f"--threads={args.threads}", f"--prefetch={args.prefetch}",
-    ]  # fmt: skip
+        python,
+        "-m",
+        "benchmarks.input_pipeline",
+        f"--contender={name}",
+        f"--photos={args.photos}",
+        f"--batch={args.batch}",
+        f"--image_size={args.image_size}",
+        f"--threads={args.threads}",
+        f"--prefetch={args.prefetch}",
+    ]
     return machine.Contender(name, command)
 
 
@@ -185,19 +198,19 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             "images/s": machine.median(turn[i] for turn in speeds),
             "slowest": min(turn[i] for turn in speeds),
             "fastest": max(turn[i] for turn in speeds),
-            f"{args.contenders[first]} is":
-                f"{machine.median(turn[first] / turn[i] for turn in speeds):.2f}x",
+            f"{args.contenders[first]} is": f"{machine.median(turn[first] / turn[i] for turn in speeds):.2f}x",
         }
         for i, name in enumerate(args.contenders)
-    ]  # fmt: skip
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.input_pipeline`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.input_pipeline", description=__doc__,
+        prog="python -m benchmarks.input_pipeline",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--photos", help="folder of JPEGs, <class>/*.jpg, instead of drawn ones")
     parser.add_argument("--count", type=int, default=512, help="JPEGs to draw")
     parser.add_argument("--batch", type=int, default=64, help="images")

@@ -24,13 +24,14 @@ def description(*packages: str) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "memory_gib": round(memory / 2**30, 1),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("jax", *packages)},
-    }  # fmt: skip
+    }
 
 
 def _processor() -> str:
@@ -41,8 +42,11 @@ def _processor() -> str:
     facts = dict(line.split("\t", 1) for line in lines if "\t" in line)
     known = {key.strip(): value.strip(" \t:") for key, value in facts.items()}
     name = known.get("model name", platform.machine())
-    return f"{name} (family {known['cpu family']}, model {known['model']})" \
-        if "cpu family" in known else name
+    return (
+        f"{name} (family {known['cpu family']}, model {known['model']})"
+        if "cpu family" in known
+        else name
+    )
 
 
 def report(
@@ -72,9 +76,10 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
         return f"| {' | '.join(cells)} |"
 
     return [
-        line(columns), line("---" for _ in columns),
+        line(columns),
+        line("---" for _ in columns),
         *(line(_cell(row[column]) for column in columns) for row in rows),
-    ]  # fmt: skip
+    ]
 
 
 def _cell(value: Any) -> str:
@@ -133,9 +138,7 @@ def answer_steps(run: Callable[[int], None]) -> None:
     answer(seconds)
 
 
-def rounds(
-    contenders: Sequence[Contender], seconds: float, count: int
-) -> list[tuple[float, ...]]:
+def rounds(contenders: Sequence[Contender], seconds: float, count: int) -> list[tuple[float, ...]]:
     """Returns the seconds that each contender's steps take, by round; then ends the contenders.
 
     Args:

@@ -20,8 +20,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import machine
-from vit_jax import config as config_lib
-from vit_jax import plan, train
+from vit_jax.analysis import hardware
+from vit_jax.analysis.planning import compile_step, has_encoder, held, largest_batch, step_shapes
+from vit_jax.cli.environment import without_tpu
+from vit_jax.config.defaults import default
+from vit_jax.jobs import validation
+from vit_jax.training import setup
 
 POLICIES = ("none", "dots", "full")
 CLASSES = 1000
@@ -29,14 +33,14 @@ _TRIES = 4  # compilations after the first, at most
 
 
 def largest(
-    variant: str, remat: str, first: int, goal: plan.Target, args: argparse.Namespace
+    variant: str, remat: str, first: int, goal: hardware.Target, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Returns a row: the largest batch of a step with a policy, and what that step takes.
 
     Args:
       first: the batch to estimate it from.
     """
-    config = config_lib.default()
+    config = default()
     config.model.variant, config.model.remat = variant, remat
     config.dtype, config.parallel = args.dtype, args.parallel
     config.data.image_size, config.model.scan = args.image_size, args.scan
@@ -45,21 +49,19 @@ def largest(
     def compile_at(size):
         print(f"Compiling {variant}, remat {remat}, batch {size}.", file=sys.stderr, flush=True)
         config.batch_size = size
-        return plan.compile_step(config, goal, **length)
+        return compile_step(config, goal, **length)
 
-    shapes = plan.shapes(config, train.train_step(config, **length))
-    fixed, _ = plan.held(config, *shapes, devices)
-    found = plan.largest_batch(
-        compile_at, compile_at(first), first, fixed, goal.memory, devices, _TRIES
-    )  # fmt: skip
+    shapes = step_shapes(config, setup.set_up(config, **length))
+    fixed, _ = held(config, *shapes, devices)
+    found = largest_batch(compile_at, compile_at(first), first, fixed, goal.memory, devices, _TRIES)
     size, best = found or (0, None)
     return {
         "model": variant,
         "remat": remat,
         "largest batch": size,
         "a device": size // devices,
-        "state GiB": fixed / plan.GIB,
-        "total GiB": best and best.total / plan.GIB,
+        "state GiB": fixed / hardware.GIB,
+        "total GiB": best and best.total / hardware.GIB,
         "MiB an image": best and (best.total - fixed) * devices / size / 2**20,
         "GFLOPs an image": best and best.flops * devices / size / 1e9,
     }
@@ -68,29 +70,33 @@ def largest(
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.memory`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory", description=__doc__,
+        prog="python -m benchmarks.memory",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("variant", nargs="+", help="such as B/16")
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--memory_gib", type=float, help="of a device; default: what it has")
     parser.add_argument("--topology", default="local", help="as vit_jax.plan's, such as v5e:4x4")
-    parser.add_argument("--parallel", choices=config_lib.PARALLEL, default="pmap")
-    parser.add_argument("--dtype", choices=config_lib.DTYPES, default="float32")
-    parser.add_argument("--scan", action="store_true",
-                        help="train the blocks as a loop, which compiles in a fraction of the time")
+    parser.add_argument("--parallel", choices=validation.PARALLEL, default="pmap")
+    parser.add_argument("--dtype", choices=validation.DTYPES, default="float32")
+    parser.add_argument(
+        "--scan",
+        action="store_true",
+        help="train the blocks as a loop, which compiles in a fraction of the time",
+    )
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--batch", type=int, default=8, help="images a device to estimate from")
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
     for variant in args.variant:
-        if not plan.has_encoder(variant):
+        if not has_encoder(variant):
             parser.error(f"{variant} has no encoder whose blocks could be computed again.")
     if args.topology != "local":
-        plan.without_tpu()
-    goal = plan.target(args.topology)
+        without_tpu()
+    goal = hardware.find_target(args.topology)
     if args.memory_gib:
-        goal = goal._replace(memory=int(args.memory_gib * plan.GIB))
+        goal = goal._replace(memory=int(args.memory_gib * hardware.GIB))
     rows = []
     for variant in args.variant:
         found, size = [], args.batch * len(goal.devices)
@@ -102,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             row["relative"] = count / operations[0] if count and operations[0] else None
         rows += found
     about = machine.description("flax") | {
-        "topology": args.topology, "chips": f"{len(goal.devices)} x {goal.kind}",
-        "budget_gib": round(goal.memory / plan.GIB, 2),
-    }  # fmt: skip
+        "topology": args.topology,
+        "chips": f"{len(goal.devices)} x {goal.kind}",
+        "budget_gib": round(goal.memory / hardware.GIB, 2),
+    }
     about |= {k: getattr(args, k) for k in ("parallel", "dtype", "image_size", "scan")}
     machine.report("Largest batch", rows, about, args.json)
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
-from vit_jax import main as main_lib
 from vit_jax import models
+from vit_jax.cli.environment import keep_freed_memory
 
 PEAK = "2048 x 2048 x 2048"
 
@@ -104,9 +104,10 @@ def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.products`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.products", description=__doc__,
+        prog="python -m benchmarks.products",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("variant", nargs="+", help="ViTs, such as Ti/16")
     parser.add_argument("--batch", type=int, default=8, help="images")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="that a turn takes")
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
-    main_lib.keep_freed_memory()
+    keep_freed_memory()
     rows = [row for variant in args.variant for row in measure(variant, args)]
     about = machine.description("flax")
     about |= {k: getattr(args, k) for k in ("batch", "image_size", "rounds")}

@@ -41,20 +41,22 @@ class Spread(NamedTuple):
 
 def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     """Returns n -> None, which runs n steps and waits for the last."""
-    from vit_jax import main
+    from vit_jax.cli.environment import keep_freed_memory
+    from vit_jax.config.defaults import default
+    from vit_jax.training import parallel, setup
 
-    main.keep_freed_memory()
+    keep_freed_memory()
     import jax
 
-    from vit_jax import config as config_lib
-    from vit_jax import parallel, train
+    pass
+    pass
 
-    config = config_lib.default()
+    config = default()
     config.model.variant, config.dtype, config.parallel = args.variant, args.dtype, args.body
     config.data.image_size = args.image_size
     devices = jax.devices()[: args.devices]
-    trained = train.train_step(config, num_classes=CLASSES, total_steps=10**6)
-    program = parallel.body(config)(update=trained.update, key=trained.key, devices=devices)
+    trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
+    program = parallel.strategy(config)(update=trained.update, key=trained.key, devices=devices)
     state = program.init(trained.initial, trained.init_key)
     batch = machine.batch(args.batch, args.image_size, CLASSES)
 
@@ -77,10 +79,16 @@ def work(args: argparse.Namespace) -> None:
 def contender(spread: Spread, forced: bool, args: argparse.Namespace) -> machine.Contender:
     """Starts a contender: told a number of steps, it says the seconds they took."""
     command = [
-        sys.executable, "-m", "benchmarks.scaling", args.variant, f"--body={spread.body}",
-        f"--devices={spread.devices}", f"--batch={spread.batch}", f"--dtype={args.dtype}",
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        args.variant,
+        f"--body={spread.body}",
+        f"--devices={spread.devices}",
+        f"--batch={spread.batch}",
+        f"--dtype={args.dtype}",
         f"--image_size={args.image_size}",
-    ]  # fmt: skip
+    ]
     env = dict(os.environ)
     if forced:
         flag = f"--xla_force_host_platform_device_count={spread.devices}"
@@ -141,9 +149,10 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.scaling`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__,
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("variant", help="such as Ti/16")
     parser.add_argument("--devices", type=int, nargs="+", default=(1, 2, 4, 8), help="how many")
     parser.add_argument("--bodies", nargs="+", choices=BODIES, default=BODIES)

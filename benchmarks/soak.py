@@ -59,13 +59,25 @@ STARTING = 0.2  # share of kills that come before training begins, or as it does
 _LAST = 10  # steps at a job's end in which a signal may come too late
 # Rows, tests and checkpoints come after numbers of steps that have no divisor in common.
 _OPTIONS = {
-    "batch_size": 8, "eval_batch_size": 8, "accumulate_steps": 2,
-    "log_every": 3, "eval_every": 50, "checkpoint.every": 17,
-    "model.width": 16, "model.depth": 2, "model.mlp_dim": 16, "model.num_heads": 2,
-    "model.patch_size": 8, "model.dropout": 0.1, "model.stochastic_depth": 0.2,
-    "data.image_size": 16, "data.mixup": 0.2, "data.randaugment": 2,
-    "optim.polyak": 0.9, "optim.warmup_steps": 10,
-}  # fmt: skip
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "accumulate_steps": 2,
+    "log_every": 3,
+    "eval_every": 50,
+    "checkpoint.every": 17,
+    "model.width": 16,
+    "model.depth": 2,
+    "model.mlp_dim": 16,
+    "model.num_heads": 2,
+    "model.patch_size": 8,
+    "model.dropout": 0.1,
+    "model.stochastic_depth": 0.2,
+    "data.image_size": 16,
+    "data.mixup": 0.2,
+    "data.randaugment": 2,
+    "optim.polyak": 0.9,
+    "optim.warmup_steps": 10,
+}
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _LIMIT = 600  # seconds until a sign of life, or the end of a job
 _GRACE = 60  # seconds to end in, after a signal
@@ -101,9 +113,14 @@ class Job:
         self._old_table, self._old_partial = _stamp(self._table), self._partial()
         with open(self._log, "w") as file:
             process = subprocess.Popen(
-                self._command, cwd=_REPOSITORY, env=self._env, text=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file,
-            )  # fmt: skip
+                self._command,
+                cwd=_REPOSITORY,
+                env=self._env,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+            )
         try:
             yield process
         finally:
@@ -201,9 +218,12 @@ def command(images: pathlib.Path, steps: int, seed: int) -> list[str]:
     """Returns the command of the job, without --workdir."""
     options = _OPTIONS | {"total_steps": steps, "seed": seed}
     return [
-        sys.executable, "-m", "vit_jax.main", f"--config=configs/pretrain.py:Ti/16,{images}",
+        sys.executable,
+        "-m",
+        "vit_jax.main",
+        f"--config=configs/pretrain.py:Ti/16,{images}",
         *(f"--config.{key}={value}" for key, value in options.items()),
-    ]  # fmt: skip
+    ]
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
@@ -234,9 +254,13 @@ class Kill(NamedTuple):
 
 
 def kill(
-    job: Job, steps: int, drawn: Sequence[Any], rng: np.random.Generator, startup: float,
+    job: Job,
+    steps: int,
+    drawn: Sequence[Any],
+    rng: np.random.Generator,
+    startup: float,
     span: float,
-) -> tuple[Kill | None, dict[str, Any] | None]:  # fmt: skip
+) -> tuple[Kill | None, dict[str, Any] | None]:
     """Starts a job and kills it.
 
     Args:
@@ -430,8 +454,10 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
             if event is not None:
                 tally.kills.append(event)
                 when = f"after step {disturbed.reached()}" if event.training else "while starting"
-                _say(f"job {tally.jobs + 1}, kill {len(tally.kills)}: {event.name} {when}, "
-                     f"{event.redone} steps to do again")  # fmt: skip
+                _say(
+                    f"job {tally.jobs + 1}, kill {len(tally.kills)}: {event.name} {when}, "
+                    f"{event.redone} steps to do again"
+                )
         summary = summary or disturbed.finish()
         found = list(differences(whole.workdir, disturbed.workdir))
         summary["checkpoint"] = summary["checkpoint"].replace(
@@ -453,15 +479,17 @@ def _say(line: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.soak`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak", description=__doc__,
+        prog="python -m benchmarks.soak",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--minutes", type=float, default=10, help="to kill for")
     parser.add_argument("--kills", type=int, help="after which it ends earlier")
     parser.add_argument("--steps", type=int, default=300, help="of a job")
     parser.add_argument("--seed", type=int, default=0, help="of the kills and of the jobs")
-    parser.add_argument("--workdir", type=pathlib.Path,
-                        help="a new folder, which is kept; else a temporary one")
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, help="a new folder, which is kept; else a temporary one"
+    )
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
     if args.workdir is not None and args.workdir.exists():

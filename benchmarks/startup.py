@@ -33,10 +33,16 @@ def seconds(cache: pathlib.Path, args: argparse.Namespace) -> float:
     """Starts training and returns the seconds until the first step is done; then ends it."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [
-            sys.executable, "-m", "vit_jax.main", f"--config={args.config}",
-            f"--workdir={workdir}", "--config.log_every=1", "--config.eval_every=0",
-            "--config.total_steps=1000000", *args.options,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "vit_jax.main",
+            f"--config={args.config}",
+            f"--workdir={workdir}",
+            "--config.log_every=1",
+            "--config.eval_every=0",
+            "--config.total_steps=1000000",
+            *args.options,
+        ]
         env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
         said = pathlib.Path(workdir) / "said.txt"
         start = time.perf_counter()
@@ -88,14 +94,19 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.startup`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.startup", description=__doc__,
+        prog="python -m benchmarks.startup",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--config", default="configs/quickstart.py", help="as vit_jax.main's")
     parser.add_argument("--rounds", type=int, default=5, help="starts of each kind")
     parser.add_argument("--json", help="file for the results")
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[],
-                        help="last: more options of vit_jax.main, such as --config.batch_size=8")
+    parser.add_argument(
+        "--options",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="last: more options of vit_jax.main, such as --config.batch_size=8",
+    )
     args = parser.parse_args(argv)
     rows = compare(args)
     about = machine.description("flax") | {"config": " ".join([args.config, *args.options])}

@@ -27,7 +27,10 @@ import jax
 from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from vit_jax import main, study, train
+from vit_jax.cli.environment import keep_freed_memory
+from vit_jax.jobs import fewshot as fewshot_job
+from vit_jax.jobs.compare import compare
+from vit_jax.jobs.runs import train_once
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 LABELLED = "train[:10%]"
@@ -58,7 +61,7 @@ def pretrained(dataset: str, workdir: pathlib.Path) -> dict[str, str]:
     configs = {SCRATCH: scratch, DRAWN: drawn, MASKED: masked}
     folders = {name: workdir / name.replace(" ", "_") for name in configs}
     for name, config in configs.items():
-        study.trained(config, folders[name])
+        train_once(config, folders[name])
     return {name: str(folder) for name, folder in folders.items()}
 
 
@@ -68,9 +71,12 @@ def few_labels(dataset: str, workdirs: dict[str, str]) -> ConfigDict:
     config.job = "compare"
     config.data.train = LABELLED
     config.total_steps, config.compare.epochs = 400, ()
-    config.compare.runs = ConfigDict({
-        name: {} if name == SCRATCH else {"init_from": folder} for name, folder in workdirs.items()
-    })
+    config.compare.runs = ConfigDict(
+        {
+            name: {} if name == SCRATCH else {"init_from": folder}
+            for name, folder in workdirs.items()
+        }
+    )
     return config
 
 
@@ -85,9 +91,11 @@ def few_shot(dataset: str, workdirs: dict[str, str], workdir: pathlib.Path) -> l
     ]
     for name, folder in workdirs.items():
         config.init_from = folder
-        result = train.few_shot(config, workdir / name.replace(" ", "_"))
-        cells = [f"{100 * result[f'fewshot_{n}']:.1f} ± {100 * result[f'fewshot_{n}_std']:.1f}"
-                 for n in shots]
+        result = fewshot_job.few_shot(config, workdir / name.replace(" ", "_"))
+        cells = [
+            f"{100 * result[f'fewshot_{n}']:.1f} ± {100 * result[f'fewshot_{n}_std']:.1f}"
+            for n in shots
+        ]
         label = "none: random parameters" if name == SCRATCH else name
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
@@ -103,11 +111,11 @@ def run(dataset: str, workdir: pathlib.Path) -> None:
         start = time.monotonic()
         if part == "a":
             config = runpy.run_path(str(_CONFIGS / "compare.py"))["get_config"](dataset)
-            study.compare(config, workdir / "compare")
+            compare(config, workdir / "compare")
             tables[part] = (workdir / "compare" / "compare.md").read_text()
         elif part == "b":
             folders = pretrained(dataset, workdir / "pretrained")
-            study.compare(few_labels(dataset, folders), workdir / "few_labels")
+            compare(few_labels(dataset, folders), workdir / "few_labels")
             tables[part] = (workdir / "few_labels" / "compare.md").read_text()
         else:
             tables[part] = "\n".join(few_shot(dataset, folders, workdir / "few_shot")) + "\n"
@@ -132,7 +140,7 @@ if __name__ == "__main__":
     parser.add_argument("dataset", help="a folder of images, or a tfds name such as tf_flowers")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/study"))
     arguments = parser.parse_args()
-    main.keep_freed_memory()
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vit_jax").setLevel(logging.INFO)
     # The same programs are compiled for every seed: once.

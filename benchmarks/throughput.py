@@ -32,16 +32,22 @@ CONTENDERS = ("vit_jax", "plain", "eager", "compiled", "autotuned", "frozen")
 MODES = ("inference", "training")
 CLASSES = 1000
 TIMM = {
-    "Ti/16": "vit_tiny_patch16_224", "S/32": "vit_small_patch32_224",
-    "S/16": "vit_small_patch16_224", "B/32": "vit_base_patch32_224",
-    "B/16": "vit_base_patch16_224", "B/8": "vit_base_patch8_224",
-    "L/32": "vit_large_patch32_224", "L/16": "vit_large_patch16_224",
+    "Ti/16": "vit_tiny_patch16_224",
+    "S/32": "vit_small_patch32_224",
+    "S/16": "vit_small_patch16_224",
+    "B/32": "vit_base_patch32_224",
+    "B/16": "vit_base_patch16_224",
+    "B/8": "vit_base_patch8_224",
+    "L/32": "vit_large_patch32_224",
+    "L/16": "vit_large_patch16_224",
     "H/14": "vit_huge_patch14_224",
-}  # fmt: skip
+}
 _MALLOC = {
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_ARENA_MAX": "1",
     "THP_MEM_ALLOC_ENABLE": "1",
-}  # fmt: skip
+}
 
 
 # ----------------------------------------------------------------------------------- contenders
@@ -49,27 +55,30 @@ _MALLOC = {
 
 def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     """Returns n -> None, which runs n steps of vit_jax and waits for the last."""
-    from vit_jax import main
+    from vit_jax.cli.environment import keep_freed_memory
+    from vit_jax.config.defaults import default
+    from vit_jax.models.patches import to_float
+    from vit_jax.training import parallel, setup
 
-    main.keep_freed_memory()
+    keep_freed_memory()
     import jax
 
-    from vit_jax import config as config_lib
-    from vit_jax import parallel, preprocess, train
+    pass
+    pass
 
-    config = config_lib.default()
+    config = default()
     config.model.variant, config.dtype, config.batch_size = args.variant, args.dtype, args.batch
     if args.contender == "plain":
         config.model.implementation = "plain"
     config.optim.clip_norm = 0.0
     config.data.image_size = args.image_size
-    trained = train.train_step(config, num_classes=CLASSES, total_steps=10**6)
-    program = parallel.body(config)(
-        trained.objective.evaluate, trained.update, trained.key,
-        lambda params, batch: trained.model.apply(
-            {"params": params}, preprocess.to_float(batch["image"])
-        ),
-    )  # fmt: skip
+    trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
+    program = parallel.strategy(config)(
+        trained.objective.evaluate,
+        trained.update,
+        trained.key,
+        lambda params, batch: trained.model.apply({"params": params}, to_float(batch["image"])),
+    )
     state = program.init(trained.initial, trained.init_key)
     batch = machine.batch(args.batch, args.image_size, CLASSES)
 
@@ -95,9 +104,9 @@ def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     torch.manual_seed(0)
-    model = timm.create_model(
-        TIMM[args.variant], num_classes=CLASSES, img_size=args.image_size
-    ).to(device)  # fmt: skip
+    model = timm.create_model(TIMM[args.variant], num_classes=CLASSES, img_size=args.image_size).to(
+        device
+    )
     training = args.mode == "training"
     model.train(training)
     if args.contender == "frozen":
@@ -145,10 +154,16 @@ def work(args: argparse.Namespace) -> None:
 def contender(name: str, variant: str, mode: str, args: argparse.Namespace) -> machine.Contender:
     """Starts a contender: told a number of steps, it says the seconds they took."""
     command = [
-        sys.executable, "-m", "benchmarks.throughput", variant, f"--contender={name}",
-        f"--mode={mode}", f"--batch={args.batch}", f"--dtype={args.dtype}",
+        sys.executable,
+        "-m",
+        "benchmarks.throughput",
+        variant,
+        f"--contender={name}",
+        f"--mode={mode}",
+        f"--batch={args.batch}",
+        f"--dtype={args.dtype}",
         f"--image_size={args.image_size}",
-    ]  # fmt: skip
+    ]
     return machine.Contender(name, command, {**os.environ, **_MALLOC})
 
 
@@ -175,9 +190,10 @@ def compare(variant: str, mode: str, args: argparse.Namespace) -> list[dict[str,
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m benchmarks.throughput`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.throughput", description=__doc__,
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("variant", nargs="+", choices=TIMM, help="models that timm has, too")
     parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
     parser.add_argument("--batch", type=int, default=8, help="images a step")

@@ -16,12 +16,22 @@ from ml_collections import ConfigDict
 from vit_jax import config as config_lib
 
 RUNS = {
-    "ViT": {"model": {"variant": "Nano/8", "depth": 4, "width": 128, "mlp_dim": 512,
-                      "num_heads": 4}},
+    "ViT": {
+        "model": {"variant": "Nano/8", "depth": 4, "width": 128, "mlp_dim": 512, "num_heads": 4}
+    },
     "ResNet": {"model": {"variant": "R50x1", "layers": (1, 1)}},
-    "hybrid": {"model": {"variant": "R50+B/16", "stem": (1,), "patch_size": 2, "depth": 3,
-                         "width": 96, "mlp_dim": 384, "num_heads": 3}},
-}  # fmt: skip
+    "hybrid": {
+        "model": {
+            "variant": "R50+B/16",
+            "stem": (1,),
+            "patch_size": 2,
+            "depth": 3,
+            "width": 96,
+            "mlp_dim": 384,
+            "num_heads": 3,
+        }
+    },
+}
 
 
 def get_config(argument="rendered_flowers"):

@@ -3,7 +3,7 @@
     python -m vit_jax.main --config=configs/vtab.py:B/16,clevr_count --workdir=runs/clevr_count \\
         --config.init_from=B/16
 
-The argument is VARIANT,TASK, a row of `vit_jax.datasets.vtab.TASKS`, or VARIANT,all for all 19, one
+The argument is VARIANT,TASK, a row of `vit_jax.data.builders.vtab.TASKS`, or VARIANT,all for all 19, one
 run each and a table: the VTAB score is the mean of its accuracies, 72.7 % in the paper for L/16 of
 ImageNet-21k, not measured here. The data sets are tfds's and need TensorFlow to be prepared
 (README), such as `clevr` by `python -m vit_jax.data prepare clevr`.
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import config as config_lib
 from vit_jax import models
-from vit_jax.datasets import vtab
+from vit_jax.data.builders import vtab
 
 # Pre-processing is BiT's (arXiv 1912.11370, supplement F): resize to 448, crop 384 at random, flip,
 # but for tasks whose labels would change by that.

@@ -1,6 +1,6 @@
 """Draws the accuracy of a run over its steps, from its metrics.csv, as in the README.
 
-    python docs/curve.py runs/photos docs/photos.png
+python docs/curve.py runs/photos docs/photos.png
 """
 
 import argparse

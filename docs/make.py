@@ -10,8 +10,9 @@ import sys
 import numpy as np
 from PIL import Image
 
-from vit_jax import interop, visualize
-from vit_jax.datasets import rendered_flowers
+from vit_jax.data.builders import rendered_flowers
+from vit_jax.interpret.report import write_report
+from vit_jax.weights.api import load
 
 DOCS = pathlib.Path(__file__).parent
 SEED = 8  # not of the images that the checkpoint was trained on
@@ -32,13 +33,21 @@ def draw_flowers(folder: pathlib.Path) -> list[str]:
 def main() -> None:
     """Draws docs/flowers and docs/report, and runs docs/flowers.ipynb in place."""
     flowers = draw_flowers(DOCS / "flowers")
-    checkpoint = interop.restore(DOCS.parent / "checkpoints" / "quickstart")
-    visualize.visualize(checkpoint, flowers, DOCS / "report")
+    checkpoint = load(DOCS.parent / "checkpoints" / "quickstart")
+    write_report(checkpoint, flowers, DOCS / "report")
     subprocess.run(
-        [sys.executable, "-m", "nbconvert", "--to=notebook", "--execute", "--inplace",
-         "--ExecutePreprocessor.record_timing=False", str(DOCS / "flowers.ipynb")],
+        [
+            sys.executable,
+            "-m",
+            "nbconvert",
+            "--to=notebook",
+            "--execute",
+            "--inplace",
+            "--ExecutePreprocessor.record_timing=False",
+            str(DOCS / "flowers.ipynb"),
+        ],
         check=True,
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -131,9 +131,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         generation, data = self.server.objects[key]
         bucket, _, name = key.partition("/")
         time = "2026-01-01T00:00:00.000Z"
-        return {"kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(data)),
-                "generation": str(generation), "metageneration": "1", "timeCreated": time,
-                "updated": time}  # fmt: skip
+        return {
+            "kind": "storage#object",
+            "bucket": bucket,
+            "name": name,
+            "size": str(len(data)),
+            "generation": str(generation),
+            "metageneration": "1",
+            "timeCreated": time,
+            "updated": time,
+        }
 
     def listing(self, bucket, query):
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter")

@@ -6,9 +6,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests and the processes they start build the same programs again and again: compiled once.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
-    os.environ["JAX_COMPILATION_CACHE_DIR"] if "PYTEST_XDIST_WORKER" in os.environ
+    os.environ["JAX_COMPILATION_CACHE_DIR"]
+    if "PYTEST_XDIST_WORKER" in os.environ
     else tempfile.mkdtemp(prefix="vit_jax-tests-")
-)  # fmt: skip
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
@@ -21,8 +22,12 @@ import jax
 import numpy as np
 import pytest
 import simplejpeg
+from vit_jax.WEIGHTS import weights
 
-from vit_jax import config, cost, interop, models
+from vit_jax import models
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.config.defaults import default
+from vit_jax.models.params import parameter_shapes
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -72,14 +77,12 @@ def random_params(model, seed=0):
 def random_checkpoint(variant, num_classes=3, **attributes):
     """A checkpoint, of no file, for images of 32 x 48 pixels; some name of a class is HTML."""
     shape = (32, 48)
-    shapes = cost.parameter_shapes(
-        models.build(variant, num_classes=num_classes, **attributes), shape
-    )
+    shapes = parameter_shapes(models.build(variant, num_classes=num_classes, **attributes), shape)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
-    config = interop.weights.config_of(variant, shape, **attributes)
+    config = weights.config_of(variant, shape, **attributes)
     names = ("a <b>", "b", "c")[:num_classes]
-    return interop.Checkpoint("a/checkpoint", params, config, names, 0)
+    return Checkpoint("a/checkpoint", params, config, names, 0)
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_s
 
 @pytest.fixture
 def settings(image_folder):
-    settings = config.default()
+    settings = default()
     settings.model.update(**TINY, dropout=0.1)
     settings.data.update(name=str(image_folder), image_size=16, crop_area=0.5)
     settings.update(batch_size=16, eval_batch_size=8, total_steps=6, log_every=2, eval_every=3)
@@ -147,10 +150,17 @@ def rows_of(path):
 def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
     flags = [f"--config.model.{k}={v}" for k, v in TINY.items() if k != "variant"]
     return [
-        sys.executable, "-m", "vit_jax.main", "--config=" + config.format(folder),
-        f"--workdir={workdir}", "--config.data.image_size=32", "--config.batch_size=16",
-        "--config.eval_batch_size=16", *flags, *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "vit_jax.main",
+        "--config=" + config.format(folder),
+        f"--workdir={workdir}",
+        "--config.data.image_size=32",
+        "--config.batch_size=16",
+        "--config.eval_batch_size=16",
+        *flags,
+        *arguments,
+    ]
 
 
 def environment():

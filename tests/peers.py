@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.machine import import_torchvision
-from vit_jax import cost
+from vit_jax.models.params import parameter_shapes
 
 torch = pytest.importorskip("torch")
 
@@ -34,7 +34,7 @@ def random_params(model, size=(224, 224), seed=0):
             deviation = fan_in**-0.5
         return (rng.normal(0, deviation, x.shape) + (name == "scale")).astype(np.float32)
 
-    return jax.tree.map_with_path(one, cost.parameter_shapes(model, size))
+    return jax.tree.map_with_path(one, parameter_shapes(model, size))
 
 
 def randomise(module, seed=0):

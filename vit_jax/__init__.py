@@ -1,10 +1,11 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" in JAX and Flax."""
 
+from etils import epy
 
-def __getattr__(name):
-    """Makes `from vit_jax import Classifier` work without importing all of it for everything."""
-    if name == "Classifier":
-        from vit_jax.predict import Classifier
-
-        return Classifier
-    raise AttributeError(f"module 'vit_jax' has no attribute {name!r}")
+with epy.lazy_api_imports(globals()):
+    from vit_jax.config.defaults import default as default_config
+    from vit_jax.inference.classifier import Classifier
+    from vit_jax.jobs.evaluate import evaluate
+    from vit_jax.jobs.train import train
+    from vit_jax.models.variants import VARIANTS, build
+    from vit_jax.weights.api import adapt, load, save

@@ -1,20 +1,20 @@
-"""Converts weights between formats: `python -m vit_jax.convert SOURCE DESTINATION`."""
+"""convert"""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import jax
-from flax.traverse_util import flatten_dict
 
-from vit_jax import interop
-from vit_jax.config import RESIZES
-from vit_jax.interop.torch import PICKLED
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.cli.arguments import describe, image_size
+from vit_jax.models.positions import RESIZES
+from vit_jax.weights.api import FORMATS, adapt, load, save
+from vit_jax.weights.safetensors import PICKLED
 
 _EXAMPLES = """
 formats: npz, the published JAX layout; timm, a state dict (.safetensors, .pth); hf, a Hugging Face
@@ -37,7 +37,7 @@ def convert(
     num_classes: int | None = None,
     resize: str = "linear",
     average: bool = False,
-) -> interop.Checkpoint:
+) -> Checkpoint:
     """Opens weights from anywhere, fits them, and writes them in another format.
 
     Args:
@@ -54,14 +54,12 @@ def convert(
       ValueError, FileNotFoundError: as `interop.load` and `interop.save`.
       FileExistsError: there is something at `destination`; it is left as it is.
     """
-    checkpoint = interop.restore(source, variant=variant)
+    checkpoint = load(source, variant=variant)
     if average:
         checkpoint = checkpoint.averaged()
-    checkpoint = interop.adapt(
-        checkpoint, image_size=image_size, num_classes=num_classes, resize=resize
-    )
+    checkpoint = adapt(checkpoint, image_size=image_size, num_classes=num_classes, resize=resize)
     if destination is not None:
-        interop.write(checkpoint, destination, format=format or _format(destination))
+        save(checkpoint, destination, format=format or _format(destination))
     return checkpoint
 
 
@@ -70,14 +68,6 @@ def _format(destination: str) -> str:
     if suffix == ".npz":
         return "npz"
     return "timm" if suffix in (".safetensors", *PICKLED) else "orbax"
-
-
-def size(text: str) -> tuple[int, int]:
-    """Returns (h, w) of "SIDE" or "HxW"; raises ValueError for anything else."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) > 2:
-        raise ValueError(text)
-    return sides[0], sides[-1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,10 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", help="whatever config.init_from may name: path, URL or name")
     parser.add_argument("destination", nargs="?", help="a path where nothing is yet")
     parser.add_argument("--variant", help="the model it must be, such as B/16; default: as it is")
-    parser.add_argument("--format", choices=interop.FORMATS, help="default: by the suffix")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the suffix")
     parser.add_argument("--num_classes", type=int, help="a new head of zeros; 0: no head")
     parser.add_argument(
-        "--image_size", type=size, metavar="SIDE|HxW", help="resizes position embeddings for it"
+        "--image_size",
+        type=image_size,
+        metavar="SIDE|HxW",
+        help="resizes position embeddings for it",
     )
     parser.add_argument(
         "--resize", choices=RESIZES, default=RESIZES[0], help="how they are resized"
@@ -115,21 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(describe(checkpoint, parameters=dry_run))
-
-
-def describe(checkpoint: interop.Checkpoint, *, parameters: bool) -> str:
-    """Returns a line on what a checkpoint holds, after a line for each parameter if asked for."""
-    flat = flatten_dict(checkpoint.params, sep="/")
-    width = max(map(len, flat))
-    lines = [f"{name:{width}}  {tuple(x.shape)}" for name, x in flat.items()]
-    total = sum(math.prod(x.shape) for x in flat.values())
-    if shape := checkpoint.image_shape:
-        images = f"{shape[0]} x {shape[1]} pixels"
-    else:  # patches in one of several grids, or a ResNet
-        images = f"{'an unknown' if 'Transformer' in checkpoint.params else 'any'} image size"
-    classes = f"{checkpoint.num_classes} classes" if checkpoint.num_classes else "no head"
-    summary = f"{checkpoint.config.model.variant}, {images}, {classes}: {total:,} parameters"
-    return "\n".join([*lines, summary] if parameters else [summary])
 
 
 if __name__ == "__main__":

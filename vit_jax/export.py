@@ -1,33 +1,19 @@
-"""Writes models that run without the package: `python -m vit_jax.export CHECKPOINT OUT`."""
+"""export"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
-import json
 import logging
-import math
-import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.export
-import jax.numpy as jnp
-import numpy as np
 
-from vit_jax import interop, models, predict, preprocess
-from vit_jax.convert import size
-
-FORMATS = ("stablehlo", "onnx")
-PLATFORMS = ("cpu", "cuda", "tpu")  # that an artifact of jax.export is lowered for
-
-_TOLERANCE = 1e-4  # of the largest output: what onnxruntime's may differ from JAX's
-_LARGEST = 2**31 - 2**24  # bytes of parameters: flatbuffers and protobuf end at 2 GiB
+from vit_jax.cli.arguments import image_size
+from vit_jax.inference.exporter import FORMATS, export, snippet
+from vit_jax.weights.api import load
 
 _EXAMPLES = """
 OUT.onnx is an ONNX model (pip install 'vit_jax[onnx]'); any other OUT is an artifact of
@@ -38,216 +24,6 @@ no head. `python -m vit_jax.convert` takes heads off and averages.
   python -m vit_jax.export runs/flowers flowers.stablehlo
   python -m vit_jax.export B/16 b16.onnx --image_size=384
 """
-
-
-def export(
-    checkpoint: interop.Checkpoint,
-    destination: str | os.PathLike,
-    *,
-    format: str | None = None,
-    image_size: int | Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """Writes a model with its parameters into a file that runs without this package.
-
-    It computes float32 logits (b, c), or representations (b, d) where there is no head, of uint8
-    RGB images (b, h, w, 3), for any b; scaling to [-1, 1] is part of it. In either format there
-    is what this function returns.
-
-    "stablehlo" is a serialized `jax.export.Exported` for `PLATFORMS`, which JAX and the
-    flatbuffers package run, and a JSON file beside it, of the same name with the suffix .json. JAX
-    promises to run it up to 6 months after the release it was written with, and on releases up
-    to 3 weeks older (docs.jax.dev/en/latest/export/export.html, "Compatibility guarantees"); keep
-    the checkpoint to write it again.
-
-    "onnx" is a model that jax2onnx converts, with the returned dictionary as its metadata: strings
-    as they are, all else as JSON. It is written only after onnxruntime has computed the same
-    outputs from it as JAX, up to 1e-4 of the largest.
-
-    Args:
-      checkpoint: what `interop.restore` returns.
-      destination: a path where nothing is yet.
-      format: one of `FORMATS`; None goes by the suffix: "onnx" for .onnx, else "stablehlo".
-      image_size: pixels, a side or (h, w): of weights that don't tell theirs, or to which the
-        position embeddings are resized (paper 3.2).
-
-    Returns:
-      What a user of the file has to know: `variant`; `input` and `output`, each with `name`,
-      `dtype` and `shape`; `class_names`, in the order of the logits, empty where not known;
-      `eval_crop` and `crop_fraction`, which tell how an image gets the input's size, see
-      `vit_jax/config.py`; `parameters`, how many; `platforms`, of "stablehlo" alone.
-
-    Raises:
-      ValueError: the model has 2 GiB of parameters or more, its image size is not known or can't
-        be had, or it can't be converted to ONNX.
-      FileExistsError: there is something at `destination` or beside it; it is left as it is.
-      ImportError: jax2onnx is not installed.
-    """
-    path = pathlib.Path(destination)
-    format = format or ("onnx" if path.suffix == ".onnx" else "stablehlo")
-    if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
-    notes = path.with_suffix(".json")
-    if "://" in os.fspath(destination) or (format == "stablehlo" and notes == path):
-        raise ValueError(
-            f"{destination}: give a local path, such as model.stablehlo, which gets a model.json "
-            f"beside it."
-        )
-    for file in (path, notes) if format == "stablehlo" else (path,):
-        if file.exists():
-            raise FileExistsError(f"There is something at {file} already; it is left as it is.")
-    _check_size(checkpoint)
-    checkpoint = predict.ready(checkpoint, image_size)
-    description = _description(checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cpu = jax.devices("cpu")[0]  # others multiply with fewer digits than the comparison needs
-    with interop.replacing(path) as partial, jax.default_device(cpu):
-        if format == "onnx":
-            _write_onnx(checkpoint, description, partial)
-            return description
-        description["platforms"] = list(PLATFORMS)
-        exported = jax.export.export(jax.jit(_forward(checkpoint)), platforms=PLATFORMS)
-        partial.write_bytes(exported(_images(checkpoint)).serialize())
-        with interop.replacing(notes) as partial_notes:
-            partial_notes.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return description
-
-
-def _check_size(checkpoint: interop.Checkpoint) -> None:
-    count = _count(checkpoint)
-    if 4 * count > _LARGEST:
-        raise ValueError(
-            f"{checkpoint.path} has {4e-9 * count:.2f} GB of parameters, and a file of either "
-            f"format holds up to {1e-9 * _LARGEST:.2f} GB: L/16, with 1.2 GB, is the largest of "
-            f"the ViTs that fits."
-        )
-
-
-def _count(checkpoint: interop.Checkpoint) -> int:
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(checkpoint.params))
-
-
-def _forward(checkpoint: interop.Checkpoint) -> Callable[[jax.Array], jax.Array]:
-    """Returns the function uint8 (b, h, w, 3) -> float32 (b, c) or (b, d) that is exported."""
-    model = models.plain(checkpoint.model())
-    params = jax.tree.map(jnp.asarray, checkpoint.params)
-
-    def forward(images):
-        return model.apply({"params": params}, preprocess.to_float(images))
-
-    return forward
-
-
-def _images(checkpoint: interop.Checkpoint) -> jax.ShapeDtypeStruct:
-    (b,) = jax.export.symbolic_shape("b")
-    return jax.ShapeDtypeStruct((b, *checkpoint.image_shape, 3), jnp.uint8)
-
-
-def _description(checkpoint: interop.Checkpoint) -> dict[str, Any]:
-    shape = (*checkpoint.image_shape, 3)
-    images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    apply = checkpoint.model().apply
-    outputs = jax.eval_shape(apply, {"params": checkpoint.params}, images).shape[1]
-    name = "logits" if checkpoint.num_classes else "representations"
-    return {
-        "variant": checkpoint.config.model.variant,
-        "input": {"name": "images", "dtype": "uint8", "shape": ["b", *shape], "channels": "RGB"},
-        "output": {"name": name, "dtype": "float32", "shape": ["b", outputs]},
-        "class_names": list(checkpoint.class_names),
-        "eval_crop": checkpoint.config.data.eval_crop,
-        "crop_fraction": checkpoint.config.data.crop_fraction,
-        "parameters": _count(checkpoint),
-    }
-
-
-def _write_onnx(
-    checkpoint: interop.Checkpoint, description: dict[str, Any], path: pathlib.Path
-) -> None:
-    """Converts a model, writes it, and compares what onnxruntime makes of it; see `export`."""
-    try:
-        import jax2onnx  # an extra: with onnx and onnxruntime it takes 150 MB
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX needs jax2onnx, which is not installed ({error}): pip install 'vit_jax[onnx]'."
-        ) from error
-    if checkpoint.config.model.positions == "sincos":
-        checkpoint = interop.learned_positions(checkpoint)  # jax2onnx 0.13 can't convert its making
-    for name in ("jax2onnx", "onnx_ir"):  # they warn of parts of theirs that no model here uses
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with _converting(checkpoint), contextlib.redirect_stdout(io.StringIO()):  # it prints a lot
-        model = jax2onnx.to_onnx(
-            _forward(checkpoint),
-            [_images(checkpoint)],
-            model_name=description["variant"],
-            input_names=[description["input"]["name"]],
-            output_names=[description["output"]["name"]],
-        )
-    onnx.helper.set_model_props(
-        model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in description.items()}
-    )
-    path.write_bytes(model.SerializeToString())
-    _compare(checkpoint, path)
-
-
-@contextlib.contextmanager
-def _converting(checkpoint: interop.Checkpoint) -> Iterator[None]:
-    """Makes a ValueError of what fails, which may be of any kind, somewhere inside jax2onnx."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"{checkpoint.path}: jax2onnx {metadata.version('jax2onnx')} can't convert this "
-            f"{checkpoint.config.model.variant}; export it as .stablehlo. What failed is "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        ) from error
-
-
-def _compare(checkpoint: interop.Checkpoint, path: pathlib.Path) -> None:
-    """Raises ValueError where onnxruntime's outputs for two images of noise are not JAX's."""
-    import onnxruntime
-
-    shape = (2, *checkpoint.image_shape, 3)
-    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
-    apply = jax.jit(checkpoint.model().apply)
-    wanted = np.asarray(apply({"params": checkpoint.params}, preprocess.to_float(images)))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # it raises what it logs
-    with _converting(checkpoint):
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"images": images})
-    difference, largest = np.abs(found - wanted).max(), np.abs(wanted).max()
-    if not difference <= _TOLERANCE * largest:
-        raise ValueError(
-            f"{checkpoint.path}: jax2onnx {metadata.version('jax2onnx')} converts this "
-            f"{checkpoint.config.model.variant} wrongly; export it as .stablehlo. Outputs differ "
-            f"by up to {difference:.2g} from JAX's, the largest of which is {largest:.2g}."
-        )
-
-
-def snippet(destination: str | os.PathLike, description: dict[str, Any]) -> str:
-    """Returns three lines of Python that run a file.
-
-    Args:
-      destination: where the file is.
-      description: what `export` returned when it wrote the file.
-    """
-    images, outputs = description["input"], description["output"]
-    path = str(destination)
-    if "platforms" in description:
-        lines = [
-            "import jax, pathlib",
-            f"artifact = jax.export.deserialize(pathlib.Path({path!r}).read_bytes())",
-            f"{outputs['name']} = jax.jit(artifact.call)(images)",
-        ]
-    else:
-        lines = [
-            "import onnxruntime",
-            f"session = onnxruntime.InferenceSession({path!r})",
-            f"({outputs['name']},) = session.run(None, {{'images': images}})",
-        ]
-    shapes = [f"{x['dtype']} ({', '.join(map(str, x['shape']))})" for x in (images, outputs)]
-    lines[-1] += f"  # {' -> '.join(shapes)}"
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -262,13 +38,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("destination", metavar="OUT", help="a path where nothing is yet")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix")
     parser.add_argument(
-        "--image_size", type=size, metavar="SIDE|HxW", help="pixels; default: the checkpoint's"
+        "--image_size",
+        type=image_size,
+        metavar="SIDE|HxW",
+        help="pixels; default: the checkpoint's",
     )
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     jax.config.update("jax_platforms", "cpu")  # that is enough to lower for all others
     try:
-        checkpoint = interop.restore(args.checkpoint)
+        checkpoint = load(args.checkpoint)
         description = export(
             checkpoint, args.destination, format=args.format, image_size=args.image_size
         )

@@ -15,14 +15,21 @@ app.run(main.main, flags_parser=main.parse_flags)
 def start(folder, workdir, *options, before=""):
     """Starts the command on one device, after a few lines of Python that change it."""
     command = launch(
-        "--config.eval_every=0", "--config.checkpoint.every=3", *options,
-        folder=folder, workdir=workdir,
-    )  # fmt: skip
+        "--config.eval_every=0",
+        "--config.checkpoint.every=3",
+        *options,
+        folder=folder,
+        workdir=workdir,
+    )
     command[1:3] = ["-c", before + _MAIN]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(process, condition):

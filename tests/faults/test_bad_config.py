@@ -13,8 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from vit_jax import config as config_lib
-from vit_jax import main
+from vit_jax.cli.flags import parse_flags
+from vit_jax.config.defaults import default
+from vit_jax.jobs import validation
+from vit_jax.jobs.start import changes
 
 
 def leaves(config, prefix=""):
@@ -26,7 +28,7 @@ def leaves(config, prefix=""):
             yield name
 
 
-DEFAULT = config_lib.default()
+DEFAULT = default()
 LEAVES = tuple(leaves(DEFAULT))
 SECTIONS = tuple(key for key, value in DEFAULT.items() if isinstance(value, ConfigDict))
 MISSING = object()
@@ -47,7 +49,7 @@ def put(config, key, value):
 
 def edited(edits):
     """The default configuration, ready to run, after a number of `put`."""
-    config = config_lib.default().unlock()
+    config = default().unlock()
     config.total_steps = 10
     for key, value in edits:
         put(config, key, value)
@@ -57,7 +59,7 @@ def edited(edits):
 def problems(config):
     """The lines that tell what is wrong; any other error than theirs is raised."""
     try:
-        config_lib.validate(config, device_count=4)
+        validation.validate(config, device_count=4)
     except ValueError as error:
         head, *lines = str(error).split("\n- ")
         assert head == "The configuration can't be run:"
@@ -69,10 +71,35 @@ def problems(config):
 # ------------------------------------------------------------------------------------- anything
 
 WORDS = (
-    "train", "sweep", "compare", "evaluate", "trian", "masked_patches", "pixels", "downsized",
-    "sharded", "pmap", "skip", "cudnn", "bfloat16", "float16", "R50x1", "R50+B/16", "axial-b16",
-    "Nano/8", "L/16", "gap", "sincos", "relative", "layers", "train[:85%]", "train[", "", " ", "\n",
-)  # fmt: skip
+    "train",
+    "sweep",
+    "compare",
+    "evaluate",
+    "trian",
+    "masked_patches",
+    "pixels",
+    "downsized",
+    "sharded",
+    "pmap",
+    "skip",
+    "cudnn",
+    "bfloat16",
+    "float16",
+    "R50x1",
+    "R50+B/16",
+    "axial-b16",
+    "Nano/8",
+    "L/16",
+    "gap",
+    "sincos",
+    "relative",
+    "layers",
+    "train[:85%]",
+    "train[",
+    "",
+    " ",
+    "\n",
+)
 HUGE = (2**31 - 1, 2**31, 10**30, -(10**30), 10**400)
 numbers = st.one_of(
     st.integers(-3, 40), st.integers(), st.sampled_from(HUGE), st.floats(), st.floats(0, 1)
@@ -97,15 +124,20 @@ def of_its_type(key):
     section, _, name = key.rpartition(".")
     kind = (DEFAULT[section] if section else DEFAULT).get_type(name)
     return {
-        bool: st.booleans(), int: st.integers(0, 64), float: st.floats(0, 1),
-        str: st.sampled_from(WORDS), tuple: st.lists(st.integers(1, 4), max_size=3).map(tuple),
-    }.get(kind, values)  # fmt: skip
+        bool: st.booleans(),
+        int: st.integers(0, 64),
+        float: st.floats(0, 1),
+        str: st.sampled_from(WORDS),
+        tuple: st.lists(st.integers(1, 4), max_size=3).map(tuple),
+    }.get(kind, values)
 
 
 right = st.sampled_from(LEAVES).flatmap(lambda key: st.tuples(st.just(key), of_its_type(key)))
 run = st.lists(right, max_size=3).map(
-    lambda edits: {k: v for k, v in edits if "." not in k}
-    | {k.split(".")[0]: {k.split(".")[1]: v} for k, v in edits if "." in k}
+    lambda edits: (
+        {k: v for k, v in edits if "." not in k}
+        | {k.split(".")[0]: {k.split(".")[1]: v} for k, v in edits if "." in k}
+    )
 )
 edits = st.lists(
     st.one_of(
@@ -123,8 +155,13 @@ edits = st.lists(
 KEY = re.compile("|".join(map(re.escape, LEAVES + SECTIONS)))
 
 
-@settings(derandomize=True, deadline=None, max_examples=150, database=None,
-          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=150,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(edits)
 def test_any_configuration_is_valid_or_told_what_is_wrong(edits):
     config = edited(edits)
@@ -132,14 +169,19 @@ def test_any_configuration_is_valid_or_told_what_is_wrong(edits):
     for line in lines:
         assert KEY.search(line) or line.startswith("there is no key ")
     if not lines:
-        assert config_lib.changes(config, ConfigDict(json.loads(config.to_json()))) == []
+        assert changes(config, ConfigDict(json.loads(config.to_json()))) == []
 
 
-@settings(derandomize=True, deadline=None, max_examples=50, database=None,
-          suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
+@settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(edits)
 def test_any_saved_configuration_can_be_compared(edits):
-    for line in config_lib.changes(config_lib.default(), edited(edits)):
+    for line in changes(default(), edited(edits)):
         assert re.fullmatch(rf"({KEY.pattern}) was .*, is .*", line)
 
 
@@ -172,38 +214,63 @@ def nested():
         ([("data.dir", 3)], ["data.dir=3 must be text or None."]),
         ([("job", ["train"])], ["job=['train'] must be text."]),
         ([("model.variant", 16)], ["model.variant=16 must be text."]),
-        ([("model.stem", (1, "a"))],
-         ["model.stem=(1, 'a') must be whole numbers (of 32 bits), such as (3, 4) or None."]),
-        ([("fewshot.shots", 5)],
-         ["fewshot.shots=5 must be whole numbers (of 32 bits), such as (1, 5, 10, 25)."]),
-        ([("sweep.lr", (0.1, math.nan))], ["sweep.lr=(0.1, nan) must be finite numbers, such as "
-                                           "(0.001, 0.003, 0.01, 0.03)."]),
+        (
+            [("model.stem", (1, "a"))],
+            ["model.stem=(1, 'a') must be whole numbers (of 32 bits), such as (3, 4) or None."],
+        ),
+        (
+            [("fewshot.shots", 5)],
+            ["fewshot.shots=5 must be whole numbers (of 32 bits), such as (1, 5, 10, 25)."],
+        ),
+        (
+            [("sweep.lr", (0.1, math.nan))],
+            ["sweep.lr=(0.1, nan) must be finite numbers, such as (0.001, 0.003, 0.01, 0.03)."],
+        ),
         ([("compare.epochs", "")], ["compare.epochs='' must be finite numbers, such as (3, 4)."]),
-        ([("data.image_size", [[16], 16])],
-         ["data.image_size=[[16], 16] must be pixels: one side or (height, width)."]),
+        (
+            [("data.image_size", [[16], 16])],
+            ["data.image_size=[[16], 16] must be pixels: one side or (height, width)."],
+        ),
         ([("data.train", b"train")], ["data.train=b'train' must be text or None."]),
-        ([("log_every", Unprintable())],
-         ["log_every=<Unprintable> must be a whole number (of 32 bits)."]),
+        (
+            [("log_every", Unprintable())],
+            ["log_every=<Unprintable> must be a whole number (of 32 bits)."],
+        ),
         ([("log_every", nested())], ["log_every=<list> must be a whole number (of 32 bits)."]),
         ([("optim", None)], ["optim=None must be a section, a ConfigDict."]),
-        ([("optim.name", MISSING)],
-         ["optim.name is missing: start from vit_jax.config.default()."]),
+        (
+            [("optim.name", MISSING)],
+            ["optim.name is missing: start from vit_jax.config.default()."],
+        ),
         ([("compare", MISSING)], ["compare is missing: start from vit_jax.config.default()."]),
         ([("compare.runs", (1,))], ["compare.runs=(1,) must be a section, a ConfigDict."]),
         ([("data.name", {"a": 1})], ["data.name={'a': 1} must be text."]),
         ([("line\nbreak", 1)], ["there is no key line break."]),
-        ([("compare.runs", ConfigDict({1: {}}))],
-         ["compare.runs: a run's name is text, with a letter or a digit in it."]),
-        ([("compare.runs", ConfigDict({"-": {}}))],
-         ["compare.runs: a run's name is text, with a letter or a digit in it."]),
-        ([("data.name", config_dict.required_placeholder(str))],
-         ["data.name=RequiredValueError('None value found in required reference') must be text."]),
+        (
+            [("compare.runs", ConfigDict({1: {}}))],
+            ["compare.runs: a run's name is text, with a letter or a digit in it."],
+        ),
+        (
+            [("compare.runs", ConfigDict({"-": {}}))],
+            ["compare.runs: a run's name is text, with a letter or a digit in it."],
+        ),
+        (
+            [("data.name", config_dict.required_placeholder(str))],
+            [
+                "data.name=RequiredValueError('None value found in required reference') must be text."
+            ],
+        ),
         # What an unknown key is set to is not what other keys are judged by.
-        ([("model.hidden", 3), ("model.num_heads", 7)],
-         ["there is no key model.hidden.", "model: width=768 is not a multiple of num_heads=7, so "
-          "the attention heads can't share it evenly."]),
+        (
+            [("model.hidden", 3), ("model.num_heads", 7)],
+            [
+                "there is no key model.hidden.",
+                "model: width=768 is not a multiple of num_heads=7, so "
+                "the attention heads can't share it evenly.",
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_values_are_told_as_they_are(edits, lines):
     assert problems(edited(edits)) == lines
 
@@ -255,9 +322,10 @@ def test_damaged_configurations_are_told(damage, first):
 
 def test_what_a_saved_configuration_holds_is_told_in_one_line():
     saved = edited([("batch_size", {"a": {}}), ("data.name", None), ("optim", 3)])
-    assert config_lib.changes(config_lib.default(), saved) == [
-        "batch_size was {'a': {}}, is 512", "data.name was None, is 'rendered_flowers'"
-    ]  # fmt: skip
+    assert changes(default(), saved) == [
+        "batch_size was {'a': {}}, is 512",
+        "data.name was None, is 'rendered_flowers'",
+    ]
 
 
 # ------------------------------------------------------------------------------ the command line
@@ -289,7 +357,7 @@ def told(tmp_path, monkeypatch):
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
         flags.mark_flag_as_required("config", values)
         with pytest.raises(SystemExit) as error:
-            main.parse_flags(command, values)
+            parse_flags(command, values)
         return error.value.code
 
     return parse
@@ -299,16 +367,20 @@ def told(tmp_path, monkeypatch):
     ("keys", "lines"),
     [
         (["optim.lrr=1"], ["there is no key optim.lrr; did you mean optim.lr?"]),
-        (["lr=1", "batchsize=2", "seed=1"],
-         ["there is no key lr; did you mean optim.lr?",
-          "there is no key batchsize; did you mean batch_size?"]),
+        (
+            ["lr=1", "batchsize=2", "seed=1"],
+            [
+                "there is no key lr; did you mean optim.lr?",
+                "there is no key batchsize; did you mean batch_size?",
+            ],
+        ),
         (["optm.lr=1"], ["there is no key optm.lr; did you mean optim.lr?"]),
         (["optim.lr.x=1"], ["there is no key optim.lr.x; did you mean optim.lr?"]),
         (["sweep.lr[9]=1"], ["there is no key sweep.lr[9]; did you mean sweep.lr?"]),
         (["a-b=1"], ["there is no key a-b."]),
         (["compare.runs.a.seed=1"], ["there is no key compare.runs.a.seed; did you mean seed?"]),
     ],
-)  # fmt: skip
+)
 def test_keys_that_there_are_not_are_told_all_at_once(told, keys, lines):
     text = told("--config=good.py", *(f"--config.{key}" for key in keys))
     assert text.split("\n- ") == ["The command line can't be used:", *lines]
@@ -335,29 +407,43 @@ def test_a_value_of_another_type_is_told_with_what_would_fit(told, value, parts)
     ("arguments", "text"),
     [
         (["--config=god.py"], "There is no configuration file 'god.py'; did you mean good.py?"),
-        (["--config=god.py", "--config.optim.lr=1"],
-         "There is no configuration file 'god.py'; did you mean good.py?"),
+        (
+            ["--config=god.py", "--config.optim.lr=1"],
+            "There is no configuration file 'god.py'; did you mean good.py?",
+        ),
         (["--config", "a/b.py:c"], "There is no configuration file 'a/b.py'."),
-        (["--config=syntax.py"],
-         "--config=syntax.py: SyntaxError: invalid syntax (syntax.py, line 1)"),
-        (["--config=imports.py"],
-         "imports.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
-        (["--config=nothing.py"],
-         "--config=nothing.py: AttributeError: module 'config_config' has no attribute "
-         "'get_config'"),
+        (
+            ["--config=syntax.py"],
+            "--config=syntax.py: SyntaxError: invalid syntax (syntax.py, line 1)",
+        ),
+        (
+            ["--config=imports.py"],
+            "imports.py, line 1: ModuleNotFoundError: No module named 'no_such_module'",
+        ),
+        (
+            ["--config=nothing.py"],
+            "--config=nothing.py: AttributeError: module 'config_config' has no attribute "
+            "'get_config'",
+        ),
         (["--config=good.py:1/0"], "good.py, line 6: ZeroDivisionError: division by zero"),
         (["--config=good.py:{}[1]", "--config.lr=1"], "good.py, line 6: KeyError: 1"),
-        (["--config=good.py:open('x')"],
-         "good.py, line 6: FileNotFoundError: [Errno 2] No such file or directory: 'x'"),
-        (["--config=good.py:settings.optim.lrr=1"],
-         "good.py, line 6: AttributeError: 'Key \"lrr\" does not exist and cannot be added since "
-         "the config is locked. Did you mean \"lr\" instead of \"lrr\"?'"),
-        (["--config=good.py:settings.seed='a'"],
-         "flag --config=good.py:settings.seed='a': TypeError: Could not override field 'seed' "
-         "(reference). a is of original type <class 'str'> and cannot be casted to type "
-         "<class 'int'>"),
+        (
+            ["--config=good.py:open('x')"],
+            "good.py, line 6: FileNotFoundError: [Errno 2] No such file or directory: 'x'",
+        ),
+        (
+            ["--config=good.py:settings.optim.lrr=1"],
+            'good.py, line 6: AttributeError: \'Key "lrr" does not exist and cannot be added since '
+            'the config is locked. Did you mean "lr" instead of "lrr"?\'',
+        ),
+        (
+            ["--config=good.py:settings.seed='a'"],
+            "flag --config=good.py:settings.seed='a': TypeError: Could not override field 'seed' "
+            "(reference). a is of original type <class 'str'> and cannot be casted to type "
+            "<class 'int'>",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_configuration_file_is_told_in_a_line(told, arguments, text):
     assert told(*arguments) == text
 
@@ -367,10 +453,20 @@ def test_the_command_ends_with_all_that_is_wrong_and_without_a_traceback(tmp_pat
         FILE.replace("exec(argument)", "settings.seed = None; settings.data.train = 'train['")
     )
     done = subprocess.run(
-        [sys.executable, "-m", "vit_jax.main", f"--config={tmp_path}/bad.py",
-         f"--workdir={tmp_path}/run", "--config.model.width=100", "--config.optim.lr=nan"],
-        cwd=REPOSITORY, env=environment(), capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "vit_jax.main",
+            f"--config={tmp_path}/bad.py",
+            f"--workdir={tmp_path}/run",
+            "--config.model.width=100",
+            "--config.optim.lr=nan",
+        ],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.splitlines()[-6:] == [
         "ValueError: The configuration can't be run:",

@@ -11,7 +11,10 @@ import pytest
 from conftest import write_jpegs
 from PIL import Image
 
-from vit_jax import config, data, train
+from vit_jax.config.defaults import default
+from vit_jax.data import checks, pipeline, sources
+from vit_jax.data.__main__ import main
+from vit_jax.jobs.train import train
 
 BAD = ("bomb.png", "empty.jpg", "folder.jpg", "gone.jpg", "text.jpg", "truncated.jpg")
 
@@ -25,14 +28,16 @@ def png_bomb(side):
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )  # fmt: skip
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture
 def options():
-    options = config.default().data
+    options = default().data
     options.image_size = 16
     return options
 
@@ -48,7 +53,7 @@ def damaged(tmp_path):
     (folder / "b" / "text.jpg").write_text("This is no image.\n" * 20)
     (folder / "b" / "bomb.png").write_bytes(png_bomb(30_000))
     (folder / "b" / "gone.jpg").symlink_to(folder / "nowhere")
-    return data.open_dataset(str(folder))
+    return sources.open_dataset(str(folder))
 
 
 def names(ids):
@@ -56,13 +61,15 @@ def names(ids):
 
 
 def training(source, options, *, batch_size=8, classes=2, seed=3, **more):
-    return data.train_batches(
+    return pipeline.train_batches(
         source, options, num_classes=classes, batch_size=batch_size, seed=seed, **more
     )
 
 
 def evaluation(source, options, *, batch_size=8, classes=2, **more):
-    return data.eval_batches(source, options, num_classes=classes, batch_size=batch_size, **more)
+    return pipeline.eval_batches(
+        source, options, num_classes=classes, batch_size=batch_size, **more
+    )
 
 
 class NumberedSource:
@@ -81,7 +88,7 @@ class NumberedSource:
         self.reads.append(number)
         file = io.BytesIO()
         Image.new("RGB", (20, 20), (10 * number,) * 3).save(file, "PNG")
-        return data.Example(
+        return sources.Example(
             b"bad" if number in self.bad else file.getvalue(), number, f"#{number}"
         )
 
@@ -92,7 +99,7 @@ class NumberedSource:
 def test_check_finds_what_is_bad_and_nothing_else(damaged):
     source = damaged.source("train")
     assert len(source) == 18
-    problems = data.check(source, num_classes=2, progress=False)
+    problems = checks.find_undecodable(source, num_classes=2, progress=False)
     assert names(problem.id for problem in problems) == list(BAD)
     reasons = {os.path.basename(problem.id): problem.reason for problem in problems}
     assert "truncated" in reasons["truncated.jpg"]
@@ -101,12 +108,14 @@ def test_check_finds_what_is_bad_and_nothing_else(damaged):
     assert reasons["gone.jpg"] == "can't be read: No such file or directory"
     for name in ("empty.jpg", "text.jpg"):
         assert reasons[name].startswith("not a readable image: expected JPEG, PNG")
-    numbers = [i for i in range(18) if names([data._id(source, i)])[0] in BAD]
-    assert [data._id(source, i) for i in numbers] == [problem.id for problem in problems]
+    numbers = [i for i in range(18) if names([pipeline._id(source, i)])[0] in BAD]
+    assert [pipeline._id(source, i) for i in numbers] == [problem.id for problem in problems]
 
 
 def test_check_finds_labels_out_of_range():
-    problems = data.check(NumberedSource(5, bad=[1]), num_classes=4, threads=2, progress=False)
+    problems = checks.find_undecodable(
+        NumberedSource(5, bad=[1]), num_classes=4, threads=2, progress=False
+    )
     assert [problem.id for problem in problems] == ["#1", "#4"]
     assert "has the label 4, but there are 4 classes" in str(problems[1])
 
@@ -122,18 +131,22 @@ def test_a_file_without_permission_is_bad(damaged, monkeypatch):
         return read(self)
 
     monkeypatch.setattr(type(path), "read_bytes", refuse)
-    problems = data.check(damaged.source("train"), num_classes=2, progress=False)
+    problems = checks.find_undecodable(damaged.source("train"), num_classes=2, progress=False)
     assert f"{path}: can't be read: Permission denied" in map(str, problems)
 
 
 def test_a_run_stops_with_the_list_before_its_first_step(damaged, options, capsys):
     with pytest.raises(ValueError) as error:
-        data.require_decodable(damaged, ("train[:50%]", "train[50%:]"), options)
+        checks.require_decodable(damaged, ("train[:50%]", "train[50%:]"), options)
     first, *listed, advice = str(error.value).splitlines()
     assert first == "6 of 18 images can't be used:"
     assert names(line.split(": ")[0].removeprefix("- ") for line in listed) == list(BAD)
-    for told in ("Remove or repair", f"vit_jax.data check {damaged.folder}`",
-                 "--config.data.on_error=skip", "--config.data.check=false"):
+    for told in (
+        "Remove or repair",
+        f"vit_jax.data check {damaged.folder}`",
+        "--config.data.on_error=skip",
+        "--config.data.check=false",
+    ):
         assert told in advice
     assert "18/18" in capsys.readouterr().err
 
@@ -142,10 +155,10 @@ def test_only_the_splits_of_a_run_are_looked_at(tmp_path, options):
     for split in ("train", "test", "val"):
         write_jpegs(tmp_path / split, {"a": 3, "b": 3})
     (tmp_path / "val" / "a" / "0.jpg").write_bytes(b"")
-    dataset = data.open_dataset(str(tmp_path))
-    data.require_decodable(dataset, ("train", "test"), options, progress=False)
+    dataset = sources.open_dataset(str(tmp_path))
+    checks.require_decodable(dataset, ("train", "test"), options, progress=False)
     with pytest.raises(ValueError, match="1 of 12 images can't be used"):
-        data.require_decodable(dataset, ("train", "val"), options, progress=False)
+        checks.require_decodable(dataset, ("train", "val"), options, progress=False)
 
 
 def test_a_long_list_is_cut(tmp_path, options):
@@ -153,7 +166,7 @@ def test_a_long_list_is_cut(tmp_path, options):
     for i in range(25):
         (tmp_path / "a" / f"{i}.png").touch()
     with pytest.raises(ValueError) as error:
-        data.require_decodable(data.open_dataset(str(tmp_path)), ("train",), options)
+        checks.require_decodable(sources.open_dataset(str(tmp_path)), ("train",), options)
     lines = str(error.value).splitlines()
     assert len([line for line in lines if line.startswith("- ")]) == 20
     assert lines[21] == "and 5 more"
@@ -162,7 +175,7 @@ def test_a_long_list_is_cut(tmp_path, options):
 @pytest.mark.parametrize("change", [{"check": False}, {"on_error": "skip"}])
 def test_nothing_is_looked_at_when_the_configuration_says_so(damaged, options, change, capsys):
     options.update(change)
-    data.require_decodable(damaged, ("train",), options)
+    checks.require_decodable(damaged, ("train",), options)
     assert capsys.readouterr().err == ""
 
 
@@ -173,7 +186,7 @@ def test_tfds_data_are_not_looked_at(options):
         def source(self, split):
             raise AssertionError("was read")
 
-    data.require_decodable(Prepared(), ("train",), options)
+    checks.require_decodable(Prepared(), ("train",), options)
 
 
 # ------------------------------------------------------------------------------------ the command
@@ -181,7 +194,7 @@ def test_tfds_data_are_not_looked_at(options):
 
 def run_check(folder, capsys):
     with pytest.raises(SystemExit) as exit:
-        data.main(["check", str(folder)])
+        main(["check", str(folder)])
     return exit.value.code, capsys.readouterr().out.splitlines()
 
 
@@ -228,11 +241,13 @@ def test_the_command_says_in_a_line_that_there_is_no_folder(tmp_path, capsys):
 def test_training_and_evaluation_name_the_file_that_stops_them(damaged, options, name):
     """Errors come from the threads that read ahead, as what they are."""
     files = [x for x in damaged.source("train")._files if x[0].name not in BAD or x[0].name == name]
-    source = data._FolderSource(files)
+    source = sources._FolderSource(files)
     batches = training(source, options)
-    data.go_to(batches, 0)
-    for batch_of in (lambda: [next(batches) for _ in range(3)],
-                     lambda: list(evaluation(source, options))):  # fmt: skip
+    pipeline.seek(batches, 0)
+    for batch_of in (
+        lambda: [next(batches) for _ in range(3)],
+        lambda: list(evaluation(source, options)),
+    ):
         with pytest.raises(ValueError) as error:
             batch_of()
         assert re.search(
@@ -243,7 +258,7 @@ def test_training_and_evaluation_name_the_file_that_stops_them(damaged, options,
 
 def test_a_file_that_is_deleted_after_it_was_listed_is_named(tmp_path, options):
     folder = write_jpegs(tmp_path / "images", {"a": 4, "b": 4})
-    source = data.open_dataset(str(folder)).source("train")
+    source = sources.open_dataset(str(folder)).source("train")
     (folder / "b" / "2.jpg").unlink()
     with pytest.raises(ValueError, match=r"b/2\.jpg: can't be read: No such file"):
         next(training(source, options))
@@ -254,7 +269,7 @@ def test_a_file_that_is_deleted_after_it_was_listed_is_named(tmp_path, options):
 
 def test_skipped_images_are_replaced_by_the_next_and_counted_once(damaged, options, caplog):
     options.on_error = "skip"
-    source, skipped = damaged.source("train"), data.Skipped()
+    source, skipped = damaged.source("train"), pipeline.SkippedImages()
     batches = training(source, options, batch_size=6, skipped=skipped)
     for _ in range(6):  # two epochs
         batch = next(batches)
@@ -262,8 +277,10 @@ def test_skipped_images_are_replaced_by_the_next_and_counted_once(damaged, optio
         assert batch["image"].any(axis=(1, 2, 3)).all()
     list(evaluation(source, options, skipped=skipped))
     assert len(skipped) == 6
-    assert all(problem.id in skipped for problem in data.check(source, num_classes=2))
-    told = [record.getMessage() for record in caplog.records if record.name == "vit_jax.data"]
+    assert all(problem.id in skipped for problem in checks.find_undecodable(source, num_classes=2))
+    told = [
+        record.getMessage() for record in caplog.records if record.name == "vit_jax.data.pipeline"
+    ]
     assert names(line.split(": ")[0].removeprefix("skipped ") for line in told) == list(BAD)
 
 
@@ -299,7 +316,7 @@ def test_a_run_that_skips_continues_bit_for_bit(damaged, options, processes):
         for p in range(processes)
     ]
     for part in parts:
-        data.go_to(part, 3)
+        pipeline.seek(part, 3)
     for _ in range(4):
         whole = next(one)
         for p, part in enumerate(parts):
@@ -311,15 +328,20 @@ def test_a_run_that_skips_continues_bit_for_bit(damaged, options, processes):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_masks_what_it_skips(options, processes):
     options.on_error = "skip"
-    skipped = data.Skipped()
+    skipped = pipeline.SkippedImages()
     seen, lengths = [], []
     for process in range(processes):
         batches = list(
             evaluation(
-                NumberedSource(11, bad=[0, 1, 2, 3, 7]), options, batch_size=2, classes=11,
-                process=process, processes=processes, skipped=skipped,
+                NumberedSource(11, bad=[0, 1, 2, 3, 7]),
+                options,
+                batch_size=2,
+                classes=11,
+                process=process,
+                processes=processes,
+                skipped=skipped,
             )
-        )  # fmt: skip
+        )
         lengths.append(len(batches))
         for batch in batches:
             np.testing.assert_array_equal(batch["image"][~batch["mask"]], 0)
@@ -358,26 +380,36 @@ def test_labels_out_of_range_are_not_skipped(options):
 def test_batch_ids_are_those_of_the_batches(options, processes, on_error):
     options.on_error = on_error
     source = NumberedSource(20, bad=[5, 6, 19] if on_error == "skip" else [])
-    skipped = data.Skipped()
+    skipped = pipeline.SkippedImages()
     parts = [
-        training(source, options, batch_size=8 // processes, classes=20, process=p,
-                 processes=processes, skipped=skipped)
+        training(
+            source,
+            options,
+            batch_size=8 // processes,
+            classes=20,
+            process=p,
+            processes=processes,
+            skipped=skipped,
+        )
         for p in range(processes)
-    ]  # fmt: skip
+    ]
     epochs = set()
     for step in range(1, 7):  # more than two epochs
         labels = np.zeros(8, int)
         for p, part in enumerate(parts):
             labels[p::processes] = next(part)["label"]
-        ids = data.batch_ids(source, step, batch_size=8, seed=3, skipped=skipped)
+        ids = pipeline.batch_ids(source, step, batch_size=8, seed=3, skipped=skipped)
         assert ids == [f"#{label}" for label in labels]
         epochs.add(tuple(ids))
     assert len(epochs) == 6
 
 
 def test_batch_ids_need_no_readable_files(damaged):
-    ids = [id for step in (1, 2, 3) for id in data.batch_ids(
-        damaged.source("train"), step, batch_size=6, seed=0)]  # fmt: skip
+    ids = [
+        id
+        for step in (1, 2, 3)
+        for id in pipeline.batch_ids(damaged.source("train"), step, batch_size=6, seed=0)
+    ]
     assert set(BAD) < set(names(ids)) and len(set(ids)) == 18
 
 
@@ -385,8 +417,8 @@ def test_batch_ids_need_no_readable_files(damaged):
 
 
 def require(folder, split="train", *, batch_size=2, labels=True):
-    dataset = data.open_dataset(str(folder))
-    data.require_trainable(dataset, split, batch_size=batch_size, labels=labels)
+    dataset = sources.open_dataset(str(folder))
+    checks.require_trainable(dataset, split, batch_size=batch_size, labels=labels)
 
 
 def test_fewer_images_than_a_batch(tmp_path):
@@ -423,14 +455,14 @@ def test_classes_are_needed_in_training_alone(tmp_path):
 def test_a_folder_of_pictures_without_classes_says_what_is_expected(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"no images in .*expected <class>/"):
-        data.open_dataset(str(tmp_path))
+        sources.open_dataset(str(tmp_path))
 
 
 @pytest.mark.parametrize("epochs", [1e12, 1e308])
 def test_more_epochs_than_steps_can_be_counted(settings, tmp_path, epochs):
     settings.update(total_steps=None, epochs=epochs)
     with pytest.raises(ValueError, match=r"images in batches of 16 are .* steps, and a run"):
-        train.train(settings, tmp_path)
+        train(settings, tmp_path)
 
 
 def test_a_run_stops_before_training_or_skips(settings, tmp_path, caplog):
@@ -442,11 +474,11 @@ def test_a_run_stops_before_training_or_skips(settings, tmp_path, caplog):
     settings.fewshot.update(every=3, shots=(1, 20), seeds=2)
     settings.eval_every = 0
     with pytest.raises(ValueError, match="3 of 60 images can't be used") as error:
-        train.train(settings, tmp_path / "run")
+        train(settings, tmp_path / "run")
     assert all(name in str(error.value) for name in ("a/0.jpg", "a/1.jpg", "b/2.jpg"))
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
     settings.data.on_error = "skip"
-    summary = train.train(settings, tmp_path / "run")
+    summary = train(settings, tmp_path / "run")
     assert summary["skipped_images"] == 3 and summary["step"] == settings.total_steps
     assert caplog.text.count("skipped ") == 3

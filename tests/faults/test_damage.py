@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from conftest import rows
 
-from vit_jax import checkpoint, interop, train
+from vit_jax.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from vit_jax.checkpoints.manager import CheckpointManager
+from vit_jax.jobs.train import train
+from vit_jax.weights.api import load
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def finished(image_folder, tmp_path_factory):
     settings.update(total_steps=4, eval_every=0)
     settings.optim.polyak = 0.9
     workdir = tmp_path_factory.mktemp("run")
-    train.train(settings, workdir)
+    train(settings, workdir)
     return settings, workdir
 
 
@@ -65,7 +68,7 @@ def test_every_kind_of_damage_is_told_by_file(run, item, damage):
     path = largest(folder / item)
     told = damage(path)
     with pytest.raises(ValueError) as error:
-        checkpoint.Checkpoints(workdir, keep=2)
+        CheckpointManager(workdir, keep=2)
     message = str(error.value)
     assert message.startswith(f"The checkpoint {folder} is damaged: {path.relative_to(folder)} ")
     assert told in message
@@ -73,30 +76,30 @@ def test_every_kind_of_damage_is_told_by_file(run, item, damage):
     assert (workdir / "checkpoints" / "4").is_dir()
     if item != "optimizer":  # which nobody else reads
         with pytest.raises(ValueError, match=f"4 is damaged: {item}/"):
-            interop.restore(str(workdir))
+            load(str(workdir))
     else:
-        assert interop.restore(str(workdir)).step == 4
+        assert load(str(workdir)).step == 4
 
 
 def test_a_damaged_manifest_is_damage(run):
     _, workdir = run
     (workdir / "checkpoints" / "4" / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match=r"manifest\.json can't be read"):
-        checkpoint.Checkpoints(workdir, keep=2)
+        CheckpointManager(workdir, keep=2)
 
 
 def test_fallback_goes_on_from_the_one_before_and_keeps_the_damaged(run, caplog):
     caplog.set_level("INFO")
     settings, workdir = run
     settings = settings.copy_and_resolve_references()
-    whole = checkpoint.load(workdir)
+    whole = read_checkpoint(workdir)
     table = [row["train_loss"] for row in rows(workdir)]
     truncate(largest(workdir / "checkpoints" / "4" / "params"))
     with pytest.raises(ValueError, match="is damaged"):
-        train.train(settings, workdir)
+        train(settings, workdir)
     settings.checkpoint.fallback = True
-    train.train(settings, workdir)
-    again = checkpoint.load(workdir)
+    train(settings, workdir)
+    again = read_checkpoint(workdir)
     assert again.step == 4
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     assert [row["train_loss"] for row in rows(workdir)] == table
@@ -109,22 +112,22 @@ def test_where_all_are_damaged_none_is_taken(run):
     for step in (2, 4):
         flip(largest(workdir / "checkpoints" / str(step) / "optimizer"))
     with pytest.raises(ValueError, match=r"2 is damaged.*There is none before it"):
-        checkpoint.Checkpoints(workdir, keep=2, fallback=True)
+        CheckpointManager(workdir, keep=2, fallback=True)
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == ["2", "4.damaged"]
 
 
 def test_a_converted_checkpoint_is_sealed_too(run, tmp_path):
     _, workdir = run
-    checkpoint.save(checkpoint.load(workdir), tmp_path / "copy of it")
+    write_checkpoint(read_checkpoint(workdir), tmp_path / "copy of it")
     noted = json.loads((tmp_path / "copy of it" / "manifest.json").read_text())
     assert {name.split("/")[0] for name in noted} == {"params", "metadata"}
     flip(largest(tmp_path / "copy of it" / "params"))
     with pytest.raises(ValueError, match="has other contents than were written"):
-        checkpoint.load(tmp_path / "copy of it", lazy=True)
+        read_checkpoint(tmp_path / "copy of it", lazy=True)
 
 
 def test_a_checkpoint_of_before_there_were_manifests_is_read(run):
     settings, workdir = run
     (workdir / "checkpoints" / "4" / "manifest.json").unlink()
-    assert train.train(settings, workdir)["step"] == 4
+    assert train(settings, workdir)["step"] == 4

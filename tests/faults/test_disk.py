@@ -8,7 +8,8 @@ import jobs
 import pytest
 from conftest import write_jpegs
 
-from vit_jax import checkpoint, train
+from vit_jax.checkpoints.checkpoint import read_checkpoint
+from vit_jax.jobs.train import train
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(image_fol
         assert message.startswith("OSError: ")
         assert "can't be written" in message and "No space left on device" in message
         assert "goes on from" in message
-        saved = checkpoint.load(disk / "run").step  # compares every file with its hash
+        saved = read_checkpoint(disk / "run").step  # compares every file with its hash
         (disk / "filler").unlink()
         more = f"--config.total_steps={saved + 2}"
         status, _, errors = jobs.run(image_folder, disk / "run", more)
@@ -54,15 +55,15 @@ def test_a_read_only_workdir_is_named(settings, tmp_path):
         (disk / "run").mkdir()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(OSError, match=f"{disk}/run can't be written to: Read-only file system"):
-            train.train(settings, disk / "run")
+            train(settings, disk / "run")
         with pytest.raises(OSError, match=f"{disk}/new can't be made: Read-only file system"):
-            train.train(settings, disk / "new")
+            train(settings, disk / "new")
 
 
 def test_a_file_in_the_place_of_the_workdir_is_named(settings, tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(OSError, match=f"{tmp_path}/run can't be made: File exists"):
-        train.train(settings, tmp_path / "run")
+        train(settings, tmp_path / "run")
 
 
 @pytest.mark.parametrize("log_every", [1, 100])
@@ -76,5 +77,5 @@ def test_a_workdir_that_vanishes_ends_the_run(settings, tmp_path, monkeypatch, l
     )
     told = "metrics.csv .* it is gone" if log_every == 1 else "checkpoints is gone. None was saved"
     with pytest.raises(OSError, match=told):
-        train.train(settings, workdir)
+        train(settings, workdir)
     assert not workdir.exists()

@@ -15,12 +15,17 @@ from conftest import TINY
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit_jax import interop, models, preprocess
+from vit_jax import models
+from vit_jax.data import transforms
+from vit_jax.weights.api import load_params, save_params
 
 FUZZED = hypothesis.settings(
-    derandomize=True, deadline=None, database=None, max_examples=150,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=150,
     suppress_health_check=list(hypothesis.HealthCheck),
-)  # fmt: skip
+)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -48,17 +53,19 @@ def damaged(draw, contents):
         elif kind == "cut":
             del content[start : start + length]
         else:
-            new = draw(st.one_of(
-                st.binary(min_size=length, max_size=length),
-                st.sampled_from((b"\0" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\x80\0\0\0")),
-            ))  # fmt: skip
+            new = draw(
+                st.one_of(
+                    st.binary(min_size=length, max_size=length),
+                    st.sampled_from((b"\0" * 8, b"\xff" * 8, b"\x7f\xff\xff\xff", b"\x80\0\0\0")),
+                )
+            )
             content[start : start + (len(new) if kind == "replace" else 0)] = new
     return bytes(content)
 
 
 def assert_decoded_or_refused(content):
     try:
-        image = preprocess.decode(content)
+        image = transforms.decode(content)
     except ValueError as error:
         assert str(error).startswith("not a readable image: ")
     else:
@@ -73,20 +80,41 @@ def test_damaged_images(content):
 
 @FUZZED
 @hypothesis.given(
-    st.sampled_from((b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"GIF89a",
-                     b"BM", b"II*\0", b"MM\0*")),
+    st.sampled_from(
+        (
+            b"",
+            b"\xff\xd8\xff",
+            b"\x89PNG\r\n\x1a\n",
+            b"RIFF\0\0\0\0WEBP",
+            b"GIF89a",
+            b"BM",
+            b"II*\0",
+            b"MM\0*",
+        )
+    ),
     st.binary(max_size=200),
-)  # fmt: skip
+)
 def test_bytes_that_only_start_like_images(start, rest):
     assert_decoded_or_refused(start + rest)
 
 
 @pytest.mark.parametrize(
     ("format", "mode"),
-    [("JPEG", "CMYK"), ("JPEG", "L"), ("PNG", "1"), ("PNG", "LA"), ("PNG", "P"), ("PNG", "I;16"),
-     ("GIF", "P"), ("TIFF", "F"), ("TIFF", "I"), ("TIFF", "LAB"), ("TIFF", "CMYK"),
-     ("WEBP", "RGBA")],
-)  # fmt: skip
+    [
+        ("JPEG", "CMYK"),
+        ("JPEG", "L"),
+        ("PNG", "1"),
+        ("PNG", "LA"),
+        ("PNG", "P"),
+        ("PNG", "I;16"),
+        ("GIF", "P"),
+        ("TIFF", "F"),
+        ("TIFF", "I"),
+        ("TIFF", "LAB"),
+        ("TIFF", "CMYK"),
+        ("WEBP", "RGBA"),
+    ],
+)
 def test_every_kind_of_pixel_is_decoded_or_refused(format, mode):
     base = "L" if mode == "I;16" else "RGB"
     image = Image.fromarray(np.full((6, 5, 3), 200, np.uint8)).convert(base)
@@ -130,8 +158,13 @@ def gigantic(kind):
     entries = struct.unpack("<I", data[4:8])[0] + 2  # of a TIFF: tag, type, count, value
     tags = [struct.unpack("<H", data[at : at + 2])[0] for at in range(entries, len(data) - 12, 12)]
     at = [entries + 12 * tags.index(tag) for tag in (256, 257)]
-    return patched(data, *[(x, struct.pack("<HHII", tag, 4, 1, 10**6))
-                           for x, tag in zip(at, (256, 257), strict=True)])  # fmt: skip
+    return patched(
+        data,
+        *[
+            (x, struct.pack("<HHII", tag, 4, 1, 10**6))
+            for x, tag in zip(at, (256, 257), strict=True)
+        ],
+    )
 
 
 GIGANTIC = ("JPEG", "JPEG progressive", "PNG", "GIF screen", "GIF frame", "BMP", "TIFF", "WEBP")
@@ -140,19 +173,19 @@ GIGANTIC = ("JPEG", "JPEG progressive", "PNG", "GIF screen", "GIF frame", "BMP",
 @pytest.mark.parametrize("kind", GIGANTIC)
 def test_gigantic_sizes_are_refused_by_the_header(kind):
     with pytest.raises(ValueError, match=r"not a readable image: Image size .* exceeds limit"):
-        preprocess.decode(gigantic(kind))
+        transforms.decode(gigantic(kind))
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """The bytes of a tiny model's file, by its ending."""
-    params = models.build(num_classes=2, **TINY).init(
-        jax.random.key(0), np.zeros((1, 16, 16, 3))
-    )["params"]  # fmt: skip
+    params = models.build(num_classes=2, **TINY).init(jax.random.key(0), np.zeros((1, 16, 16, 3)))[
+        "params"
+    ]
     folder = tmp_path_factory.mktemp("weights")
     found = {}
     for ending, format in ((".npz", "npz"), (".safetensors", "timm")):
-        interop.save(params, folder / f"x{ending}", format=format, **TINY)
+        save_params(params, folder / f"x{ending}", format=format, **TINY)
         found[ending] = (folder / f"x{ending}").read_bytes()
     return found
 
@@ -168,7 +201,7 @@ def test_damaged_weights(weights, ending):
             path = pathlib.Path(folder) / f"weights{ending}"
             path.write_bytes(content)
             try:
-                found = interop.load(path, **TINY)
+                found = load_params(path, **TINY)
             except ValueError as error:
                 assert str(path) in str(error)
             else:
@@ -179,18 +212,19 @@ def test_damaged_weights(weights, ending):
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner,
-                                                                max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 def test_nonsense_in_a_hugging_face_configuration(tmp_path):
-    params = models.build(num_classes=2, **TINY).init(
-        jax.random.key(0), np.zeros((1, 16, 16, 3))
-    )["params"]  # fmt: skip
+    params = models.build(num_classes=2, **TINY).init(jax.random.key(0), np.zeros((1, 16, 16, 3)))[
+        "params"
+    ]
     folder = tmp_path / "hf"
-    interop.save(params, folder, format="hf", **TINY)
+    save_params(params, folder, format="hf", **TINY)
     config = json.loads((folder / "config.json").read_text())
 
     @FUZZED
@@ -198,7 +232,7 @@ def test_nonsense_in_a_hugging_face_configuration(tmp_path):
     def check(key, value):
         (folder / "config.json").write_text(json.dumps({**config, key: value}))
         try:
-            interop.load(folder)
+            load_params(folder)
         except ValueError as error:
             assert str(folder) in str(error)
 

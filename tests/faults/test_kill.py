@@ -8,7 +8,7 @@ import time
 import jobs
 import pytest
 
-from vit_jax import checkpoint
+from vit_jax.checkpoints.checkpoint import read_checkpoint
 
 # Checkpoints after the third step are not finished within any patience.
 SLOW_TO_SAVE = """
@@ -45,9 +45,7 @@ def end_by_signals(process, workdir):
 
 @pytest.mark.parametrize("end", [end_by_kill, end_by_signals])
 def test_a_process_ended_while_it_saves_goes_on_from_what_is_whole(image_folder, tmp_path, end):
-    process = jobs.start(
-        image_folder, tmp_path, "--config.total_steps=100000", before=SLOW_TO_SAVE
-    )
+    process = jobs.start(image_folder, tmp_path, "--config.total_steps=100000", before=SLOW_TO_SAVE)
     jobs.wait_for(process, lambda: partial(tmp_path))
     jobs.wait_for(process, lambda: (tmp_path / "checkpoints" / "3").exists())
     jobs.wait_for(process, lambda: partial(tmp_path))
@@ -55,8 +53,13 @@ def test_a_process_ended_while_it_saves_goes_on_from_what_is_whole(image_folder,
     assert process.wait(timeout=10) == expected
     (left,) = partial(tmp_path)
 
-    status, out, errors = jobs.run(image_folder, tmp_path, "--config.total_steps=100000",
-                                   "--config.total_steps=5", "--config.checkpoint.every=0")
+    status, out, errors = jobs.run(
+        image_folder,
+        tmp_path,
+        "--config.total_steps=100000",
+        "--config.total_steps=5",
+        "--config.checkpoint.every=0",
+    )
     assert status == 0
     assert f"{left} was not finished, and is removed" in errors
     assert f"continuing from {tmp_path / 'checkpoints' / '3'}" in errors
@@ -68,9 +71,11 @@ def test_a_process_ended_while_it_saves_goes_on_from_what_is_whole(image_folder,
 def test_a_signal_before_the_first_step_ends_in_peace(image_folder, tmp_path, number):
     mark = tmp_path / "reading"
     process = jobs.start(
-        image_folder, tmp_path, "--config.total_steps=5",
+        image_folder,
+        tmp_path,
+        "--config.total_steps=5",
         before=SLOW_TO_READ.format(mark=str(mark)),
-    )  # fmt: skip
+    )
     jobs.wait_for(process, mark.exists)
     process.send_signal(number)
     status, out, errors = jobs.finish(process)
@@ -86,7 +91,7 @@ def test_one_signal_sent_twice_is_one(image_folder, tmp_path):
     process.terminate()
     status, _, errors = jobs.finish(process)
     assert status == 0 and "goes on" in errors
-    assert checkpoint.load(tmp_path).step > 3 and not partial(tmp_path)
+    assert read_checkpoint(tmp_path).step > 3 and not partial(tmp_path)
 
 
 def test_a_second_run_of_a_workdir_is_refused_until_the_first_has_ended(image_folder, tmp_path):
@@ -108,8 +113,11 @@ def test_the_command_under_timeout_saves(image_folder, tmp_path):
     command.kill()
     command.wait()
     ended = subprocess.run(
-        ["timeout", "15", *arguments], cwd=jobs.REPOSITORY, env=jobs.environment(),
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["timeout", "15", *arguments],
+        cwd=jobs.REPOSITORY,
+        env=jobs.environment(),
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode in (0, 124)
     assert "Stopped; the same command goes on" in ended.stderr

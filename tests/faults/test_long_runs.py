@@ -37,9 +37,13 @@ def test_memory_and_handles_of_5000_steps_are_flat(settings, tmp_path):
     settings.checkpoint.every = 500
     program = PROGRAM.format(settings=settings.to_dict(), workdir=str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment(),
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     memory, files, threads = np.array(json.loads(done.stdout.splitlines()[-1])).T
     assert len(memory) == 50
     later = memory[15:] / 2**20  # MiB, once everything has happened: rows, evaluations, checkpoints

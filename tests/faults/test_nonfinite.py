@@ -7,8 +7,11 @@ import optax
 import pytest
 from conftest import CLASSES, random_params, rows, tiny
 
-from vit_jax import checkpoint, objectives, parallel, step, train
-from vit_jax.objectives import classification
+from vit_jax.checkpoints.checkpoint import read_checkpoint
+from vit_jax.jobs.train import train
+from vit_jax.training import parallel
+from vit_jax.training.classification import classification
+from vit_jax.training.step import TrainState, identity, make_update
 
 
 def spoiled(objective, bad):
@@ -33,14 +36,14 @@ def start(batch):
     optimizer = optax.sgd(lambda count: 0.1 / (1 + count), momentum=0.9)
     params = random_params(model)
     zeros = jnp.zeros((), jnp.int32)
-    state = step.TrainState(zeros, params, optimizer.init(params), params, zeros, zeros)
+    state = TrainState(zeros, params, optimizer.init(params), params, zeros, zeros)
     bad = {**batch, "label": np.zeros_like(batch["label"])}
     objective = spoiled(classification(model), lambda batch: jnp.all(batch["label"] == 0))
     return objective, optimizer, state, batch, bad
 
 
 def update_of(objective, optimizer, max_skipped):
-    update = step.make_update(
+    update = make_update(
         objective, optimizer, lambda count: 0.1, polyak=0.9, max_skipped=max_skipped
     )
     return jax.jit(lambda state, batch: update(state, batch, jax.random.key(0)))
@@ -64,8 +67,10 @@ def test_a_refused_update_leaves_all_but_the_counts_of_steps(start):
     gradient = jax.grad(lambda params: objective.loss(params, batch, jax.random.key(0))[0])
     expected = jax.tree.map(
         lambda param, trace, grad: param - 0.1 / 3 * (0.9 * trace + grad),
-        first.params, momentum_before.trace, gradient(first.params),
-    )  # fmt: skip
+        first.params,
+        momentum_before.trace,
+        gradient(first.params),
+    )
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), third.params, expected
     )
@@ -92,13 +97,13 @@ def test_one_device_of_eight_is_enough(batch, body):
     """NaN comes from the part of the batch that a single device has."""
     model, optimizer = tiny(), optax.sgd(0.1)
     objective = spoiled(classification(model), lambda batch: jnp.any(batch["label"] == CLASSES))
-    update = step.make_update(objective, optimizer, lambda count: 0.1, max_skipped=1)
+    update = make_update(objective, optimizer, lambda count: 0.1, max_skipped=1)
     program = body(update=update, key=jax.random.key(0))
     batch["label"][5] = CLASSES
     params = random_params(model)
     zeros = jnp.zeros((), jnp.int32)
-    state = step.TrainState(zeros, params, optimizer.init(params), None, zeros, zeros)
-    state = program.init(step.identity, state)
+    state = TrainState(zeros, params, optimizer.init(params), None, zeros, zeros)
+    state = program.init(identity, state)
     state, metrics = program.update(state, program.put_batch(batch))
     assert (int(metrics["nonfinite"]), int(state.step)) == (1, 1)
     assert_equal(program.gather(state.params), params)
@@ -110,23 +115,23 @@ def test_a_run_stops_and_says_where(settings, tmp_path):
     settings.update(total_steps=50, log_every=7, eval_every=0)
     settings.checkpoint.every = 1
     with pytest.raises(FloatingPointError) as error:
-        train.train(settings, tmp_path)
+        train(settings, tmp_path)
     message = str(error.value)
-    last = checkpoint.load(tmp_path).step
+    last = read_checkpoint(tmp_path).step
     number = last + 1
     assert message.startswith(f"At step {number} the loss is ")
     assert "at a learning rate of 1e+38." in message and "gradient's norm" in message
     folder = tmp_path / "nonfinite" / f"step_{number}"
-    kept = checkpoint.load(folder)
+    kept = read_checkpoint(folder)
     assert kept.step == last
-    assert_equal(kept.params, checkpoint.load(tmp_path).params)
-    assert_equal(kept.average, checkpoint.load(tmp_path).average)
+    assert_equal(kept.params, read_checkpoint(tmp_path).params)
+    assert_equal(kept.average, read_checkpoint(tmp_path).average)
 
     names = (folder / "batch.txt").read_text().splitlines()
     assert len(names) == settings.batch_size and names[0] in message
     assert all(name.endswith(".jpg") for name in names)
     with pytest.raises(FloatingPointError, match=f"At step {number} the loss"):
-        train.train(settings, tmp_path)
+        train(settings, tmp_path)
 
 
 @pytest.fixture
@@ -139,7 +144,7 @@ def sometimes_bad(monkeypatch):
             lambda batch: jnp.sum(batch["label"] == 2) > 1,
         )
 
-    objectives_classification = objectives.classification
+    objectives_classification = classification
     monkeypatch.setattr(train.objectives, "classification", make)
 
 
@@ -148,7 +153,7 @@ def test_skipped_updates_are_counted_and_resumed(settings, tmp_path, sometimes_b
     settings.data.crop_area = 1.0
     settings.model.dropout = 0.0
     settings.checkpoint.every = 1
-    summary = train.train(settings, tmp_path / "whole")
+    summary = train(settings, tmp_path / "whole")
     assert 0 < summary["skipped_updates"] < 12
     counts = [int(row["skipped_updates"]) for row in rows(tmp_path / "whole")]
     assert counts[-1] == summary["skipped_updates"] and counts == sorted(counts)
@@ -161,10 +166,10 @@ def test_skipped_updates_are_counted_and_resumed(settings, tmp_path, sometimes_b
         with monkeypatch.context() as patch:
             patch.setattr(train.MetricWriter, "advance", stop)
             with pytest.raises(RuntimeError):
-                train.train(settings, tmp_path / "stopped")
-    again = train.train(settings, tmp_path / "stopped")
+                train(settings, tmp_path / "stopped")
+    again = train(settings, tmp_path / "stopped")
     assert again["skipped_updates"] == summary["skipped_updates"]
-    one, other = (checkpoint.load(tmp_path / name) for name in ("whole", "stopped"))
+    one, other = (read_checkpoint(tmp_path / name) for name in ("whole", "stopped"))
     assert_equal(one.params, other.params)
 
 
@@ -172,4 +177,4 @@ def test_too_many_skipped_in_a_row_stop_the_run(settings, tmp_path):
     settings.optim.update(lr=1e38, clip_norm=0.0, decay="constant")
     settings.update(total_steps=50, on_nonfinite="skip", max_skipped_updates=3)
     with pytest.raises(FloatingPointError, match="and 3 in a row before it were skipped"):
-        train.train(settings, tmp_path)
+        train(settings, tmp_path)

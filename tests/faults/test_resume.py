@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import REPOSITORY, environment, rows
 
-from vit_jax import checkpoint, train
+from vit_jax.checkpoints.checkpoint import find_checkpoint, read_checkpoint
+from vit_jax.jobs.train import train
 
 
 class StoppedError(Exception):
@@ -25,16 +26,14 @@ def fail():
 
 def state_of(workdir):
     """All arrays of the newest checkpoint, as they are on the disk."""
-    folder = checkpoint.find(workdir)
+    folder = find_checkpoint(workdir)
     items = [folder / name for name in ("params", "optimizer", "average")]
     return [ocp.PyTreeCheckpointHandler().restore(item) for item in items if item.is_dir()]
 
 
 def table(workdir):
     """metrics.csv, but for what a clock says."""
-    return [
-        {k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)
-    ]  # fmt: skip
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)]
 
 
 def train_until(stop_at, action, patch, *args):
@@ -44,7 +43,7 @@ def train_until(stop_at, action, patch, *args):
         patched.setattr(
             train.MetricWriter, "advance", lambda _: next(steps) == stop_at and action()
         )
-        train.train(*args)
+        train(*args)
 
 
 @pytest.mark.parametrize(
@@ -53,29 +52,33 @@ def train_until(stop_at, action, patch, *args):
         {},
         {"accumulate_steps": 2},
         {"objective": "masked_patches", "optim.polyak": 0.9},
-        {"data.mixup": 0.2, "data.randaugment": 2, "model.stochastic_depth": 0.3,
-         "model.positions": "sincos", "fewshot.every": 3, "fewshot.shots": (1, 2)},
+        {
+            "data.mixup": 0.2,
+            "data.randaugment": 2,
+            "model.stochastic_depth": 0.3,
+            "model.positions": "sincos",
+            "fewshot.every": 3,
+            "fewshot.shots": (1, 2),
+        },
     ],
     ids=lambda changes: "-".join(changes) or "plain",
-)  # fmt: skip
+)
 def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, changes):
     """Stopped by SIGTERM between two rows, then two steps after a checkpoint between two rows."""
     settings.update_from_flattened_dict(changes)
     settings.optim.name, settings.optim.lr = "adam", 1e-3
     settings.update(total_steps=8, log_every=4, eval_every=0)
     settings.checkpoint.every = 5
-    train.train(settings, tmp_path / "whole")
+    train(settings, tmp_path / "whole")
 
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        train_until(
-            3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch, settings, stopped
-        )
-    assert checkpoint.load(stopped).step == 3
+        train_until(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch, settings, stopped)
+    assert read_checkpoint(stopped).step == 3
     with pytest.raises(StoppedError):
         train_until(4, fail, monkeypatch, settings, stopped)
-    assert checkpoint.load(stopped).step == 5
-    train.train(settings, stopped)
+    assert read_checkpoint(stopped).step == 5
+    train(settings, stopped)
 
     jax.tree.map(np.testing.assert_array_equal, state_of(stopped), state_of(tmp_path / "whole"))
     assert table(stopped) == table(tmp_path / "whole")
@@ -90,8 +93,8 @@ def test_another_number_of_devices_goes_on_with_the_same_data(settings, tmp_path
     settings.optim.decay = "constant"
     whole = settings.copy_and_resolve_references()
     whole.total_steps = 6
-    train.train(whole, tmp_path / "whole")
-    train.train(settings, tmp_path / "both")
+    train(whole, tmp_path / "whole")
+    train(settings, tmp_path / "both")
     program = f"""
 import jax
 from ml_collections import ConfigDict
@@ -101,9 +104,7 @@ settings.update(ConfigDict({whole.to_dict()!r}))
 assert jax.device_count() == 1
 train.train(settings, {str(tmp_path / "both")!r})
 """
-    subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, env=environment(), check=True
-    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=environment(), check=True)
     for name in ("train_loss", "train_accuracy", "grad_norm", "test_loss"):
         found, expected = (
             [float(row[name] or 0) for row in rows(tmp_path / run)] for run in ("both", "whole")
@@ -115,12 +116,12 @@ train.train(settings, {str(tmp_path / "both")!r})
 def test_a_row_that_was_being_written_is_written_again(settings, tmp_path):
     """A kill in the middle of a write leaves half a line."""
     settings.total_steps = 4
-    train.train(settings, tmp_path)
+    train(settings, tmp_path)
     expected = table(tmp_path)
     path = tmp_path / "metrics.csv"
     settings.total_steps = 6
     path.write_bytes(path.read_bytes() + b"5,0.9")
-    train.train(settings, tmp_path)
+    train(settings, tmp_path)
     assert table(tmp_path)[: len(expected)] == expected
     assert [row["step"] for row in table(tmp_path)] == ["2", "3", "4", "6"]
 
@@ -128,5 +129,5 @@ def test_a_row_that_was_being_written_is_written_again(settings, tmp_path):
 def test_a_table_that_is_none_is_refused(settings, tmp_path):
     (tmp_path / "metrics.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"metrics\.csv is not a table .*: put it aside"):
-        train.train(settings, tmp_path)
+        train(settings, tmp_path)
     assert (tmp_path / "metrics.csv").read_text() == "a,b\n1,2\n"

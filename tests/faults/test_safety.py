@@ -22,10 +22,13 @@ from conftest import REPOSITORY, random_checkpoint
 from flax.traverse_util import flatten_dict
 from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 
-from vit_jax import checkpoint, convert, interop, train
-from vit_jax.datasets import prepare
-from vit_jax.datasets.tf_flowers import TfFlowers
-from vit_jax.interop import download
+from vit_jax.checkpoints.checkpoint import read_checkpoint
+from vit_jax.convert import convert, main
+from vit_jax.data.builders import prepare
+from vit_jax.data.builders.tf_flowers import TfFlowers
+from vit_jax.jobs.train import train
+from vit_jax.weights import download
+from vit_jax.weights.api import load, load_params, save
 
 MEBIBYTE = 2**20
 
@@ -59,7 +62,7 @@ def arrays():
 def refused(source, *words, error=ValueError):
     """Asserts that weights are refused in a paragraph with the file's name and these words."""
     with pytest.raises(error) as caught:
-        interop.load(source)
+        load_params(source)
     message = str(caught.value)
     missing = [word for word in (str(source), *words) if word not in message]
     assert not missing, message
@@ -104,7 +107,7 @@ def test_objects_in_an_npz_are_named_and_not_loaded(tmp_path, arrays, marker, ki
     np.savez(path, **(arrays | {"head/bias": evil}))
     refused(path, "head/bias.npy holds Python objects, which are never loaded")
     with pytest.raises(SystemExit, match="Python objects"):
-        convert.main([str(path), str(tmp_path / "y.safetensors")])
+        main([str(path), str(tmp_path / "y.safetensors")])
     assert not marker.exists() and not (tmp_path / "y.safetensors").exists()
     with pytest.raises(FileExistsError):  # the file is one that would have run
         np.load(path, allow_pickle=True)["head/bias"]
@@ -115,7 +118,7 @@ def test_objects_in_an_npz_are_named_and_not_loaded(tmp_path, arrays, marker, ki
 def test_pickles_beside_good_tensors_are_not_run(tmp_path, marker, name):
     torch = pytest.importorskip("torch")
     file = tmp_path / name
-    interop.write(random_checkpoint("Nano/8"), tmp_path / "good.pth", format="timm")
+    save(random_checkpoint("Nano/8"), tmp_path / "good.pth", format="timm")
     state = torch.load(tmp_path / "good.pth", weights_only=True)
     file.parent.mkdir(exist_ok=True)
     torch.save({"state_dict": state, "optimizer": Runs(marker)}, file)
@@ -124,7 +127,7 @@ def test_pickles_beside_good_tensors_are_not_run(tmp_path, marker, name):
     refused(file, "posix.mkdir", "nothing but tensors is ever loaded")
     if name.startswith("folder"):
         with pytest.raises(ValueError, match=r"pytorch_model\.bin can't be read .* posix\.mkdir"):
-            interop.restore(file.parent)
+            load(file.parent)
     assert not marker.exists()
 
 
@@ -148,8 +151,9 @@ def test_what_else_pytorch_pickles_is_named_without_advice_to_run_it(tmp_path):
     ):
         torch.save(thing, tmp_path / "x.pth")
         refused(tmp_path / "x.pth", f"it holds {name}")
-    torch.save({"head.bias": torch.zeros(3)}, tmp_path / "x.pth",
-               _use_new_zipfile_serialization=False)  # fmt: skip
+    torch.save(
+        {"head.bias": torch.zeros(3)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False
+    )
     refused(tmp_path / "x.pth", "no zip file, as PyTorch's are since version 1.6")
 
 
@@ -159,8 +163,9 @@ def test_what_else_pytorch_pickles_is_named_without_advice_to_run_it(tmp_path):
 def header(shape, descr="'<f4'", version=1):
     """The start of an .npy file with a shape as written, whatever that is."""
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-    return b"\x93NUMPY" + struct.pack("<BBH" if version == 1 else "<BBI", version, 0, len(text)) \
-        + text  # fmt: skip
+    return (
+        b"\x93NUMPY" + struct.pack("<BBH" if version == 1 else "<BBI", version, 0, len(text)) + text
+    )
 
 
 def npz(path, members, kind=zipfile.ZIP_STORED):
@@ -299,7 +304,7 @@ def test_the_names_of_a_safetensors_file_are_read_otherwise(tmp_path):
 def state(tmp_path):
     """timm's state dict of a small ViT, as PyTorch reads it."""
     torch = pytest.importorskip("torch")
-    interop.write(random_checkpoint("Nano/8"), tmp_path / "good.pth", format="timm")
+    save(random_checkpoint("Nano/8"), tmp_path / "good.pth", format="timm")
     return torch.load(tmp_path / "good.pth", weights_only=True)
 
 
@@ -313,7 +318,7 @@ def test_tensors_of_every_kind_are_read_or_named(tmp_path, state):
 
     for x in (torch.nn.Parameter(bias), bias.double(), bias.half(), bias.bfloat16()):
         save(x)
-        np.testing.assert_allclose(interop.load(path)["head"]["bias"], bias, rtol=1e-2)
+        np.testing.assert_allclose(load_params(path)["head"]["bias"], bias, rtol=1e-2)
     for x, words in (
         (bias.to_sparse(), "sparse"),
         (bias.to("meta"), "meta"),
@@ -322,7 +327,7 @@ def test_tensors_of_every_kind_are_read_or_named(tmp_path, state):
     ):
         save(x)
         with pytest.raises(ValueError, match=f"x.pth.*head.bias.*{words}"):
-            interop.load(path)
+            load_params(path)
 
 
 def test_a_tensor_that_repeats_few_values_is_refused(tmp_path, state):
@@ -332,7 +337,7 @@ def test_a_tensor_that_repeats_few_values_is_refused(tmp_path, state):
     state["head.weight"] = torch.zeros(1, 1).expand(10**7, state["head.weight"].shape[1])
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(ValueError, match="40000000 bytes don't fit in a file of"):
-        interop.load(tmp_path / "x.pth")
+        load_params(tmp_path / "x.pth")
 
 
 def test_a_pickle_that_inflates_is_not_read(tmp_path, state):
@@ -353,7 +358,7 @@ def test_numbers_that_numpy_has_not_are_named(tmp_path, state):
     state["head.bias"] = state["head.bias"].to(torch.float8_e5m2)
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"x\.safetensors: the array head\.bias can't be read"):
-        interop.load(tmp_path / "x.safetensors")
+        load_params(tmp_path / "x.safetensors")
 
 
 # ------------------------------------------------------------------- archives and addresses
@@ -441,9 +446,9 @@ def test_foreign_files_survive_a_run_and_its_continuation(settings, tmp_path):
     seen = [foreign(tmp_path / "run"), foreign(tmp_path / "run" / "checkpoints")]
     before = [look() for look in seen]
     settings.eval_every, settings.checkpoint.keep = 0, 1
-    train.train(settings, tmp_path / "run")
+    train(settings, tmp_path / "run")
     settings.total_steps = 10
-    train.train(settings, tmp_path / "run")
+    train(settings, tmp_path / "run")
     assert [look() for look in seen] == before
     steps = [p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdecimal()]
     assert steps == ["10"]  # so others were deleted
@@ -457,18 +462,18 @@ def test_a_foreign_folder_with_a_number_for_a_name_is_not_deleted(
     settings.eval_every, settings.checkpoint.keep = 0, 1
     if before:
         settings.total_steps = before
-        train.train(settings, tmp_path / "run")
+        train(settings, tmp_path / "run")
     settings.total_steps = 10
     numbered = tmp_path / "run" / "checkpoints" / f"{number}"
     numbered.mkdir(parents=True)
     (numbered / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=f"{numbered} has no params, so it is no checkpoint"):
-        train.train(settings, tmp_path / "run")
+        train(settings, tmp_path / "run")
     assert (numbered / "notes.txt").read_text() == "mine"
     if before:  # readers delete nothing, and take what is ours
-        assert checkpoint.load(tmp_path / "run").step == before
+        assert read_checkpoint(tmp_path / "run").step == before
     numbered.rename(tmp_path / "mine")
-    assert train.train(settings, tmp_path / "run")["step"] == 10
+    assert train(settings, tmp_path / "run")["step"] == 10
 
 
 def test_foreign_files_survive_downloads_that_fail(tmp_path, monkeypatch):
@@ -482,7 +487,7 @@ def test_foreign_files_survive_downloads_that_fail(tmp_path, monkeypatch):
         (folder / name).write_text("mine")
     before = {**look(), **snapshot(folder, ["x.npz.part", ".x.npz.old.part", "y.npz"])}
     with pytest.raises(ValueError, match="can't be downloaded"):
-        interop.load(f"{address}/x.npz")
+        load_params(f"{address}/x.npz")
     assert {**look(), **snapshot(folder, ["x.npz.part", ".x.npz.old.part", "y.npz"])} == before
 
 
@@ -493,7 +498,7 @@ def test_foreign_files_survive_a_conversion_that_fails(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **(arrays | {"head/bias": np.full(3, np.nan, np.float32)}))
     for name, format in (("y.npz", "npz"), ("y.safetensors", "timm"), ("y", "hf")):
         with pytest.raises(ValueError, match="NaN"):
-            convert.convert(str(tmp_path / "x.npz"), str(tmp_path / name), format=format)
+            convert(str(tmp_path / "x.npz"), str(tmp_path / name), format=format)
         assert not (tmp_path / name).exists()
     assert look() == before
     assert {p.name for p in tmp_path.iterdir()} == {*FOREIGN, "x.npz"}

@@ -18,10 +18,19 @@ def test_a_few_kills_are_survived(tmp_path):
     """A SIGKILL in a save and a SIGTERM: this seed's first two."""
     path = tmp_path / "results.json"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", "--kills=2", "--seed=32", "--steps=60",
-         f"--json={path}"],
-        cwd=REPOSITORY, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.soak",
+            "--kills=2",
+            "--seed=32",
+            "--steps=60",
+            f"--json={path}",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     *kinds, everything = result["rows"]
@@ -56,8 +65,9 @@ def workdirs(tmp_path):
 def test_runs_that_ended_alike_do_not_differ(workdirs):
     assert list(soak.differences(*workdirs)) == []
     assert soak.read_arrays(workdirs[0] / "checkpoints" / "6").keys() == {
-        "optimizer['step']", "params['head']['bias']",
-    }  # fmt: skip
+        "optimizer['step']",
+        "params['head']['bias']",
+    }
 
 
 @pytest.mark.parametrize(("value", "bit"), [(0, 0), (1, 31)], ids=["smallest", "sign of zero"])
@@ -117,12 +127,14 @@ def test_a_start_that_ends_well_gives_its_summary(tmp_path):
     ("program", "message"),
     [
         ("raise SystemExit(3)", r"Exit status 3: see .*job/start_001\.log"),
-        ("import threading; threading.Thread(target=lambda: 1 / 0).start(); print('{}')",
-         "A traceback: see"),
+        (
+            "import threading; threading.Thread(target=lambda: 1 / 0).start(); print('{}')",
+            "A traceback: see",
+        ),
         ("pass", "No summary: see"),
         ("import time; time.sleep(60)", r"It still runs after 0\.5 s: see"),
     ],
-)  # fmt: skip
+)
 def test_a_start_that_fails_is_noticed(tmp_path, monkeypatch, program, message):
     monkeypatch.setattr(soak, "_LIMIT", 0.5 if "sleep" in program else 30)
     with pytest.raises(soak.Failed, match=message):

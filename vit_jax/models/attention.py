@@ -35,8 +35,9 @@ def attend(
     scores = _scores(query, key, relative)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1)  # (b, heads, n)
-    y = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value,
-                   preferred_element_type=jnp.float32)
+    y = jnp.einsum(
+        "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
     return (y / jnp.swapaxes(total, 1, 2)[..., None]).astype(value.dtype)
 
 
@@ -54,8 +55,12 @@ def _scores(query: jax.Array, key: jax.Array, relative: jax.Array | None) -> jax
     query = query * (query.shape[-1] ** -0.5)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     if relative is not None:
-        scores += jnp.einsum("bqhd,qkd->bhqk", query, relative.astype(query.dtype),
-                             preferred_element_type=jnp.float32)
+        scores += jnp.einsum(
+            "bqhd,qkd->bhqk",
+            query,
+            relative.astype(query.dtype),
+            preferred_element_type=jnp.float32,
+        )
     return scores
 
 
@@ -123,9 +128,13 @@ def attend_cudnn(
         )
     lengths = None if tokens == query.shape[1] else jnp.full(b, tokens)
     y = jax.nn.dot_product_attention(
-        query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+        query,
+        key,
+        value,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
         implementation="cudnn",
-    )  # fmt: skip
+    )
     return y[:, :n]
 
 
@@ -178,6 +187,4 @@ def self_attention(
         attention_fn = functools.partial(attend, relative=embeddings)
     elif tokens is not None:
         attention_fn = functools.partial(attention_fn, tokens=tokens)
-    return MultiHeadDotProductAttention(
-        num_heads, attention_fn, dense(implementation), dtype
-    )(x)
+    return MultiHeadDotProductAttention(num_heads, attention_fn, dense(implementation), dtype)(x)

@@ -152,8 +152,13 @@ class Encoder(nn.Module):
             apply = nn.remat(apply, policy=REMATS[self.remat])
         n = x.shape[1]
         # Here once for all blocks, where the blocks don't need the true number of tokens.
-        padded = self.implementation == "cudnn" and n % 2 and not self.axial \
-            and self.positions != "relative" and self.positions_at == "stem"
+        padded = (
+            self.implementation == "cudnn"
+            and n % 2
+            and not self.axial
+            and self.positions != "relative"
+            and self.positions_at == "stem"
+        )
         options = dict(
             mlp_dim=self.mlp_dim,
             num_heads=self.num_heads,

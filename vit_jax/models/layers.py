@@ -88,9 +88,8 @@ def _layer_norm_vjp(epsilon, kept, dy):
     normed = (x.astype(jnp.float32) - mean) * factor
     scaled = dy * scale
     dx = factor * (
-        scaled - scaled.mean(-1, keepdims=True)
-        - normed * (scaled * normed).mean(-1, keepdims=True)
-    )  # fmt: skip
+        scaled - scaled.mean(-1, keepdims=True) - normed * (scaled * normed).mean(-1, keepdims=True)
+    )
     others = tuple(range(x.ndim - 1))
     return dx.astype(x.dtype), (dy * normed).sum(others), dy.sum(others)
 

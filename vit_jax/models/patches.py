@@ -1,10 +1,17 @@
-"""Patch embedding: an image becomes a sequence of linear projections of its patches (paper 3.1)."""
+"""Patches"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+def to_float(images: Any) -> Any:
+    """Scales uint8 images of any shape to float32 in [-1, 1]; runs on the device, inside jit."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def grid_shape(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -41,3 +48,10 @@ class PatchEmbedding(nn.Conv):
         grid_shape(images.shape[1:3], self.kernel_size)
         x = super().__call__(images)  # (b, rows, columns, d)
         return jnp.reshape(x, (x.shape[0], -1, x.shape[-1]))
+
+
+def to_patches(images: jax.Array, patch: tuple[int, int]) -> jax.Array:
+    """Cuts images (b, h, w, 3) into patches (b, n, ph, pw, 3), row by row."""
+    b, h, w, channels = images.shape
+    blocks = images.reshape(b, h // patch[0], patch[0], w // patch[1], patch[1], channels)
+    return jnp.moveaxis(blocks, 3, 2).reshape(b, -1, *patch, channels)

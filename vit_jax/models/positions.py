@@ -1,8 +1,4 @@
-"""Position embeddings (paper 3.1, D.4): learned 1-D or 2-D, relative to the query, or sin-cos.
-
-Every learned table is float32 whatever the compute dtype and starts at N(0, 0.02^2), as those of
-the published checkpoints did.
-"""
+"""Positions"""
 
 from __future__ import annotations
 
@@ -12,10 +8,11 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
 
 KINDS = ("1d", "2d", "relative", "sincos", "none")
 PLACES = ("stem", "layers", "shared")
-
 _INIT = nn.initializers.normal(stddev=0.02)
 
 
@@ -127,3 +124,49 @@ class RelativePositions(nn.Module):
         table = self.param("offset_embedding", _INIT, (2 * self.tokens - 1, self.depth))
         at = jnp.arange(self.tokens)
         return table[at[:, None] - at[None, :] + self.tokens - 1]
+
+
+RESIZES = ("linear", "cubic")
+
+
+def resize(array: np.ndarray, shape: tuple[int, ...], method: str = "linear") -> np.ndarray:
+    """Interpolates an array of samples on a grid to another shape with as many axes.
+
+    Args:
+      array: float32; an axis whose length stays the same is left alone.
+      shape: the new one.
+      method: "linear" with aligned corners, as in the public JAX loader; or "cubic", which timm
+        and Hugging Face use: samples at the centres of their cells, Keys's kernel (a = -0.5),
+        widened where the grid gets coarser.
+
+    Raises:
+      ValueError: there is no such method.
+    """
+    if method not in RESIZES:
+        raise ValueError(f"There is no way to resize called {method!r}: {' or '.join(RESIZES)}.")
+    array = np.asarray(array)
+    if method == "linear":
+        zoom = [new / old for new, old in zip(shape, array.shape, strict=True)]
+        return ndimage.zoom(array, zoom, order=1)
+    return np.asarray(jax.image.resize(array, shape, "cubic"))
+
+
+def resize_positions(
+    table: np.ndarray,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    method: str = "linear",
+) -> np.ndarray:
+    """Interpolates position embeddings in 2-D: (1, t + n, d) -> (1, t + m, d).
+
+    The first t rows (the class token's) stay as they are.
+
+    Args:
+      table: one row for each class token, then one for each patch, row by row.
+      old_grid, new_grid: (rows, columns) of n and m patches.
+      method: see `resize`.
+    """
+    tokens = table.shape[1] - old_grid[0] * old_grid[1]
+    kept, patches = table[:, :tokens], table[0, tokens:].reshape(*old_grid, -1)
+    patches = resize(patches, (*new_grid, table.shape[-1]), method)
+    return np.concatenate([kept, patches.reshape(1, -1, table.shape[-1])], axis=1)

@@ -107,9 +107,7 @@ class PreActivationUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = functools.partial(
-            StdConv, bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype
-        )
+        conv = functools.partial(StdConv, bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
         norm = functools.partial(nn.GroupNorm, epsilon=1e-5, dtype=self.dtype)
         z = nn.relu(norm(name="gn1")(x))
         y = conv(self.features, name="conv1")(z)

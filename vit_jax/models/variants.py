@@ -22,9 +22,13 @@ def _vit(
     depth: int, width: int, mlp_dim: int, num_heads: int, patch_size: int, **more: Any
 ) -> dict[str, Any]:
     return dict(
-        depth=depth, width=width, mlp_dim=mlp_dim, num_heads=num_heads, patch_size=patch_size,
+        depth=depth,
+        width=width,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads,
+        patch_size=patch_size,
         **more,
-    )  # fmt: skip
+    )
 
 
 def _resnet(layers: tuple[int, ...], width_factor: int, **more: Any) -> dict[str, Any]:

@@ -1,0 +1,294 @@
+"""Plans against counts by hand, and steps that are compiled for devices that aren't there."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import CLASSES, IMAGE, REPOSITORY
+
+from vit_jax.analysis import hardware
+from vit_jax.analysis.planning import (
+    Program,
+    _si,
+    dataset_size,
+    estimated_batch,
+    exceeded,
+    held,
+    largest_batch,
+    plan,
+    step_shapes,
+    table,
+)
+from vit_jax.config.defaults import default
+from vit_jax.plan import main
+from vit_jax.training import setup
+
+
+def test_a_step_takes_as_long_as_its_slowest_part():
+    chip = hardware.Chip(hbm=1e9, peak=200e12, bandwidth=800e9, interconnect=100e9)
+    assert hardware.roofline(50e12, 80e9, 5e9, chip) == {
+        "compute": 0.25,
+        "memory": 0.1,
+        "interconnect": 0.05,
+        "step": 0.25,
+    }
+    assert hardware.roofline(1e12, 80e9, 20e9, chip)["step"] == 0.2
+
+
+def test_batches_are_estimated_along_a_line():
+    assert estimated_batch([(64, 1000 + 64 * 50)], 1000, 10_000, 8) == 176  # of 180
+    assert estimated_batch([(64, 5200), (32, 3600)], 0, 10_000, 8) == 160
+    assert estimated_batch([(64, 90_000)], 20_000, 10_000, 8) == 0
+
+
+@pytest.mark.parametrize(
+    ("batch", "tries", "largest"), [(64, 1, 168), (8, 2, 176), (4096, 1, 176), (176, 0, 176)]
+)
+def test_the_largest_batch_is_compiled(batch, tries, largest):
+    """One example takes 50 bytes, and all of them 300 more; 95 % of the memory is enough."""
+    compiled = []
+
+    def program(size):
+        total = 1300 + 50 * size
+        return Program(0.0, 1000, total - 1000, total, total <= 10_200)
+
+    def compile_at(size):
+        compiled.append(size)
+        return program(size)
+
+    found = largest_batch(compile_at, program(batch), batch, 1000, 10_200, 8)
+    assert found == (largest, program(largest))
+    assert len(compiled) == tries
+
+
+def test_what_xla_says_of_too_little_memory_is_understood():
+    told = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (49.33G) exceeds available HBM (15.75G)."
+    )
+    assert exceeded(told) == int(49.33 * 2**30)
+    told = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm."
+    assert exceeded(told) == int(512.5 * 2**20)
+    assert exceeded("INTERNAL: something else") is None
+
+
+def settings_of(folder, **changes):
+    settings = default()
+    settings.model.update(variant="Ti/16", width=24, depth=1, mlp_dim=32, num_heads=2, patch_size=8)
+    settings.data.update(name=str(folder), image_size=IMAGE)
+    settings.update(batch_size=32, eval_batch_size=32, total_steps=10, **changes)
+    return settings
+
+
+def planned(**changes):
+    settings = settings_of("nowhere", **changes)
+    return plan(settings, "local", num_classes=CLASSES, images=None)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return planned()
+
+
+def test_the_step_of_a_tiny_model_is_planned(report):
+    assert (report["chips"], report["total_steps"], report["fits"]) == (8, 10, True)
+    size = 4 * report["parameters"]
+    reduced = report["collectives"]["all-reduce"]
+    assert size < reduced["bytes"] < size + 64  # the gradient and a few metrics
+    assert reduced["sent"] == pytest.approx(2 * 7 / 8 * reduced["bytes"])
+    held = 2 * size + 4 * (IMAGE * IMAGE * 3 + 5)  # parameters, momentum, 4 images of 32
+    assert held < report["arguments_bytes"] < held + 64
+    # But for the images, of which there is no gradient.
+    embedding = 2 * (IMAGE // 8) ** 2 * (8 * 8 * 3) * 24 / report["flops_per_image"]
+    assert report["compiled_flops_ratio"] == pytest.approx(1 - embedding, rel=1e-3)
+    assert report["step_seconds"] is report["run_hours"] is None  # a CPU's peaks are unknown
+
+
+def test_micro_batches_are_all_counted(report):
+    """Of one image, the head's product is no matrix product any more."""
+    ratio = planned(accumulate_steps=4)["compiled_flops_ratio"] / report["compiled_flops_ratio"]
+    assert ratio == pytest.approx(1, rel=0.01)
+
+
+def test_a_divided_state_is_planned():
+    settings = settings_of("nowhere", parallel="sharded")
+    settings.model.update(width=128, mlp_dim=128)  # its kernels are large enough to be divided
+    found = plan(settings, "local", num_classes=CLASSES, images=None)
+    assert "all-gather" in found["collectives"]
+    trained = setup.set_up(settings, num_classes=CLASSES, total_steps=10)
+    state, batch = held(settings, *step_shapes(settings, trained), 8)
+    assert batch == 4 * (IMAGE * IMAGE * 3 + 5)
+    assert found["parameters"] < state < 0.5 * 8 * found["parameters"]  # an eighth of 8, and biases
+    assert found["arguments_bytes"] == pytest.approx(state + batch, abs=64)
+
+
+def test_what_does_not_fit_gets_suggestions(monkeypatch):
+    """A compiler that says so, for a state of 100 bytes and 10 bytes an example and device."""
+
+    def compiled(*unused):
+        return Program(0.0, 100, 1000, 1100, fits=False)
+
+    goal = hardware.find_target("local")._replace(memory=1050)
+    monkeypatch.setattr(plan, "target", lambda topology: goal)
+    monkeypatch.setattr(plan, "compiled", compiled)
+    found = planned()
+    assert not found["fits"]
+    assert found["collectives"] is found["compiled_flops_per_step"] is None
+    changes = [x["change"] for x in found["suggestions"]]
+    assert "batch_size" in changes[0]
+    assert {"parallel": "sharded"} in changes
+    assert {"accumulate_steps": 2} in changes
+    assert [x for x in changes if "model.remat" in x] == [
+        {"model.remat": "dots"},
+        {"model.remat": "full"},
+    ]
+    assert any("does not fit" in line for line in table(found))
+
+
+CONFIG = f"{REPOSITORY}/configs/pretrain.py:Nano/8,"
+TINY = [
+    "--config.model.depth=1",
+    "--config.model.width=24",
+    "--config.model.mlp_dim=32",
+    "--config.data.image_size=16",
+    "--config.batch_size=32",
+    "--config.eval_batch_size=32",
+    "--config.model.num_heads=2",
+]
+
+
+def test_the_command_counts_the_images_of_a_folder(capsys, image_folder):
+    main([f"--config={CONFIG}{image_folder}", *TINY, "--topology=local", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["total_steps"] == round(25 * 68 / 32)  # 85 % of 80 images
+    embedding = 24 * (8 * 8 * 3 + 1) + 24 + 5 * 24  # patches, class token, positions
+    block = 4 * 24 * 25 + 24 * 33 + 32 * 25 + 4 * 24  # attention, MLP, two norms
+    assert report["parameters"] == embedding + block + 2 * 24 + 3 * 25  # norm and head
+
+
+def test_the_table_tells_a_report(report):
+    lines = table(report)
+    assert lines[0] == "Ti/16 on local (8 x cpu): 32 images a step, pmap, float32"
+    assert all(len(line) <= 100 for line in lines)
+    rows = dict(line.split("  ", 1) for line in lines[1:])
+    assert rows["parameters"].strip() == f"{report['parameters']:,}"
+    assert rows["memory"].endswith("a chip: fits")
+    assert "peaks of a cpu are unknown" in rows["step"]
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (0, "0 "),
+        (999, "999 "),
+        (1234, "1.234 k"),
+        (1.0791578e14, "107.9 T"),
+        (2.5e19, "2.5e+04 P"),
+    ],
+)
+def test_numbers_are_told_with_their_unit(number, told):
+    assert _si(number) == told
+
+
+def test_a_schedule_of_a_known_data_set_needs_no_data():
+    settings = default()
+    settings.data.name = "imagenet2012"
+    assert dataset_size(settings) == (1_281_167, 1000)
+    settings.data.train = "train[:99%]"
+    assert dataset_size(settings) == (1_268_355, 1000)
+    settings.data.name = "unheard_of"
+    assert dataset_size(settings) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--topology=local", "--config.batch_size=20"], "multiple of 8"),
+        (["--topology=local", "--config.job=sweep"], "only the steps of 'train'"),
+        (["--topology=local", "--config.data.name=unheard_of"], "give --images=N"),
+        (["--topology=local", "--config.modle=1"], "modle"),
+        (["--topology=local", "--imagse=1"], "imagse"),
+        (["--topology=v5e:4x4"], 'pip install "vit_jax[tpu]"'),
+        (["--topology=h100:8"], 'pip install "vit_jax[cuda]"'),
+        (["--topology=h100"], "write h100:1 to h100:8, GPUs of one host"),
+        (["--topology=a100:9"], "write a100:1 to a100:8, GPUs of one host"),
+    ],
+)
+def test_mistakes_are_told_in_one_paragraph(monkeypatch, arguments, told):
+    find = importlib.util.find_spec
+    missing = ("libtpu", "jax_plugins")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda x: None if x.startswith(missing) else find(x)
+    )
+    monkeypatch.setattr(plan, "without_tpu", lambda: None)
+    with pytest.raises(SystemExit) as error:
+        main([f"--config={CONFIG}rendered_flowers", *TINY, *arguments])
+    assert told in str(error.value)
+    assert "Traceback" not in str(error.value)
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "vit_jax[tpu]"'
+)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "vit_jax.plan",
+            f"--config={CONFIG}rendered_flowers",
+            *TINY,
+            *arguments,
+        ],
+        cwd=REPOSITORY,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+    )
+
+
+@needs_libtpu
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
+    done = command("--topology=v5e:2x2", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["device"], report["chips"], report["fits"]) == ("TPU v5 lite", 4, True)
+    assert report["memory_bytes"] == 15.75 * 2**30
+    assert report["collectives"]["all-reduce"]["bytes"] > 4 * report["parameters"]
+    times = report["step_seconds"]
+    assert times["step"] == max(times[x] for x in ("compute", "memory", "interconnect")) > 0
+    assert report["run_chip_hours"] == pytest.approx(
+        4 * report["total_steps"] * times["step"] / 3600
+    )
+
+
+@needs_libtpu
+def test_unknown_topologies_are_refused_with_examples():
+    done = command("--topology=v5e:3x5")
+    assert done.returncode == 1
+    assert "v5e:4x4, v4:2x2x4" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(
+    not any(map(hardware._installed, hardware._GPU_PLUGINS)),
+    reason='needs pip install "vit_jax[cuda]"',
+)
+@pytest.mark.parametrize("body", ["pmap", "sharded"])
+def test_a_step_is_compiled_for_gpus_that_are_not_there(body):
+    """Where its products are libraries', and 5 tokens are 6: as many as compiled for here."""
+    settings = f"--config.parallel={body}", "--config.dtype=bfloat16", "--config.model.width=32"
+    report, here = (
+        json.loads(command(f"--topology={where}", *settings, "--json").stdout)
+        for where in ("h100:2", "local")
+    )
+    assert (report["device"], report["chips"]) == ("NVIDIA H100 80GB HBM3", 2)
+    assert report["fits"] and report["memory_bytes"] == 0.75 * 79 * 2**30
+    assert 1 < report["compiled_flops_per_step"] / here["compiled_flops_per_step"] < 1.25
+    assert report["collectives"]["all-reduce"]["count"] > 0
+    assert report["step_seconds"]["step"] > 0

@@ -1,0 +1,402 @@
+import inspect
+import json
+import logging
+import math
+import re
+import runpy
+
+import pytest
+from conftest import REPOSITORY
+from ml_collections import ConfigDict
+
+from vit_jax.config.defaults import default
+from vit_jax.config.keys import no_such_key, run_config, what_fits
+from vit_jax.jobs import validation
+from vit_jax.jobs.start import changes, check_same_run
+from vit_jax.models.resnet import ResNet
+from vit_jax.models.vit import VisionTransformer
+
+
+@pytest.fixture
+def config():
+    config = default()
+    config.total_steps = 10
+    return config
+
+
+def problems(config, device_count=1):
+    with pytest.raises(ValueError) as error:
+        validation.validate(config, device_count=device_count)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (REPOSITORY / "configs").glob("*.py")])
+@pytest.mark.parametrize("device_count", [1, 2, 4, 8, 16])
+def test_the_configurations_are_valid_on_any_usual_number_of_devices(name, device_count):
+    get_config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]
+    validation.validate(get_config(), device_count=device_count)
+
+
+def test_the_default_with_a_length_is_valid(config):
+    validation.validate(config, device_count=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "job",
+            "trian",
+            "job='trian' is unknown: 'train' or 'evaluate' or 'fewshot' or 'sweep' "
+            "or 'compare' (did you mean 'train'?)",
+        ),
+        ("dtype", "float16", "'float32' or 'bfloat16'"),
+        ("parallel", "pmapp", "did you mean 'pmap'?"),
+        ("model.variant", "B/17", "closest: B/16"),
+        ("model.pool", "max", "model: pool='max' is unknown"),
+        ("model.width", 100, "width=100 is not a multiple of num_heads=12"),
+        ("model.positions", "3d", "model: positions='3d' is unknown: '1d' or '2d'"),
+        ("model.layers", (3, 4), "Variant B/16 has no layers"),
+        ("init_resize", "bicubic", "did you mean 'cubic'?"),
+        ("model.dropout", 1.0, "model: dropout=1.0 must be a number in [0, 1)"),
+        ("data.image_size", 225, "multiple of the patch"),
+        ("data.image_size", (224, 100), "224x100 pixels can't be cut into patches of 16x16"),
+        ("data.image_size", (1, 2, 3), "data.image_size=(1, 2, 3)"),
+        ("data.image_size", "big", "='big' must be pixels: one side or (height, width)"),
+        ("data.image_size", (0, 16), "data.image_size=(0, 16) must be pixels"),
+        ("data.train", "train[:85]%", "data.train: 'train[:85]%' is not a split"),
+        ("data.test", "test[", "data.test: 'test[' is not a split"),
+        ("data.crop", "center", "data.crop='center' is unknown"),
+        ("data.crop_area", 0.0, "data.crop_area=0.0 must be in (0, 1]"),
+        ("batch_size", 0, "batch_size=0 must be above 0"),
+        ("total_steps", -5, "total_steps=-5 must be above 0"),
+        ("epochs", -1.0, "epochs=-1.0 must be above 0"),
+        ("accumulate_steps", 0, "accumulate_steps=0 must be above 0"),
+        ("optim.name", "adamw", "did you mean 'adam'?"),
+        ("optim.decay", "step", "'cosine' or 'linear' or 'constant'"),
+        ("optim.warmup_steps", -1, "optim.warmup_steps=-1 must be 0 or more"),
+        ("eval_every", -1, "eval_every=-1 must be 0 or more"),
+        ("objective", "masked", "did you mean 'masked_patches'?"),
+        ("masked.target", "mean_color", "did you mean 'mean_colour'?"),
+        ("masked.fraction", 0.0, "masked.fraction=0.0 must be in (0, 1]"),
+        ("model.stochastic_depth", 1.5, "stochastic_depth=1.5 must be a number in [0, 1)"),
+        ("model.positions_at", "layer", "model: positions_at='layer' is unknown"),
+        ("data.eval_crop", "center", "data.eval_crop='center' is unknown"),
+        ("data.mixup", -0.1, "data.mixup=-0.1 must be 0 or more"),
+        ("data.randaugment", -1, "data.randaugment=-1 must be 0 or more"),
+        ("data.randaugment_magnitude", 31.0, "randaugment_magnitude=31.0 must be in [0, 30]"),
+        ("optim.polyak", 1.0, "optim.polyak=1.0 must be in [0, 1)"),
+        ("fewshot.shots", (0, 5), "fewshot.shots=(0, 5) must be numbers above 0"),
+        ("fewshot.shots", (), "fewshot.shots=() must be numbers above 0, such as (1, 5, 10, 25)"),
+        ("fewshot.train", "train[", "fewshot.train: 'train[' is not a split"),
+        ("sweep.lr", (0.1, -1.0), "sweep.lr=(0.1, -1.0) must be numbers above 0"),
+        ("sweep.held_out", 1.0, "sweep.held_out=1.0 must be in (0, 1)"),
+        ("checkpoint.keep", 0, "checkpoint.keep=0 must be above 0"),
+        ("data.on_error", "ignore", "data.on_error='ignore' is unknown: 'stop' or 'skip'"),
+        ("on_nonfinite", "stopp", "(did you mean 'stop'?)"),
+        ("max_skipped_updates", 0, "max_skipped_updates=0 must be above 0"),
+        ("data.name", " ", "data.name=' ' must be a folder of images or the name of a data set"),
+        ("optim.lr", math.nan, "optim.lr=nan must be a finite number"),
+        ("epochs", math.inf, "epochs=inf must be a finite number or None"),
+        ("total_steps", 2**31, "total_steps=2147483648 must be a whole number (of 32 bits)"),
+        ("init_average", True, "init_average=True needs init_from"),
+        ("model.implementation", "cudnn", "not in float32 with a depth of 64"),
+    ],
+)
+def test_each_problem_is_explained(config, key, value, message):
+    config.update_from_flattened_dict({key: value})
+    assert message in problems(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.variant": "R50x1"}, "needs a ViT or a hybrid, not R50x1"),
+        ({"model.pre_logits": True}, "has no use for model.pre_logits"),
+        ({"model.variant": "R50+B/16", "data.image_size": 220}, "that the 16x16 pixels of a patch"),
+        ({"model.variant": "H/14", "masked.target": "downsized"}, "4 divides, not 14x14"),
+    ],
+)
+def test_what_masked_patches_can_not_be_predicted_with(config, changes, message):
+    config.objective = "masked_patches"
+    validation.validate(config, device_count=1)
+    config.update_from_flattened_dict(changes)
+    assert message in problems(config)
+
+
+def test_all_problems_are_listed_at_once(config):
+    config.model.variant = "B/17"
+    config.optim.lr = -1.0
+    config.data.train = "train["
+    text = problems(config)
+    assert text.count("\n- ") == 3
+    for key in ("model", "optim.lr", "data.train"):
+        assert f"\n- {key}" in text
+
+
+def test_a_problem_is_told_once(config):
+    """A key of another type, or out of range, is not blamed again for what doesn't fit with it."""
+    config.accumulate_steps = 3
+    with config.ignore_type():
+        config.batch_size, config.total_steps, config.model.width = "many", "few", True
+    config.model.num_heads = 7
+    config.parallel, config.fsdp = "shraded", 2
+    assert problems(config).split("\n- ")[1:] == [
+        "batch_size='many' must be a whole number (of 32 bits).",
+        "model.width=True must be a whole number (of 32 bits) or None.",
+        "parallel='shraded' is unknown: 'pmap' or 'sharded' (did you mean 'sharded'?).",
+        "total_steps='few' must be a whole number (of 32 bits) or None.",
+    ]
+
+
+def test_what_is_missing_is_told(config):
+    with config.unlocked():
+        del config.optim.lr, config.data, config.model
+        config.model = 3
+    assert problems(config).split("\n- ")[1:] == [
+        "data is missing: start from vit_jax.config.default().",
+        "model=3 must be a section, a ConfigDict.",
+        "optim.lr is missing: start from vit_jax.config.default().",
+    ]
+
+
+@pytest.mark.parametrize("config", [None, {}, 3], ids=repr)
+def test_what_is_no_configuration_is_told(config):
+    assert "is a ConfigDict, as vit_jax.config.default() returns it, not" in problems(config)
+
+
+def test_whole_numbers_and_lists_are_taken_for_what_they_stand_for(config):
+    with config.ignore_type():
+        config.optim.lr, config.epochs, config.sweep.lr = 1, 3, [1, 0.5]
+        config.fewshot.shots, config.data.image_size = [1, 5], [32, 48]
+        config.model.implementation, config.dtype = "cudnn", "bfloat16"
+    validation.validate(config, device_count=1)
+
+
+@pytest.mark.parametrize("job", ["sweep", "compare"])
+def test_studies_go_by_accuracy(config, job):
+    config.job, config.objective, config.masked.target = job, "masked_patches", "pixels"
+    config.compare.runs = ConfigDict({"a": {"optim": {"lr": 0.1}}})
+    assert f"job='{job}' goes by accuracy, and masked.target='pixels' has none" in problems(config)
+    config.masked.target = "downsized"
+    validation.validate(config, device_count=1)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ({"optim": {"lrr": 1}}, "compare.runs.a: there is no key optim.lrr; did you mean opt"),
+        ({"optim": {"lr": "x"}}, "compare.runs.a: optim.lr='x' must be a finite number."),
+        ({"batch_size": 3}, "compare.runs.a: batch_size=3 can't be split evenly over the 2 dev"),
+        ({"model": {"variant": "B/17"}}, "compare.runs.a: model: There is no model variant 'B/17'"),
+        ({"model": 5}, "compare.runs.a: model=5 must be a section"),
+        ({"data": {"image_size": (33, 48)}}, "compare.runs.a: data.image_size=(33, 48) with B/16"),
+        ({"seed": 1}, "compare.runs.a: job='compare' sets seed itself: leave it out."),
+        (5, "compare.runs.a=5 must be a ConfigDict of other values."),
+    ],
+)
+def test_what_is_wrong_with_a_run_to_compare_comes_with_its_name(config, run, message):
+    config.job = "compare"
+    config.compare.runs = ConfigDict({"a": run, "b": {"model": {"depth": 2}}})
+    text = problems(config, device_count=2)
+    assert message in text and text.count("\n- ") == 1
+
+
+def test_a_problem_that_all_runs_share_is_told_once(config):
+    config.job, config.batch_size = "compare", 3
+    config.compare.runs = ConfigDict({"a": {"optim": {"lr": 0.1}}, "b": {}})
+    assert problems(config, device_count=2).count("\n- ") == 1
+
+
+def test_a_run_to_compare_can_have_images_of_two_sides(config):
+    config.job = "compare"
+    config.compare.runs = ConfigDict({"a": {"data": {"image_size": (32, 48)}}})
+    validation.validate(config, device_count=1)
+    assert run_config(config, "a").data.image_size == (32, 48)
+
+
+def test_a_run_needs_a_length(config):
+    config.total_steps = None
+    assert "neither total_steps nor epochs is set" in problems(config)
+    config.epochs = 1.5
+    validation.validate(config, device_count=1)
+
+
+def test_batches_must_split_over_devices_and_micro_batches(config):
+    config.batch_size, config.accumulate_steps, config.eval_batch_size = 96, 3, 36
+    validation.validate(config, device_count=4)
+    text = problems(config, device_count=8)
+    assert "batch_size=96" not in text
+    assert (
+        "eval_batch_size=36 can't be split evenly over the 8 devices: take a multiple of 8, "
+        "such as 32" in text
+    )
+    config.accumulate_steps = 5
+    assert "over the 4 devices x accumulate_steps=5: take a multiple of 20, such as 80" in problems(
+        config, device_count=4
+    )
+
+
+def test_an_unknown_key_gets_the_nearest_one(config):
+    with config.unlocked():
+        config.optim.lerning_rate = 0.1
+        config.batchsize = 3
+    text = problems(config)
+    assert "there is no key optim.lerning_rate." in text
+    assert "there is no key batchsize; did you mean batch_size?" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("optim.lrr", "optim.lr"),
+        ("optim.rl", "optim.lr"),
+        ("optm.lr", "optim.lr"),
+        ("lr", "optim.lr"),
+        ("optim.epochs", "epochs"),
+        ("image_size", "data.image_size"),
+        ("data.batch_size", "batch_size"),
+        ("checkpoints", "checkpoint"),
+    ],
+)
+def test_the_nearest_key_is_looked_for_in_all_sections(key, nearest):
+    assert no_such_key(key) == f"there is no key {key}; did you mean {nearest}?"
+    assert no_such_key(nearest) == ""
+
+
+def test_what_fits_a_key_can_be_asked_for():
+    assert what_fits("optim.lr") == "a finite number"
+    assert what_fits("sweep.lr").startswith("finite numbers, such as (0.001,")
+    assert what_fits("data.flip") == "True or False"
+
+
+# Keys that a run can't go on without: what it trains depends on them.
+COUNTED = {
+    "": ("objective", "seed", "dtype", "batch_size"),
+    "model": (
+        "variant",
+        "dropout",
+        "stochastic_depth",
+        "pool",
+        "pre_logits",
+        "positions",
+        "positions_at",
+        "patch_size",
+        "width",
+        "depth",
+        "mlp_dim",
+        "num_heads",
+        "stem",
+        "axial",
+        "gelu",
+        "norm_epsilon",
+        "kernel_epsilon",
+        "layers",
+        "width_factor",
+    ),
+    "data": (
+        "name",
+        "train",
+        "image_size",
+        "crop",
+        "crop_area",
+        "crop_fraction",
+        "flip",
+        "randaugment",
+        "randaugment_magnitude",
+        "mixup",
+    ),
+    "optim": (
+        "name",
+        "lr",
+        "warmup_steps",
+        "decay",
+        "momentum",
+        "beta1",
+        "beta2",
+        "weight_decay",
+        "clip_norm",
+        "label_smoothing",
+        "momentum_dtype",
+        "polyak",
+    ),
+    "masked": ("target", "fraction"),
+}
+
+
+def keys(config, prefix=""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def saved(config):
+    """A configuration as a checkpoint has it."""
+    return ConfigDict(json.loads(config.to_json()))
+
+
+@pytest.mark.parametrize("key", list(keys(default())))
+def test_a_change_of_what_a_run_trains_is_listed(config, key):
+    where, _, name = key.rpartition(".")
+    section = config[where] if where else config
+    old = section[name]
+    with section.ignore_type():
+        section[name] = {bool: not old, str: "other", tuple: (7,)}.get(type(old), 7)
+    found = changes(config, saved(default()))
+    old, new = ((224, 224), (7, 7)) if name == "image_size" else (old, section[name])
+    assert found == ([f"{key} was {old!r}, is {new!r}"] if name in COUNTED.get(where, ()) else [])
+
+
+def test_values_that_mean_the_same_are_no_change(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    config.data.update(name="images", image_size=32)
+    config.model.update(variant="R50x1", layers=(1, 2))
+    config.optim.clip_norm = 1.0
+    before = saved(config)
+    before.optim.clip_norm, before.extinct, before.optim.extinct = 1, True, 3
+    del before.data.randaugment, before.masked
+    config.data.update(name=str(tmp_path / "images"), image_size=(32, 32))
+    assert changes(config, before) == []
+    config.data.name = "elsewhere"
+    config.data.randaugment = 1
+    assert changes(config, before) == [
+        f"data.name was {str(tmp_path / 'images')!r}, is 'elsewhere'",
+        "data.randaugment was 0, is 1",
+    ]
+
+
+def test_a_workdir_of_another_configuration_is_refused(config, caplog):
+    before = saved(config)
+    check_same_run(config, before, "WORKDIR/checkpoints/4")
+    config.optim.lr, config.seed = 0.03, 1
+    with pytest.raises(ValueError) as error:
+        check_same_run(config, before, "WORKDIR/checkpoints/4")
+    assert str(error.value).splitlines() == [
+        "WORKDIR/checkpoints/4 is of another configuration:",
+        "- optim.lr was 0.01, is 0.03",
+        "- seed was 0, is 1",
+        "Take the run's own values, or another --workdir, or go on with these: "
+        "--config.checkpoint.other_config=true.",
+    ]
+    config.checkpoint.other_config = True
+    with caplog.at_level(logging.INFO, logger="vit_jax"):
+        check_same_run(config, before, "WORKDIR/checkpoints/4")
+    assert "optim.lr was 0.01, is 0.03" in caplog.text
+
+
+def test_every_key_is_read_somewhere():
+    """No setting without effect: outside of default(), the code reads each key by its name."""
+    files = [path for path in (REPOSITORY / "vit_jax").rglob("*.py") if path.name != "config.py"]
+    code = "\n".join(path.read_text() for path in files)
+    code += inspect.getsource(check_same_run)
+    for key in keys(default()):
+        section, _, name = key.rpartition(".")
+        if section == "model" and name != "variant":  # handed to the module as they are
+            fields = VisionTransformer.__dataclass_fields__ | ResNet.__dataclass_fields__
+            assert name in fields
+        else:
+            reader = {"": "config", "data": "(data|options)"}.get(section, section)
+            assert re.search(rf"\b{reader}\.{name}\b", code), f"nobody reads {key}"

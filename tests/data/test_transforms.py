@@ -1,0 +1,150 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax.data import transforms
+from vit_jax.models.patches import to_float
+
+
+def encode(image, **kwargs):
+    buffer = io.BytesIO()
+    image.save(buffer, **kwargs)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def picture():
+    """A smooth picture, so that lossy formats stay close to it: red grows right, green down."""
+    y, x = np.mgrid[0:48, 0:64]
+    return np.stack([x * 4, y * 5, np.full_like(x, 100)], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_decode_reads_every_format(picture, format):
+    decoded = transforms.decode(encode(Image.fromarray(picture), format=format, quality=95))
+    assert decoded.dtype == np.uint8 and decoded.shape == picture.shape
+    assert np.abs(decoded.astype(int) - picture).mean() < 3
+
+
+def test_decode_drops_alpha(picture):
+    rgba = Image.fromarray(np.dstack([picture, np.full(picture.shape[:2], 7, np.uint8)]))
+    np.testing.assert_array_equal(transforms.decode(encode(rgba, format="PNG")), picture)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_decode_repeats_grey(picture, format):
+    decoded = transforms.decode(encode(Image.fromarray(picture[..., 0]), format=format))
+    assert decoded.shape == picture.shape
+    assert (decoded == decoded[..., :1]).all()
+    assert np.abs(decoded[..., 0].astype(int) - picture[..., 0]).max() < 12
+
+
+def test_decode_scales_16_bit_grey(picture):
+    deep = Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+    decoded = transforms.decode(encode(deep, format="PNG"))
+    np.testing.assert_array_equal(decoded[..., 0], picture[..., 0])
+
+
+def test_decode_converts_cmyk_jpeg(picture):
+    cmyk = Image.fromarray(picture).convert("CMYK")
+    decoded = transforms.decode(encode(cmyk, format="JPEG", quality=95))
+    assert np.abs(decoded.astype(int) - picture).mean() < 5
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, -1), (8, 1)])
+def test_decode_turns_exif_images_upright(picture, orientation, turns):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(picture), format="JPEG", quality=95, exif=exif)
+    upright = np.rot90(picture, turns)
+    decoded = transforms.decode(data)
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).mean() < 3
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff\xe0 cut"])
+def test_decode_refuses_what_is_no_image(data):
+    with pytest.raises(ValueError, match="not a readable image"):
+        transforms.decode(data)
+
+
+def test_decode_refuses_a_truncated_jpeg(picture):
+    data = encode(Image.fromarray(picture), format="JPEG")
+    with pytest.raises(ValueError, match="not a readable image"):
+        transforms.decode(data[: len(data) // 2])
+
+
+def test_decode_opens_few_formats(picture):
+    """Pillow would hand EPS to another program, whatever the file is named."""
+    with pytest.raises(ValueError, match="not a readable image: expected JPEG, PNG, WEBP, GIF"):
+        transforms.decode(encode(Image.fromarray(picture), format="EPS"))
+
+
+def test_decode_refuses_a_decompression_bomb(picture):
+    data = encode(Image.fromarray(picture), format="JPEG")
+    at = data.index(b"\xff\xc0") + 5  # where the frame's height and width are
+    sides = (20_000).to_bytes(2, "big") * 2
+    with pytest.raises(ValueError, match=r"not a readable image: .*decompression bomb"):
+        transforms.decode(data[:at] + sides + data[at + 4 :])
+
+
+def test_resize_samples_pixel_centres():
+    """Halving with bilinear interpolation at pixel centres averages 2x2 blocks."""
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
+    blocks = image.reshape(4, 2, 6, 2, 3).mean((1, 3))
+    assert np.abs(transforms.resize(image, (4, 6)) - blocks).max() <= 0.5
+
+
+def test_inception_crop_stays_within_area_and_aspect(rng):
+    """The crop of a coordinate image shows which rectangle was taken."""
+    y, x = np.mgrid[0:200, 0:250]
+    coordinates = np.stack([x, y, x * 0], axis=-1).astype(np.uint8)
+    areas, aspects = [], []
+    for _ in range(300):
+        crop = transforms.inception_crop(coordinates, (101, 101), rng, area=(0.2, 1.0))
+        assert crop.shape == (101, 101, 3)
+        crop = crop.astype(float)
+        w = (crop[50, 100, 0] - crop[50, 0, 0]) * 101 / 100
+        h = (crop[100, 50, 1] - crop[0, 50, 1]) * 101 / 100
+        areas.append(w * h / (200 * 250))
+        aspects.append(w / h)
+    assert 0.18 < min(areas) < 0.3 and 0.7 < max(areas) <= 1.03
+    assert 0.72 < min(aspects) < 0.85 and 1.2 < max(aspects) < 1.37
+
+
+def test_random_crops_cover_the_image_and_keep_its_pixels(rng):
+    image = np.arange(16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
+    corners = set()
+    for _ in range(100):
+        crop = transforms.resize_and_random_crop(image, (14, 14), rng, fraction=14 / 16)
+        top, left = divmod(int(np.argwhere((image == crop[0, 0]).all(-1))[0] @ [16, 1]), 16)
+        np.testing.assert_array_equal(crop, image[top : top + 14, left : left + 14])
+        corners.add((top, left))
+    assert corners == {(y, x) for y in range(3) for x in range(3)}
+
+
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (16, 16), (15, 100)])
+@pytest.mark.parametrize("size", [(16, 16), (16, 32)])
+def test_central_crop_keeps_the_centre_and_the_aspect(shape, size):
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    image = np.stack([x * 2, y * 2, x * 0], axis=-1).astype(np.uint8)
+    crop = transforms.central_crop(image, size, fraction=0.875).astype(float)
+    assert crop.shape == (*size, 3)
+    centre = crop[size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1]
+    np.testing.assert_allclose(centre.mean((0, 1))[:2], [shape[1] - 1, shape[0] - 1], atol=5)
+    step_x = np.diff(crop[size[0] // 2, 1:-1, 0]).mean()
+    step_y = np.diff(crop[1:-1, size[1] // 2, 1]).mean()
+    assert abs(step_x / step_y - 1) < 0.15
+
+
+def test_flip_mirrors_half_of_the_images(rng):
+    image = np.arange(12).reshape(2, 2, 3)
+    flipped = [transforms.random_flip(image, rng) for _ in range(400)]
+    mirrored = sum((f[:, 0] == image[:, 1]).all() for f in flipped)
+    assert 150 < mirrored < 250
+
+
+def test_to_float_spans_minus_one_to_one():
+    np.testing.assert_allclose(to_float(np.array([0, 255], np.uint8)), [-1.0, 1.0])

@@ -1,0 +1,101 @@
+"""Every benchmark, at the smallest size: it runs, and tells what it should."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+
+SMALL = ["--image_size=32", "--batch=2", "--rounds=1", "--seconds=0.1"]
+TURNS = {"images/s", "slowest", "fastest"}
+
+
+def rows(tmp_path, name, *arguments):
+    """Runs a benchmark on a machine with one device and returns the rows of its JSON."""
+    path = tmp_path / "results.json"
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", f"--json={path}", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    assert result["title"] in done.stdout
+    assert "x cpu" in result["about"]["devices"]
+    return result["rows"]
+
+
+def test_throughput(tmp_path):
+    found = rows(
+        tmp_path,
+        "throughput",
+        "Ti/16",
+        "--mode=inference",
+        "--contenders",
+        "vit_jax",
+        "plain",
+        *SMALL,
+    )
+    keys = {"model", "mode", "contender", "vit_jax is"} | TURNS
+    assert [row.keys() for row in found] == [keys] * 2
+    assert [(row["mode"], row["contender"]) for row in found] == [
+        ("inference", "vit_jax"),
+        ("inference", "plain"),
+    ]
+    assert all(row["images/s"] > 0 for row in found)
+
+
+def test_input_pipeline(tmp_path):
+    names = ["vit_jax", "vit_jax float32"]
+    if importlib.util.find_spec("tensorflow"):
+        names += ["tf.data", "tf.data float32"]
+    found = rows(tmp_path, "input_pipeline", "--count=4", "--contenders", *names, *SMALL)
+    assert [row.keys() for row in found] == [{"contender", "vit_jax is"} | TURNS] * len(names)
+    assert [row["contender"] for row in found] == names
+    assert all(row["images/s"] > 0 for row in found)
+
+
+def test_startup(tmp_path, image_folder):
+    options = [
+        "--config.batch_size=8",
+        "--config.model.depth=1",
+        "--config.data.image_size=16",
+        f"--config.data.name={image_folder}",
+    ]
+    found = rows(tmp_path, "startup", "--rounds=1", "--options", *options)
+    keys = {"compilation cache", "seconds", "fastest", "slowest", "saved"}
+    assert [row.keys() for row in found] == [keys] * 2
+    cold, warm = found
+    assert (cold["compilation cache"], warm["compilation cache"]) == ("cold", "warm")
+    assert warm["saved"] == cold["seconds"] - warm["seconds"]
+
+
+def test_scaling(tmp_path):
+    (row,) = rows(tmp_path, "scaling", "Nano/8", "--devices=2", "--bodies=sharded", *SMALL)
+    keys = {"model", "parallel", "devices", "batch", "per device", "same batch"} | TURNS
+    assert row.keys() == keys
+    assert (row["parallel"], row["devices"], row["batch"]) == ("sharded", 2, 4)
+    assert row["per device"] == "1.00x"
+    assert row["same batch"].endswith("x")
+
+
+def test_memory(tmp_path):
+    found = rows(
+        tmp_path,
+        "memory",
+        "Nano/8",
+        "--image_size=16",
+        "--batch=64",
+        "--memory_gib=0.06",
+        "--policies",
+        "none",
+    )
+    (row,) = found
+    assert (row["model"], row["remat"], row["relative"]) == ("Nano/8", "none", 1)
+    assert row["largest batch"] == row["a device"] > 64
+    assert row["state GiB"] < row["total GiB"] <= 0.06
+    assert row["MiB an image"] > 0 < row["GFLOPs an image"]

@@ -1,0 +1,245 @@
+"""Exported models, run without the package, against the model's own forward pass."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.export
+import numpy as np
+import pytest
+from conftest import CLASSES, IMAGE, REPOSITORY
+
+from vit_jax import models
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.export import main
+from vit_jax.inference.exporter import export
+from vit_jax.models.params import parameter_shapes
+from vit_jax.models.patches import to_float
+from vit_jax.weights import recognise
+from vit_jax.weights.api import adapt, save
+
+NAMES = tuple("abcdefg")
+SMALL = dict(width=24, depth=1, mlp_dim=32, num_heads=2)
+KINDS = {
+    "token": ("Ti/16", dict(patch_size=8, **SMALL)),
+    "gap": ("Ti/16", dict(patch_size=8, pool="gap", pre_logits=True, gelu="exact", **SMALL)),
+    "grid": ("Ti/16", dict(patch_size=8, positions="2d", positions_at="layers", **SMALL)),
+    "relative": ("Ti/16", dict(patch_size=8, positions="relative", **SMALL)),
+    "sincos": ("Ti/16", dict(patch_size=8, positions="sincos", **SMALL)),
+    "axial": ("Axial-B/16", dict(patch_size=8, **SMALL)),
+    "hybrid": ("R50+B/32", dict(stem=(1, 2), kernel_epsilon=1e-8, **SMALL)),
+    "resnet": ("R50x1", dict(layers=(1, 1))),
+    "axial resnet": ("AxialResNet50", dict(layers=(1, 1))),
+}
+FORMATS = {"stablehlo": 1e-5, "onnx": 1e-4}  # of the largest output: what they may differ by
+
+
+def make(kind="token", num_classes=CLASSES, image_size=(IMAGE, IMAGE)):
+    """A checkpoint whose parameters are all random."""
+    variant, attributes = KINDS[kind]
+    model = models.build(variant, num_classes=num_classes, **attributes)
+    rng = np.random.default_rng(0)
+
+    def draw(x):
+        mean, deviation = (0.5, 0.3) if len(x.shape) == 1 else (0, 0.2)
+        return rng.normal(mean, deviation, x.shape).astype(np.float32)
+
+    return Checkpoint(
+        path=f"a tiny {variant}",
+        params=jax.tree.map(draw, parameter_shapes(model, IMAGE)),
+        config=recognise.config_for(variant, image_size, **attributes),
+        class_names=NAMES[:num_classes],
+        step=0,
+    )
+
+
+def outputs(checkpoint, images):
+    model, images = checkpoint.model(), to_float(images)
+    return np.asarray(jax.jit(model.apply)({"params": checkpoint.params}, images))
+
+
+def run(path, images):
+    """What a file computes of images, in this process."""
+    if path.suffix == ".onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path)
+        (found,) = session.run(None, {"images": images})
+        return found
+    artifact = jax.export.deserialize(path.read_bytes())
+    return np.asarray(jax.jit(artifact.call)(images))
+
+
+def close(found, wanted, tolerance):
+    assert found.shape == wanted.shape and found.dtype == np.float32
+    largest = np.abs(wanted).max()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * largest)
+    if len(wanted) > 1:  # else the images would not matter
+        assert wanted.std(0).max() > 0.01 * largest
+
+
+@pytest.fixture
+def need():
+    """Skips a test of a format for which a converter is missing."""
+    return lambda format: format == "stablehlo" or pytest.importorskip("jax2onnx")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_computes_its_own_outputs(kind, format, batch, tmp_path, need):
+    need(format)
+    checkpoint = make(kind)
+    export(checkpoint, tmp_path / f"model.{format}")
+    found = run(tmp_path / f"model.{format}", batch["image"][:3])
+    close(found, outputs(checkpoint, batch["image"][:3]), FORMATS[format])
+
+
+ALONE = """
+import pathlib, sys
+for name in ("vit_jax", "flax", "orbax", "optax", "ml_collections", "jax2onnx", "onnx"):
+    sys.modules[name] = None  # an import of it fails
+import numpy as np
+snippet = pathlib.Path("snippet.py").read_text()
+for b in (1, 3):
+    names = {"images": np.load("images.npy")[:b]}
+    exec(snippet, names)
+    np.save(f"{b}.npy", names["logits"])
+"""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_printed_lines_run_it_without_the_package(format, batch, tmp_path, need):
+    """From a run's folder, by the command, to logits of one image and of three."""
+    need(format)
+    checkpoint = make()
+    save(checkpoint, tmp_path / "run", format="orbax")
+    done = subprocess.run(
+        [sys.executable, "-m", "vit_jax.export", tmp_path / "run", tmp_path / f"model.{format}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    about, lines = done.stdout.split("\n\n")
+    assert about.startswith(f"{tmp_path}/model.{format}: Ti/16, 0.1 MB")
+    assert lines.endswith("# uint8 (b, 16, 16, 3) -> float32 (b, 7)\n") and len(lines) < 300
+    (tmp_path / "snippet.py").write_text(lines)
+    np.save(tmp_path / "images.npy", batch["image"])
+    subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True)
+    for b in (1, 3):
+        wanted = outputs(checkpoint, batch["image"][:b])
+        close(np.load(tmp_path / f"{b}.npy"), wanted, FORMATS[format])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_representations_at_another_size(format, batch, tmp_path, rng, need):
+    """A checkpoint without head, whose position embeddings are resized to 24 x 16 pixels."""
+    need(format)
+    checkpoint, path = make(num_classes=0), tmp_path / "new" / f"model.{format}"
+    about = export(checkpoint, path, image_size=(24, 16))
+    assert about["input"]["shape"] == ["b", 24, 16, 3]
+    assert about["output"] == {"name": "representations", "dtype": "float32", "shape": ["b", 24]}
+    images = rng.integers(0, 256, (2, 24, 16, 3)).astype(np.uint8)
+    resized = adapt(checkpoint, image_size=(24, 16))
+    close(run(path, images), outputs(resized, images), FORMATS[format])
+
+
+def test_an_artifact_of_jax_is_for_all_devices_and_has_notes_beside_it(tmp_path):
+    about = export(make(), tmp_path / "model.stablehlo")
+    assert json.loads((tmp_path / "model.json").read_text()) == about
+    assert about["variant"] == "Ti/16" and about["class_names"] == list(NAMES)
+    assert (about["eval_crop"], about["crop_fraction"]) == ("central", 0.875)
+    artifact = jax.export.deserialize((tmp_path / "model.stablehlo").read_bytes())
+    assert list(artifact.platforms) == about["platforms"] == ["cpu", "cuda", "tpu"]
+    (images,), (logits,) = artifact.in_avals, artifact.out_avals
+    assert [str(n) for n in images.shape] == [str(n) for n in about["input"]["shape"]]
+    assert [str(n) for n in logits.shape] == [str(n) for n in about["output"]["shape"]]
+    assert (images.dtype, logits.dtype) == (about["input"]["dtype"], about["output"]["dtype"])
+
+
+def test_onnx_holds_its_notes(tmp_path):
+    pytest.importorskip("jax2onnx")
+    about = export(make(), tmp_path / "model", format="onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "model")
+    notes = session.get_modelmeta().custom_metadata_map
+    assert notes["variant"] == "Ti/16"
+    assert {k: json.loads(v) for k, v in notes.items() if not isinstance(about[k], str)} == {
+        k: v for k, v in about.items() if not isinstance(v, str)
+    }
+    for value, noted in zip(
+        session.get_inputs() + session.get_outputs(), (about["input"], about["output"]), strict=True
+    ):
+        assert (value.name, value.shape) == (noted["name"], noted["shape"])
+
+
+def test_what_jax2onnx_converts_wrongly_or_not_at_all_is_not_written(tmp_path, monkeypatch):
+    jax2onnx = pytest.importorskip("jax2onnx")
+    onnx = pytest.importorskip("onnx")
+    convert, path = jax2onnx.to_onnx, tmp_path / "model.onnx"
+
+    def wrongly(*args, **options):
+        model = convert(*args, **options)
+        (head,) = (x for x in model.graph.initializer if list(x.dims) == [CLASSES])
+        head.CopyFrom(onnx.numpy_helper.from_array(np.ones(CLASSES, np.float32), head.name))
+        return model
+
+    def unreadably(*args, **options):
+        model = convert(*args, **options)
+        model.graph.node[0].op_type = "Unknown"
+        return model
+
+    def never(*args, **options):
+        raise NotImplementedError("no plugin\nfor it")
+
+    for fake, message in (
+        (wrongly, "converts this Ti/16 wrongly; export it as .stablehlo. Outputs differ by up to"),
+        (unreadably, "can't convert this Ti/16; export it as .stablehlo. What failed is "),
+        (never, "What failed is NotImplementedError: no plugin$"),
+    ):
+        monkeypatch.setattr(jax2onnx, "to_onnx", fake)
+        with pytest.raises(ValueError, match=message):
+            export(make(), path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_what_exceeds_two_gigabytes_is_refused_before_it_is_read():
+    model = models.build("H/14", num_classes=0)
+    huge = make()._replace(params=parameter_shapes(model, 224))
+    with pytest.raises(ValueError, match=r"has 2\.52 GB of parameters, .* holds up to 2\.13 GB"):
+        export(huge, "never.stablehlo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "there.stablehlo"], "FileExistsError: There is something at there.stablehlo"),
+        (["run", "there.onnx"], "FileExistsError: There is something at there.onnx"),
+        (["run", "noted.stablehlo"], "FileExistsError: There is something at noted.json"),
+        (["nowhere.npz", "x.onnx"], "FileNotFoundError: There is no nowhere.npz"),
+        (["run", "x.json"], "ValueError: x.json: give a local path"),
+        (["run", "gs://bucket/x.onnx"], "ValueError: gs://bucket/x.onnx: give a local path"),
+        (["run", "x.onnx", "--image_size=20"], "20x20 pixels can't be cut into patches"),
+        (["run", "x.stablehlo", "--image_size=20"], "20x20 pixels can't be cut into patches"),
+        (["unsized", "x.stablehlo"], "doesn't tell the size of its images: give image_size"),
+        (["run", "x.onnx"], "ImportError: ONNX needs jax2onnx"),
+        (["run"], "the following arguments are required: OUT"),
+    ],
+)
+def test_mistakes_get_one_clear_message(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    save(make(), "run", format="orbax")
+    save(make(image_size=None), "unsized", format="orbax")
+    for name in ("there.stablehlo", "there.onnx", "noted.json"):
+        (tmp_path / name).write_text("old")
+    before = {p: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert message in f"{stop.value.code} {capsys.readouterr().err}"
+    assert "\n" not in str(stop.value.code)
+    assert {p: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_there_is_no_other_format():
+    with pytest.raises(ValueError, match="There is no format 'tflite': stablehlo, onnx"):
+        export(make(), "x", format="tflite")

@@ -1,0 +1,180 @@
+"""Sweeps and comparisons of real, very short runs."""
+
+import csv
+import json
+
+import matplotlib
+import pytest
+from ml_collections import ConfigDict
+
+from vit_jax.config.defaults import default
+from vit_jax.data import checks, splits
+from vit_jax.jobs import validation
+from vit_jax.jobs.compare import Point, accuracy_against_compute, compare
+from vit_jax.jobs.runs import train_once
+from vit_jax.jobs.sweep import sweep
+from vit_jax.jobs.train import train
+from vit_jax.models.flops import forward_flops
+
+
+@pytest.fixture
+def settings(image_folder):
+    settings = default()
+    settings.model.update(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
+    settings.data.update(name=str(image_folder), image_size=16, crop_area=0.5)
+    settings.update(batch_size=16, eval_batch_size=16, total_steps=20, eval_every=10)
+    settings.checkpoint.every = 0
+    return settings
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def noted(folder):
+    return json.loads((folder / "summary.json").read_text())["config"]
+
+
+def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
+    settings, tmp_path, monkeypatch, caplog
+):
+    settings.job, settings.sweep.lr, settings.sweep.held_out = "sweep", (0.03, 1e-50), 0.25
+    calls = []
+    original = train
+
+    def counted(config, workdir):
+        calls.append(workdir.name)
+        return original(config, workdir)
+
+    monkeypatch.setattr(train, "train", counted)
+    checked = []
+    monkeypatch.setattr(
+        checks, "find_undecodable", lambda source, **_: checked.append(len(source)) or []
+    )
+    result = sweep(settings, tmp_path)
+    assert checked == [51 + 17, 68 + 12]  # not again for the second rate
+    assert calls == ["lr_1e-50", "lr_0.03", "best"]
+    assert result["lr"] == 0.03 and result["step"] == 20
+
+    assert "The best rate, 0.03, is at the end of sweep.lr" in caplog.text
+
+    rows = table(result["table"])
+    assert [float(row["lr"]) for row in rows] == [1e-50, 0.03]
+    assert [row["chosen"] for row in rows] == ["", "yes"]
+    assert float(rows[1]["held_out_accuracy"]) > float(rows[0]["held_out_accuracy"])
+
+    # 80 images: 68 to train on, of which the last 17 choose; the last 12 test.
+    for name in ("lr_1e-50", "lr_0.03"):
+        splits = noted(tmp_path / name)["data"]
+        assert (splits["train"], splits["test"]) == ("train[0:51]", "train[51:68]")
+    final = noted(tmp_path / "best")["data"]
+    assert (final["train"], final["test"]) == ("train[:85%]", None)
+    tested = [row for row in table(tmp_path / "best" / "metrics.csv") if row["test_accuracy"]]
+    assert [row["step"] for row in tested] == ["20"]
+    assert float(tested[0]["test_accuracy"]) == result["test_accuracy"]
+
+    calls.clear()
+    assert sweep(settings, tmp_path) == result
+    assert calls == []  # everything was done before
+    (tmp_path / "best" / "summary.json").unlink()
+    sweep(settings, tmp_path)
+    assert calls == ["best"]
+
+
+def test_equal_rates_are_decided_for_the_lowest(settings, tmp_path):
+    settings.job, settings.total_steps = "sweep", 1
+    settings.sweep.lr = (3e-50, 1e-50, 2e-50)  # nothing is learned by any
+    assert sweep(settings, tmp_path)["lr"] == 1e-50
+
+
+def test_a_result_of_another_configuration_is_not_taken(settings, tmp_path):
+    settings.total_steps = 1
+    train_once(settings, tmp_path)
+    settings.optim.lr = 0.5
+    with pytest.raises(ValueError, match="holds the result of another configuration"):
+        train_once(settings, tmp_path)
+
+
+@pytest.fixture
+def comparison(settings):
+    settings.job, settings.total_steps = "compare", None
+    settings.compare.epochs, settings.compare.seeds = (1, 2), 2
+    resnet = {key: None for key in settings.model} | {"variant": "R50x1", "layers": (1,)}
+    settings.compare.runs = ConfigDict({"ViT": {}, "ResNet": {"model": resnet}})
+    return settings
+
+
+def test_a_comparison_counts_what_it_spent(comparison, tmp_path):
+    result = compare(comparison, tmp_path)
+    rows = table(result["table"])
+    assert result["runs"] == 8
+    assert [row["run"] for row in rows] == ["ResNet", "ResNet", "ViT", "ViT"]
+    assert {row["seeds"] for row in rows} == {"2"}
+    flops = {
+        "ViT": forward_flops(
+            "Ti/16", 16, num_classes=3, width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8
+        ),
+        "ResNet": forward_flops("R50x1", 16, num_classes=3, layers=(1,)),
+    }
+    for row, steps in zip(rows, (4, 8, 4, 8), strict=True):  # of 68 images, 16 a step
+        assert int(row["images_seen"]) == 16 * steps
+        expected = 3 * flops[row["run"]] * 16 * steps / 1e18
+        assert float(row["exaflops"]) == pytest.approx(expected, rel=0.01)
+    for row in rows:
+        folder = tmp_path / row["run"] / f"epochs_{1 if row['images_seen'] == '64' else 2}"
+        found = [
+            json.loads((folder / f"seed_{seed}" / "summary.json").read_text())["summary"]
+            for seed in (0, 1)
+        ]
+        mean = sum(summary["test_accuracy"] for summary in found) / 2
+        assert float(row["accuracy"]) == pytest.approx(mean, abs=1e-4)
+    assert (tmp_path / "compare.md").read_text().count("\n| ViT |") == 2
+    picture = matplotlib.image.imread(result["figure"])
+    assert picture.std() > 0.01  # something is drawn
+
+
+def test_the_figure_shows_every_point(tmp_path, monkeypatch):
+    drawn = []
+    axes = matplotlib.axes.Axes
+    original = axes.errorbar
+
+    def record(self, x, y, bars, **options):
+        drawn.append((list(x), list(y), bars, options["label"]))
+        return original(self, x, y, bars, **options)
+
+    monkeypatch.setattr(axes, "errorbar", record)
+    series = {"a": [Point(2.0, [0.5, 0.7]), Point(1.0, [0.25])]}
+    accuracy_against_compute(series, tmp_path / "x.png")
+    ((x, y, (below, above), label),) = drawn
+    assert (x, label) == ([1.0, 2.0], "a")
+    assert y == pytest.approx([25, 60])
+    assert below == pytest.approx([0, 10]) and above == pytest.approx([0, 10])
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({}, "compare.runs is empty"),
+        ({"a": {"optim": {"rate": 1.0}}}, "compare.runs.a: "),
+        ({"a": {"model": {"variant": "B/17"}}}, "compare.runs.a: model: There is no model variant"),
+        ({"a": {"data": {"crop": "centre"}}}, "compare.runs.a: data.crop='centre' is unknown"),
+    ],
+)
+def test_wrong_comparisons_are_explained(comparison, runs, message):
+    comparison.compare.runs = ConfigDict(runs)
+    with pytest.raises(ValueError) as error:
+        validation.validate(comparison)
+    assert message in str(error.value)
+
+
+def test_held_out_examples_come_from_the_end_of_every_part():
+    sizes = {"train": 100, "validation": 31}
+    assert splits.hold_out("train", 0.1, sizes) == ("train[0:90]", "train[90:100]")
+    assert splits.hold_out("train[:50%]+validation", 0.1, sizes) == (
+        "train[0:45]+validation[0:28]",
+        "train[45:50]+validation[28:31]",
+    )
+    assert splits.hold_out("train[20:22]", 0.01, sizes) == ("train[20:21]", "train[21:22]")
+    with pytest.raises(ValueError, match="train is too small to be divided"):
+        splits.hold_out("train[:1]", 0.5, sizes)

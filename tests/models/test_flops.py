@@ -1,0 +1,127 @@
+"""FLOPs against timm's and the paper's published numbers, and counts by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import models
+from vit_jax.cost import main
+from vit_jax.models.flops import _flops, forward_flops
+from vit_jax.models.params import parameter_shapes
+
+# GMACs with 1,000 classes at 224 and 384 pixels, as timm publishes them.
+TIMM_GMACS = {
+    "Ti/16": (1.26, 4.70),
+    "S/32": (1.15, 3.45),
+    "S/16": (4.61, 15.52),
+    "B/32": (4.41, 13.06),
+    "B/16": (17.58, 55.54),
+    "L/32": (15.39, 45.31),
+    "L/16": (61.60, 191.21),
+    "H/14": (167.40, None),
+    "R+Ti/16": (0.44, 1.34),
+    "R26+S/32": (3.56, 10.43),
+    "R50+B/16": (21.66, 67.43),
+    "R50+L/32": (19.58, 57.43),
+}
+
+
+@pytest.mark.parametrize("variant", TIMM_GMACS)
+def test_flops_reproduce_timms(variant):
+    """timm's counter counts norms and standardised kernels, too, hence `elementwise`."""
+    for image_size, gmacs in zip((224, 384), TIMM_GMACS[variant], strict=True):
+        if gmacs:
+            flops = forward_flops(variant, image_size, num_classes=1000, elementwise=True)
+            assert flops / 2e9 == pytest.approx(gmacs, rel=0.01)
+
+
+def test_the_command_prints_the_papers_table_6_beside_ours(capsys):
+    """Its rows of R50x1+ViT-L/16, 859 and 1,668, aren't one twice the other: ours lie between."""
+    main(["--table=6"])
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "epochs", "paper,", "exaFLOPs", "ours", "difference"]
+    rows = [line.split() for line in lines]
+    assert len(rows) == 18
+    published = {("B/32", "7"): "55", ("H/14", "14"): "4262", ("R50+B/16", "7"): "274"}
+    for model, epochs, paper, ours, difference in rows:
+        assert published.get((model, epochs), paper) == paper
+        gap = float(ours) / float(paper) - 1
+        assert abs(float(difference.rstrip("%"))) < 5
+        rounding = 5e-4 + 0.5 / float(paper)
+        assert float(difference.rstrip("%")) / 100 == pytest.approx(gap, abs=rounding)
+    exaflops = {(model, epochs): float(ours) for model, epochs, _, ours, _ in rows}
+    expected = 3 * forward_flops("B/16") * 303e6 * 7 / 1e18  # a backward pass is two forward
+    assert exaflops["B/16", "7"] == pytest.approx(expected, abs=0.5)
+
+
+def test_the_command_prints_what_models_cost(capsys):
+    main(["vit_b16", "R50x1", "--num_classes=1000"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in lines] == [["B/16", "86,567,656"], ["R50x1", "25,549,352"]]
+    assert float(lines[0][2]) == pytest.approx(2 * 17.58, rel=0.01)
+    with pytest.raises(SystemExit):
+        main(["B/17"])
+    assert "There is no model variant 'B/17'" in capsys.readouterr().err
+
+
+def test_flops_of_a_vit_are_those_of_its_equations():
+    """Matrix products of equations 1 to 4 and appendix A, for a size of which nothing is square."""
+    b, k, d, mlp, patch, rows, columns, classes = 2, 3, 12, 20, 4, 3, 5, 7
+    n = rows * columns + 1
+    embedding = (n - 1) * patch * patch * 3 * d
+    attention = n * d * 3 * d + 2 * k * n * n * (d // k) + n * d * d
+    expected = embedding + b * (attention + 2 * n * d * mlp) + d * classes
+    found = forward_flops(
+        "B/16",
+        (rows * patch, columns * patch),
+        num_classes=classes,
+        width=d,
+        depth=b,
+        mlp_dim=mlp,
+        num_heads=k,
+        patch_size=patch,
+    )
+    assert found == 2 * expected
+
+
+def test_flops_are_the_same_for_all_implementations():
+    """One of which can't compute in float32."""
+    expected = forward_flops("Ti/16", 32)
+    for implementation in ("plain", "custom_vjp", "cudnn"):
+        assert forward_flops("Ti/16", 32, implementation=implementation) == expected
+
+
+def test_relative_positions_and_axial_blocks_are_counted():
+    options = dict(width=12, depth=1, mlp_dim=20, num_heads=3, patch_size=4, pool="gap")
+    n, d = 15, 12
+
+    def flops(**more):
+        return forward_flops("B/16", (12, 20), **options, **more)
+
+    assert flops(positions="relative") - flops() == 2 * n * n * d
+    mlp_and_projections = 2 * (4 * n * d * d + 2 * n * d * 20)
+    rows_and_columns = 2 * 2 * d * (3 * 5 * 5 + 5 * 3 * 3)
+    embedding = 2 * n * 4 * 4 * 3 * d
+    assert flops(axial=True) == embedding + 2 * mlp_and_projections + rows_and_columns
+
+
+def test_loops_count_as_often_as_they_run():
+    def function(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]
+
+    jaxpr = jax.make_jaxpr(function)(np.ones((2, 3)), np.ones((3, 3))).jaxpr
+    assert _flops(jaxpr, elementwise=False) == 5 * 2 * 2 * 3 * 3
+
+
+def test_shapes_are_those_of_real_parameters():
+    model = models.build("Nano/8", num_classes=3)
+    params = model.init(jax.random.key(0), np.zeros((1, 16, 24, 3)))["params"]
+    found = parameter_shapes(model, (16, 24))
+    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, params)
+
+
+def test_unknown_variants_and_sizes_are_refused():
+    with pytest.raises(ValueError, match="closest: B/16"):
+        forward_flops("B/17")
+    with pytest.raises(ValueError, match="225x225 pixels can't be cut"):
+        forward_flops("B/16", 225)

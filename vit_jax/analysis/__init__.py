@@ -1,0 +1,1 @@
+"""What a run needs and takes on devices that need not be there."""

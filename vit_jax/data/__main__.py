@@ -1,0 +1,39 @@
+"""Command"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vit_jax.data.builders import prepare
+from vit_jax.data.checks import report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `python -m vit_jax.data`."""
+    parser = argparse.ArgumentParser(prog="python -m vit_jax.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser(
+        "check", help="list the images of a folder that can't be decoded; status 1 if there are any"
+    )
+    checking.add_argument("directory", help="<class>/* or train|val|test/<class>/*")
+    preparing = commands.add_parser("prepare", help="download and prepare a tfds data set")
+    preparing.add_argument("name", help="tfds name, such as tf_flowers")
+    preparing.add_argument("--data_dir", help="default: tfds's own, ~/tensorflow_datasets")
+    converting = commands.add_parser("convert", help="TFRecord-prepared data to array_record files")
+    converting.add_argument("directory", help="the folder that holds dataset_info.json")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "check":
+            sys.exit(1 if report(args.directory) else 0)
+        elif args.command == "prepare":
+            prepare.prepare(args.name, args.data_dir)
+        else:
+            print(prepare.convert(args.directory))
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""prepare"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pathlib
+from importlib.util import find_spec
+
+import grain
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from etils import epath
+from requests import RequestException
+from tensorflow_datasets.core import naming, read_only_builder
+from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tqdm import tqdm
+
+from vit_jax.data.builders.rendered_flowers import RenderedFlowers
+from vit_jax.data.builders.tf_flowers import TfFlowers
+
+_OWN = {cls.name: cls for cls in (RenderedFlowers, TfFlowers)}
+_ARRAY_RECORD, _INFO = "array_record", "dataset_info.json"
+
+
+class DataError(ValueError):
+    """A data set is unknown, or not in a state to be read."""
+
+
+def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """Returns a data set ready for `as_data_source`, preparing it first where nothing is there.
+
+    Args:
+      name: a tfds name: NAME, NAME/CONFIG, NAME:VERSION. Without a version it is the newest that
+        is there, but for `rendered_flowers` and `tf_flowers` the one this package prepares.
+      data_dir: tfds's folder; None for its default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      DataError: there is no such data set, version or config, or it is in another format.
+      FileNotFoundError: files of it are missing.
+      ImportError: preparing it needs TensorFlow.
+      ConnectionError: it could not be downloaded.
+    """
+    parsed, options = _parse(name)
+    if parsed in _OWN:
+        options.setdefault("version", str(_OWN[parsed].VERSION))
+    try:
+        found = read_only_builder.builder_from_files(parsed, data_dir=_root(data_dir), **options)
+    except tfds.core.DatasetNotFoundError:
+        found = None
+    return _open(found.data_path) if found else prepare(name, data_dir)
+
+
+def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """Downloads and prepares a data set as array_record files, showing tfds's progress bars.
+
+    What is there already stays as it is. Arguments, result and errors are `open_builder`'s.
+    """
+    builder = _builder(name, _root(data_dir))
+    if not builder.data_path.exists():
+        _generate(builder, name, _root(data_dir))
+    return _open(builder.data_path)
+
+
+def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) -> None:
+    there = _prepared(root, builder.name)
+    command = f"`python -m vit_jax.data prepare {name} --data_dir {root}`"
+    if builder.__module__.startswith("tensorflow_datasets.") and not find_spec("tensorflow"):
+        raise ImportError(
+            f"{there}, and tfds's own code needs TensorFlow to prepare {name}, though not to read "
+            f'it: run `pip install -e ".[prepare]"` (tensorflow-cpu), then {command}, here or on '
+            f"another machine. The folder to be read is {builder.data_path}."
+        )
+    downloader.MAX_RETRIES = 4  # 3 s in all; tfds's 10 wait for a missing network for 3 minutes
+    try:
+        builder.download_and_prepare(file_format=_ARRAY_RECORD)
+    except (RequestException, tfds.download.DownloadError, NonMatchingChecksumError) as error:
+        url = getattr(getattr(error, "request", None), "url", "")  # else the error's text has it
+        raise ConnectionError(
+            f"{there}, and downloading {name} failed: run {command} where there is a network, or "
+            f"copy data prepared elsewhere to {builder.data_path}, the folder to be read. "
+            f"The cause: {' '.join(f'{url} {error}'.split())}"
+        ) from error
+    except OSError:
+        if not builder.data_path.exists():  # else another process was faster
+            raise
+
+
+def _builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
+    """Returns the builder that prepares the data set, in tfds's code or ours."""
+    parsed, options = _parse(name)
+    there = _prepared(root, parsed)
+    try:
+        cls = _OWN.get(parsed) or tfds.builder_cls(parsed)
+    except tfds.core.DatasetNotFoundError:
+        known = {*_OWN, *tfds.list_builders(with_community_datasets=False)}
+        close = ", ".join(difflib.get_close_matches(name.lower(), known)) or "none"
+        message = f"tfds knows no data set {name!r} (close names: {close}), and {there}."
+        raise DataError(message) from None
+    try:
+        return cls(data_dir=root, **options)
+    except (AssertionError, ValueError) as error:  # tfds has no such version or config
+        reason = str(error).partition(". ")[0].rstrip(".")
+        configs = ", ".join([*cls.builder_configs][:9]) or "none"
+        message = f"{there}, and tfds can't prepare {name}: {reason} (configs: {configs})."
+        raise DataError(message) from error
+
+
+def _open(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    builder = _read(folder)
+    form = builder.info.file_format.value
+    if form != _ARRAY_RECORD:
+        raise DataError(
+            f"{builder.info.full_name} in {folder} is prepared as {form} files; array_record files "
+            f"are needed: run `python -m vit_jax.data convert {folder}` once."
+        )
+    return builder
+
+
+def _read(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    """Returns a builder of data that is whole, of its array_record files if it has any."""
+    present = {path.name for path in folder.iterdir()}
+    missing = [name for name in (_INFO, "features.json") if name not in present]
+    if not missing:
+        builder = tfds.builder_from_directory(folder)
+        if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
+            builder.info.set_file_format(_ARRAY_RECORD, True, override_if_initialized=True)
+        files = [path.name for split in builder.info.splits.values() for path in split.filepaths]
+        missing = [name for name in files if name not in present]
+    if missing:
+        raise FileNotFoundError(
+            f"The data set in {folder} is not whole: it lacks {len(missing)} of its files, such as "
+            f"{missing[0]}. Copy it again, or delete the folder to have it prepared anew."
+        )
+    return builder
+
+
+def convert(directory: str | pathlib.Path) -> pathlib.Path:
+    """Copies TFRecord-prepared data into array_record files beside it, and returns the folder.
+
+    The records keep their order and the TFRecord files stay. dataset_info.json changes last: an
+    interrupted conversion has changed nothing and is just started again.
+
+    Args:
+      directory: the version's folder, with dataset_info.json, or one above it that holds just one.
+
+    Raises:
+      FileNotFoundError: there is no prepared data set, or files of it are missing.
+      DataError: there are several, or a file is damaged or not as long as dataset_info.json says.
+    """
+    folder = _version_folder(pathlib.Path(directory).expanduser())
+    builder = _read(epath.Path(folder))
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        print(f"{folder} is in {builder.info.file_format.value} files: there is nothing to do.")
+        return folder
+    info = json.loads((folder / _INFO).read_text())
+    for split in info["splits"]:
+        shards = builder.info.splits[split["name"]]
+        stem = f"{info['name']}-{split['name']}.{_ARRAY_RECORD}"
+        with tqdm(total=shards.num_examples, desc=stem, unit=" records") as bar:
+            for i, source in enumerate(shards.filepaths):
+                target = folder / f"{stem}-{i:05d}-of-{shards.num_shards:05d}"
+                _copy_records(source, target, shards.shard_lengths[i], bar)
+        split["filepathTemplate"] = naming.DEFAULT_FILENAME_TEMPLATE
+    partial = folder / f"incomplete.{_INFO}"
+    partial.write_text(json.dumps(info | {"fileFormat": _ARRAY_RECORD}, indent=2))
+    partial.replace(folder / _INFO)
+    return folder
+
+
+def _version_folder(directory: pathlib.Path) -> pathlib.Path:
+    found = sorted(path.parent for n in range(4) for path in directory.glob("*/" * n + _INFO))
+    if not found:
+        raise FileNotFoundError(f"There is no {_INFO} in {directory}: it holds no tfds data.")
+    if len(found) > 1:
+        raise DataError(f"{directory} has several data sets; choose: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def _copy_records(source: epath.Path, target: pathlib.Path, count: int, bar: tqdm) -> None:
+    partial = target.with_name(f"incomplete.{target.name}")
+    writer = ArrayRecordWriter(str(partial), "group_size:1")
+    try:
+        for record in grain.experimental.TFRecordIterDataset(str(source)):
+            writer.write(record)
+            bar.update()
+    except (ValueError, OverflowError, MemoryError):  # a length that the file can't hold
+        raise DataError(f"{source} is cut off or damaged: copy or prepare it again.") from None
+    finally:
+        writer.close()
+    copied = ArrayRecordReader(str(partial)).num_records()
+    if copied != count:
+        raise DataError(f"{source} holds {copied} records, but {_INFO} beside it says {count}.")
+    partial.replace(target)
+
+
+def _parse(name: str) -> tuple[str, dict]:
+    try:
+        parsed, options = naming.parse_builder_name_kwargs(name)
+    except ValueError:
+        parsed = None
+    if parsed is None or parsed.namespace:
+        raise DataError(f"{name!r} is no tfds name: write NAME, NAME/CONFIG or NAME:VERSION.")
+    return parsed.name, options
+
+
+def _root(data_dir: str | None) -> epath.Path:
+    return epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+
+
+def _prepared(root: epath.Path, name: str) -> str:
+    found = [path.parent for n in (1, 2) for path in (root / name).glob("*/" * n + _INFO)]
+    names = sorted(f"{folder.parent.relative_to(root)}:{folder.name}" for folder in found)
+    return f"{root} holds {', '.join(names) or f'nothing of {name}'}"

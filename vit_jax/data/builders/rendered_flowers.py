@@ -1,0 +1,332 @@
+"""rendered_flowers"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+
+SIZE = 64  # pixels
+SPLITS = {"train": 3000, "test": 600}  # images
+_SEED = 2010
+_SHIFT = 4  # cv2 takes coordinates with this many binary places
+_SUPERSAMPLING = 3  # canvas pixels a pixel of the result
+_ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
+_ALONG = np.linspace(0, 1, 9)  # a petal
+_BULGE = np.sin(np.pi * _ALONG**0.8)
+Colour = np.ndarray  # RGB, 0 to 255
+WHITE, CREAM, YELLOW, ORANGE = (246, 244, 238), (244, 232, 180), (244, 208, 40), (236, 140, 40)
+RED, PINK, PURPLE, BROWN = (196, 30, 44), (232, 130, 160), (140, 80, 170), (84, 52, 28)
+GREEN = (70, 130, 54)
+
+
+class _Canvas:
+    """An RGB picture of `side` pixels on which shapes are placed in a flower's own coordinates.
+
+    In those, the flower's centre is the origin and its radius 1; `pose` maps them to pixels.
+    """
+
+    def __init__(self, pixels: np.ndarray):
+        self.pixels = pixels
+        self.pose = np.eye(2, 3)
+
+    def fill(self, outline: np.ndarray, colour: Colour) -> None:
+        """Fills a polygon (n, 2) with a colour."""
+        points = outline @ self.pose[:, :2].T + self.pose[:, 2]
+        points = np.round(points * 2**_SHIFT).astype(np.int32)
+        cv2.fillPoly(self.pixels, [points], colour.tolist(), lineType=cv2.LINE_AA, shift=_SHIFT)
+
+
+def _vary(rng: np.random.Generator, colour: Colour, amount: float = 18) -> Colour:
+    """The colour, lighter or darker and a little shifted."""
+    return np.asarray(colour) + rng.normal(0, amount) + rng.normal(0, amount / 2, 3)
+
+
+def _choose(rng: np.random.Generator, *colours: Colour) -> Colour:
+    return _vary(rng, colours[rng.integers(len(colours))])
+
+
+def _turned(outline: np.ndarray, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    return outline @ np.array([[c, s], [-s, c]])
+
+
+def _disc(radius: float, centre: tuple[float, float] = (0, 0)) -> np.ndarray:
+    return _CIRCLE * radius + centre
+
+
+def _petal(length: float, width: float, start: float, tip: float) -> np.ndarray:
+    """A petal along +x from `start`: `tip` 1 is round, above it pointed, below it blunt."""
+    half = width * _BULGE ** (0.6 * tip)
+    along = start + (length - start) * _ALONG
+    return np.array([[*along, *along[::-1]], [*half, *-half[::-1]]]).T
+
+
+def _ring(
+    canvas: _Canvas,
+    rng: np.random.Generator,
+    colour: Colour,
+    *,
+    count: int,
+    length: float,
+    width: float,
+    start: float,
+    tip: float,
+    phase: float,
+) -> None:
+    """Petals all round, each a little different."""
+    for i in range(count):
+        angle = phase + 2 * np.pi * (i + rng.normal(0, 0.12)) / count
+        shape = _petal(length * rng.uniform(0.88, 1.06), width, start, tip)
+        canvas.fill(_turned(shape, angle), _vary(rng, colour, 9))
+
+
+def _speckle(
+    canvas: _Canvas, rng: np.random.Generator, colour: Colour, radius: float, count: int, dot: float
+) -> None:
+    """Dots in the sunflower spiral, which covers a disc evenly."""
+    for i in range(count):
+        distance, angle = radius * np.sqrt((i + 0.5) / count), i * 2.39996
+        centre = (distance * np.cos(angle), distance * np.sin(angle))
+        canvas.fill(_disc(dot, centre), _vary(rng, colour, 26))
+
+
+def _draw_daisy(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """Many narrow petals round a small yellow disc."""
+    colour = _choose(rng, WHITE, WHITE, PINK, RED, PURPLE, YELLOW)
+    count = int(rng.integers(12, 20))
+    for layer in range(2):
+        _ring(
+            canvas,
+            rng,
+            colour - 16 * (1 - layer),
+            count=count,
+            length=1.0 - 0.06 * layer,
+            width=0.11,
+            start=0.15,
+            tip=0.8,
+            phase=rng.uniform(0, 6.3),
+        )
+    radius = rng.uniform(0.24, 0.32)
+    disc = _choose(rng, YELLOW, ORANGE)
+    canvas.fill(_disc(radius), disc - 25)
+    _speckle(canvas, rng, disc, radius * 0.9, 16, 0.06)
+
+
+def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """A dense head of very many thin rays, or the white ball of seeds."""
+    if rng.random() < 0.3:
+        colour = _choose(rng, WHITE, CREAM)
+        for _ in range(70):
+            angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.0)
+            ray = _turned(_petal(length, 0.012, 0.0, 1.0), angle)
+            canvas.fill(ray, _vary(rng, colour - 40, 14))
+            tuft = (length * np.cos(angle), length * np.sin(angle))
+            canvas.fill(_disc(0.07, tuft), _vary(rng, colour, 14))
+        canvas.fill(_disc(0.14), _vary(rng, BROWN))
+        return
+    colour = _vary(rng, YELLOW)
+    for radius in (1.0, 0.8, 0.6, 0.4, 0.22):
+        _ring(
+            canvas,
+            rng,
+            colour + 28 * (0.6 - radius),
+            count=int(34 * radius) + 8,
+            length=radius,
+            width=0.045,
+            start=0.0,
+            tip=0.35,
+            phase=rng.uniform(0, 6.3),
+        )
+
+
+def _draw_rose(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """Broad petals in a spiral, each over the last, darker towards the heart."""
+    colour = _choose(rng, RED, RED, PINK, PURPLE, WHITE)
+    phase, turns = rng.uniform(0, 6.3), int(rng.integers(13, 18))
+    for i in range(turns):
+        share = i / turns
+        angle, distance = phase + i * 2.4, 0.5 * (1 - share) ** 0.8
+        radius = 0.52 * (1 - share) + 0.12
+        centre = (distance * np.cos(angle), distance * np.sin(angle))
+        shade = _vary(rng, colour - 45 * share, 7)
+        canvas.fill(_disc(radius, centre), shade - 55)
+        inner = (centre[0] * 0.9, centre[1] * 0.9)
+        canvas.fill(_disc(radius * 0.88, inner), shade)
+
+
+def _draw_sunflower(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """Pointed petals round a large dark disc."""
+    colour = _choose(rng, YELLOW, YELLOW, YELLOW, ORANGE)
+    count = int(rng.integers(14, 22))
+    for layer in range(2):
+        _ring(
+            canvas,
+            rng,
+            colour - 22 * (1 - layer),
+            count=count,
+            length=1.04 - 0.1 * layer,
+            width=0.13,
+            start=0.35,
+            tip=1.7,
+            phase=rng.uniform(0, 6.3),
+        )
+    radius = rng.uniform(0.45, 0.58)
+    disc = _vary(rng, BROWN, 14)
+    canvas.fill(_disc(radius), disc)
+    _speckle(canvas, rng, disc + 24, radius * 0.92, 40, 0.045)
+    canvas.fill(_disc(radius * 0.4), _vary(rng, disc - 10, 10))
+
+
+def _draw_tulip(canvas: _Canvas, rng: np.random.Generator) -> None:
+    """A cup of a few tall petals, seen from the side."""
+    colour = _choose(rng, RED, PINK, PURPLE, WHITE, ORANGE)
+    spread = rng.uniform(0.1, 0.4)
+    back, front = _petal(1.75, 0.4, 0.0, 1.2), _petal(1.6, 0.44, 0.0, 1.1)
+    base = (0, 0.85)
+    for outline, angle, shade in (
+        (back, -spread * 0.7, -34),
+        (back, spread * 0.7, -26),
+        (front, -spread - 0.3, -8),
+        (front, spread + 0.3, 2),
+        (front, rng.normal(0, 0.06), 14),
+    ):
+        upright = _turned(outline, angle - np.pi / 2) + base
+        canvas.fill(upright, _vary(rng, colour + shade, 6))
+        vein = _turned(_petal(1.3, 0.02, 0.2, 1.0), angle - np.pi / 2) + base
+        canvas.fill(vein, colour + shade - 24)
+
+
+_DRAW: dict[str, Callable[[_Canvas, np.random.Generator], None]] = {
+    "daisy": _draw_daisy,
+    "dandelion": _draw_dandelion,
+    "rose": _draw_rose,
+    "sunflower": _draw_sunflower,
+    "tulip": _draw_tulip,
+}
+KINDS = tuple(_DRAW)
+
+
+def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Sky, grass, soil or something out of focus: smooth noise between two colours, and blobs."""
+    tones = [(120, 170, 220), GREEN, (50, 90, 44), (110, 84, 60), (190, 200, 190), (40, 46, 50)]
+    first, second = (_choose(rng, *tones) for _ in range(2))
+    grain = int(rng.integers(2, 9))
+    share = cv2.resize(rng.random((grain, grain)), (side, side), interpolation=cv2.INTER_CUBIC)
+    picture = first + np.clip(share, 0, 1)[..., None] * (second - first)
+    picture = np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8))
+    for _ in range(rng.integers(0, 5)):
+        centre = tuple(int(c) for c in rng.integers(0, side, 2))
+        colour = _choose(rng, *tones, WHITE, YELLOW, PINK).tolist()
+        cv2.circle(picture, centre, int(side * rng.uniform(0.03, 0.12)), colour, -1, cv2.LINE_AA)
+    blur = int(side * rng.uniform(0.01, 0.05)) * 2 + 1
+    return cv2.GaussianBlur(picture, (blur, blur), 0)
+
+
+def _pose(
+    rng: np.random.Generator, side: int, centre: np.ndarray, radius: float, upright: bool
+) -> np.ndarray:
+    """Scale, tilt (foreshortening along one direction), turn and place: a matrix (2, 3)."""
+    if upright:
+        width, height = rng.uniform(0.65, 0.85), rng.uniform(0.9, 1.05)
+        matrix = _turned(np.eye(2), rng.normal(0, 0.25)) * (width, height)
+    else:
+        tilt = np.diag([1.0, rng.uniform(0.7, 1.0)])
+        first, second = (_turned(np.eye(2), a) for a in rng.uniform(0, 2 * np.pi, 2))
+        matrix = first @ tilt @ second
+    return np.hstack([matrix * radius * side, (centre * side)[:, None]])
+
+
+def _leaf(canvas: _Canvas, rng: np.random.Generator, start: np.ndarray, length: float) -> None:
+    side = canvas.pixels.shape[0]
+    canvas.pose = np.hstack([np.eye(2) * side, (start * side)[:, None]])
+    outline = _petal(length, length * rng.uniform(0.08, 0.2), 0.0, 1.3)
+    canvas.fill(_turned(outline, rng.uniform(0, 2 * np.pi)), _vary(rng, GREEN, 22))
+
+
+def _plant(canvas: _Canvas, rng: np.random.Generator, kind: str, radius: float) -> None:
+    """One flower with its stem and leaves."""
+    side = canvas.pixels.shape[0]
+    centre = rng.uniform(0.28, 0.72, 2)
+    foot = np.array([centre[0] + rng.normal(0, 0.15), 1.05])
+    width = max(1, int(side * rng.uniform(0.015, 0.035)))
+    ends = [tuple(int(c) for c in point * side) for point in (centre, foot)]
+    cv2.line(canvas.pixels, *ends, _vary(rng, GREEN, 20).tolist(), width, cv2.LINE_AA)
+    for _ in range(rng.integers(0, 3)):
+        _leaf(canvas, rng, centre + (foot - centre) * rng.uniform(0.4, 1), rng.uniform(0.15, 0.4))
+    canvas.pose = _pose(rng, side, centre, radius, upright=kind == "tulip")
+    _DRAW[kind](canvas, rng)
+
+
+def _photograph(rng: np.random.Generator, pixels: np.ndarray, size: int) -> np.ndarray:
+    """Light from one side, white balance, blur and noise; reduced to the final size."""
+    image = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
+    light = 1 + rng.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y)
+    image *= light[..., None] * rng.uniform(0.7, 1.2) * rng.uniform(0.85, 1.15, 3)
+    if rng.random() < 0.3:
+        image = cv2.GaussianBlur(image, (3, 3), 0)
+    image += rng.normal(0, rng.uniform(1, 6), image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
+    """Draws one image with one or two flowers of a kind.
+
+    Args:
+      kind: one of `KINDS`.
+      rng: where all random numbers come from.
+      size: side in pixels.
+
+    Returns:
+      uint8 RGB (size, size, 3).
+
+    Raises:
+      KeyError: an unknown kind.
+    """
+    side = size * _SUPERSAMPLING
+    canvas = _Canvas(_background(rng, side))
+    flowers = int(rng.choice([1, 2], p=[0.94, 0.06]))
+    for _ in range(flowers):
+        _plant(canvas, rng, kind, rng.uniform(0.34, 0.47) / flowers**0.4)
+    if rng.random() < 0.5:
+        _leaf(canvas, rng, rng.uniform(0, 1, 2), rng.uniform(0.2, 0.4))
+    return _photograph(rng, canvas.pixels, size)
+
+
+class RenderedFlowers(tfds.core.GeneratorBasedBuilder):
+    """3,000 images to train on and 600 to test on, 64 x 64 pixels, the kinds in equal numbers."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIZE, SIZE, 3), encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(names=KINDS),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            split: self._generate_examples(number, count)
+            for number, (split, count) in enumerate(SPLITS.items())
+        }
+
+    def _generate_examples(self, split: int, count: int) -> Iterator[tuple[int, dict]]:
+        for i in range(count):
+            rng = np.random.Generator(np.random.Philox(key=[_SEED + split, i]))
+            kind = KINDS[i % len(KINDS)]
+            jpeg = simplejpeg.encode_jpeg(render(kind, rng), quality=90)
+            yield i, {"image": io.BytesIO(jpeg), "label": kind}

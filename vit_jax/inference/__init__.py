@@ -1,0 +1,1 @@
+"""A trained model at work: the classifier, and files for other programs."""

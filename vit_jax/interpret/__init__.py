@@ -1,0 +1,1 @@
+"""What a model looks at: arrays, figures, the report and the page."""

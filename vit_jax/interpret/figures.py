@@ -1,0 +1,148 @@
+"""figures"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+Target = str | os.PathLike | IO[bytes]  # where a figure goes: a path, .png or .svg, or a file
+
+
+def overlay(photo: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Lays a map over a photo as heat: dark where it is lowest, bright where it is highest.
+
+    Args:
+      photo: uint8 (h, w, 3).
+      values: (rows, columns) of any range, spread smoothly over the whole photo.
+
+    Returns:
+      uint8 (h, w, 3).
+    """
+    from matplotlib import colormaps
+
+    spread = values.max() - values.min()
+    scaled = (values - values.min()) / (spread or 1.0)
+    smooth = cv2.resize(
+        scaled.astype(np.float32), photo.shape[1::-1], interpolation=cv2.INTER_CUBIC
+    )
+    heat = 255 * colormaps["inferno"](smooth.clip(0, 1))[..., :3]
+    return (0.45 * photo + 0.55 * heat).astype(np.uint8)
+
+
+def side_by_side(photo: np.ndarray, values: np.ndarray, target: Target) -> None:
+    """Draws a photo, and a map laid over it (paper figures 6 and 14).
+
+    Args:
+      photo: uint8 (h, w, 3).
+      values: (rows, columns), such as `interpret.rollout` gives for one image.
+      target: where the figure goes.
+    """
+    gap = np.full((len(photo), 8, 3), 255, np.uint8)
+    pixels = np.concatenate([photo, gap, overlay(photo, values)], axis=1)
+    _, encoded = cv2.imencode(".png", pixels[..., ::-1])
+    if hasattr(target, "write"):
+        target.write(encoded)
+    else:
+        encoded.tofile(target)
+
+
+def heads(maps: Mapping[int, np.ndarray], target: Target) -> None:
+    """Draws what every head of some layers attends to, a row for each layer.
+
+    Args:
+      maps: by the layer's number, counted from 1, (k, rows, columns): each head's attention to
+        the patches; each map has a colour scale of its own.
+      target: where the figure goes.
+    """
+    columns = len(next(iter(maps.values())))
+    figure = new_figure(0.6 + 1.1 * columns, 0.3 + 1.1 * len(maps))
+    axes = figure.subplots(len(maps), columns, squeeze=False)
+    for head, ax in enumerate(axes[0], start=1):
+        ax.set_title(f"head {head}", fontsize=8)
+    for row, (layer, of_heads) in zip(axes, maps.items(), strict=True):
+        for ax, values in zip(row, of_heads, strict=True):
+            ax.imshow(values, cmap="inferno")
+            _bare(ax)
+        row[0].set_ylabel(f"layer {layer}", fontsize=8)
+    figure.savefig(target, dpi=110)
+
+
+def filters(images: np.ndarray, target: Target) -> None:
+    """Draws filters of pixels in colour, mid-grey for zero (paper figure 7 left).
+
+    Args:
+      images: (m, height, width, 3) of any range; each is scaled by its largest magnitude.
+      target: where the figure goes.
+    """
+    columns = min(len(images), 14 if len(images) <= 28 else 16)
+    rows = -(-len(images) // columns)
+    figure = new_figure(0.55 * columns, 0.55 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, image in zip(axes, images, strict=False):
+        ax.imshow(0.5 + 0.5 * image / (np.abs(image).max() or 1.0))
+    figure.savefig(target, dpi=110)
+
+
+def position_similarity(similarity: np.ndarray, target: Target, most: int = 8) -> None:
+    """Draws the similarity of each patch's position embedding to all others (figure 7 centre).
+
+    Args:
+      similarity: (rows, columns, rows, columns), see `interpret.position_similarity`.
+      target: where the figure goes.
+      most: rows and columns of patches to draw; of larger grids every second or third is.
+    """
+    step = -(-max(similarity.shape[:2]) // most)
+    shown = similarity[::step, ::step]
+    rows, columns = shown.shape[:2]
+    figure = new_figure(0.7 * columns + 1.2, 0.7 * rows + 0.4)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for i, j in np.ndindex(rows, columns):
+        drawn = axes[i, j].imshow(shown[i, j], vmin=-1, vmax=1, cmap="viridis")
+        _bare(axes[i, j])
+    for i in range(rows):
+        axes[i, 0].set_ylabel(i * step + 1, fontsize=8)
+    for j in range(columns):
+        axes[-1, j].set_xlabel(j * step + 1, fontsize=8)
+    figure.supylabel("row of the patch", fontsize=9)
+    figure.supxlabel("column of the patch", fontsize=9)
+    figure.colorbar(drawn, ax=axes, label="cosine similarity", shrink=0.9)
+    figure.savefig(target, dpi=110)
+
+
+def attention_distances(distances: np.ndarray, uniform: float, target: Target) -> None:
+    """Draws the mean attention distance of each head over the depth (figures 7 right and 11).
+
+    Args:
+      distances: (layers, k) in pixels.
+      uniform: the distance of attention to all patches alike, for comparison.
+      target: where the figure goes.
+    """
+    figure = new_figure(5, 3.4)
+    axes = figure.subplots()
+    layers = np.arange(1, len(distances) + 1)
+    for head, column in enumerate(distances.T):
+        axes.scatter(layers, column, s=16, label=f"head {head + 1}")
+    axes.axhline(uniform, color="grey", linestyle=":", linewidth=1)
+    axes.set(xlabel="layer", ylabel="mean attention distance, pixels", xticks=layers)
+    axes.set_ylim(0, 1.1 * max(uniform, distances.max()))
+    axes.grid(alpha=0.3)
+    if distances.shape[1] <= 6:
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(target, dpi=110)
+
+
+def new_figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _bare(axes: Any) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)

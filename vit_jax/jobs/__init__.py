@@ -1,0 +1,1 @@
+"""What `config.job` can be, and what a run does around the mathematics."""

@@ -1,0 +1,67 @@
+"""runs"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from vit_jax.common.files import write_csv
+from vit_jax.jobs.progress import Summary
+from vit_jax.jobs.train import train
+
+logger = logging.getLogger(__name__)
+
+
+def train_once(config: ConfigDict, workdir: epath.Path, checked: set[str] | None = None) -> Summary:
+    """Returns what `train.train` returns, trained now or in an earlier call.
+
+    Args:
+      config: of the run, `job="train"`.
+      workdir: of the run; gets summary.json, too.
+      checked: the `config.data` of earlier runs, whose images are not looked at again before
+        training; gets this run's.
+
+    Raises:
+      ValueError: the folder holds the result of another configuration; or as `train.train`.
+    """
+    path = workdir / "summary.json"
+    wanted = config.to_json(sort_keys=True)
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if stored["config"] != json.loads(wanted):
+            raise ValueError(
+                f"{workdir} holds the result of another configuration. Take a new workdir, or "
+                f"remove this folder to train again."
+            )
+        return stored["summary"]
+    logger.info("run %s", workdir)
+    checked = set() if checked is None else checked
+    images = config.data.to_json(sort_keys=True)
+    run = config.copy_and_resolve_references()
+    run.data.check = config.data.check and images not in checked
+    summary = train(run, workdir)
+    checked.add(images)
+    if jax.process_index() == 0:
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"config": json.loads(wanted), "summary": summary}))
+        partial.replace(path)
+    return summary
+
+
+def write_tables(
+    path: epath.Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]
+) -> None:
+    """Writes rows as CSV and, beside it, those to show as a Markdown table, which is logged."""
+    if jax.process_index() != 0:
+        return
+    write_csv(path, [rows[0], *(row.values() for row in rows)])
+    lines = [shown[0], ["---"] * len(shown[0]), *(row.values() for row in shown)]
+    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+    path.with_suffix(".md").write_text(text)
+    logger.info("%s\n%s", path, text)

@@ -1,0 +1,65 @@
+"""sweep"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from ml_collections import ConfigDict
+
+from vit_jax.common import files
+from vit_jax.data import sources, splits
+from vit_jax.jobs import validation
+from vit_jax.jobs.progress import Summary
+from vit_jax.jobs.runs import train_once, write_tables
+
+logger = logging.getLogger(__name__)
+
+
+def sweep(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
+    """Chooses a learning rate on examples held out of the training split (paper B.1.1).
+
+    A model is trained with each of `sweep.lr` on all but `sweep.held_out` of the training split.
+    The one with the best accuracy there (of equal ones, the lowest rate) gives the learning rate
+    to train on all of the split with, and that model alone is tested, once.
+
+    Args:
+      config: of the run, `job="sweep"`.
+      workdir: gets sweep.csv and a folder for each run.
+
+    Returns:
+      What `train.train` returns of the last run, `lr`, and `table`, the path of sweep.csv.
+
+    Raises:
+      ValueError, FileNotFoundError, KeyboardInterrupt: as `train.train`.
+    """
+    validation.validate(config)
+    folder = files.absolute(workdir)
+    dataset = sources.open_dataset(config.data.name, config.data.dir)
+    split, _ = sources.open_source(dataset, "train", config.data.train)
+    kept, held_out = splits.hold_out(split, config.sweep.held_out, dataset.splits)
+    trial = config.copy_and_resolve_references()
+    trial.job, trial.data.train, trial.data.test = "train", kept, held_out
+    rows, checked = [], set()
+    for rate in sorted(config.sweep.lr):
+        trial.optim.lr = float(rate)
+        result = train_once(trial, folder / f"lr_{rate:g}", checked)
+        rows.append(
+            {
+                "lr": rate,
+                "held_out_accuracy": round(result["test_accuracy"], 4),
+                "held_out_loss": round(result["test_loss"], 4),
+            }
+        )
+    best = max(rows, key=lambda row: row["held_out_accuracy"])
+    if len(rows) > 1 and best in (rows[0], rows[-1]):
+        logger.warning("The best rate, %g, is at the end of sweep.lr: try others.", best["lr"])
+    for row in rows:
+        row["chosen"] = "yes" if row is best else ""
+    write_tables(folder / "sweep.csv", rows, rows)
+
+    final = config.copy_and_resolve_references()
+    final.job, final.data.train, final.optim.lr = "train", split, float(best["lr"])
+    final.eval_every = 0
+    result = train_once(final, folder / "best", checked)
+    return {**result, "lr": best["lr"], "table": str(folder / "sweep.csv")}

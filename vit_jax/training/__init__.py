@@ -1,0 +1,1 @@
+"""What is trained, and how: objectives, optimizers, the step, and the devices."""

@@ -1,0 +1,1 @@
+"""Weights of other runs and other code bases: opened, adapted, written."""
