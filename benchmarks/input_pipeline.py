@@ -3,21 +3,21 @@
     python -m benchmarks.input_pipeline --tf_python=/tmp/tf/bin/python --json=input_pipeline.json
 
 Files are read, decoded, cropped at random as Inception does, resized bilinearly, mirrored at random
-and batched; nothing is trained. Each contender is a process of its own, and they take turns, so
-that what else the machine does meets all of them alike. A turn starts anew, and counts when it has
-run for a while. Images/s are medians over the rounds, and ratios the medians of each round's ratio
-to vit_jax.
+and batched. Nothing is trained. Each contender is a process of its own. They take turns, so that
+the machine's other work slows all of them alike. In each turn a contender starts its pipeline anew,
+and counts images after a warm-up. Images/s are medians over the rounds, and ratios the medians of
+each round's ratio to vit_jax.
 
-    vit_jax           `data.train_batches`: uint8, as it goes to the device
-    vit_jax float32   the same scaled to [-1, 1] by `preprocess.to_float`, here on the CPU
-    tf.data           decode_and_crop_jpeg, everything left to AUTOTUNE, cast to uint8
+    vit_jax           `pipeline.train_batches`: uint8, as sent to the device
+    vit_jax float32   the same scaled to [-1, 1] by `patches.to_float`, here on the CPU
+    tf.data           decode_and_crop_jpeg, all settings left to AUTOTUNE, cast to uint8
     tf.data float32   the same scaled to [-1, 1]
 
-TensorFlow draws its crops with sample_distorted_bounding_box from the same ranges. It takes an
-interpreter with tensorflow alone: this one, with `pip install -e ".[bench]"`, or --tf_python's.
+TensorFlow draws its crops with sample_distorted_bounding_box from the same ranges. It needs an
+interpreter with tensorflow: this one, with `pip install -e ".[bench]"`, or that of --tf_python.
 
-Without --photos, the JPEGs are drawn: noise of all scales, some of it rougher, 500 x 375 pixels at
-quality 90 and with halved chroma, of 40 to 110 kB as photos of this size are.
+Without --photos, the JPEGs are drawn: noise of all scales, of different roughness, 500 x 375 pixels
+at quality 90 with halved chroma. They have 40 to 110 kB, as photos of this size have.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ AREA, ASPECT = (0.05, 1.0), (3 / 4, 4 / 3)  # of crops
 
 
 def draw(folder: pathlib.Path, count: int) -> None:
-    """Writes JPEGs that are as hard to decode as photos to FOLDER/photos."""
+    """Writes JPEGs to FOLDER/photos; they take as long to decode as photos."""
     import cv2
     import simplejpeg
 
@@ -79,8 +79,6 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
     from vit_jax.config.defaults import default
     from vit_jax.data import pipeline, sources
     from vit_jax.models.patches import to_float
-
-    pass
 
     jax.config.update("jax_platforms", "cpu")
     options = default().data
@@ -140,22 +138,22 @@ def of_tf_data(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Measures when told."""
+    """Measures when asked."""
     start = (of_vit_jax if args.contender.startswith("vit_jax") else of_tf_data)(args)
 
     def speed(seconds):
         batches = start()
-        # Buffers fill and AUTOTUNE finds its settings before it counts.
-        _run(batches, seconds / 2)
-        count, took = _run(batches, seconds)
+        # In the warm-up, buffers fill and AUTOTUNE finds its settings.
+        count_batches(batches, seconds / 2)
+        count, took = count_batches(batches, seconds)
         batches.close()
         return args.batch * count / took
 
     machine.answer(speed)
 
 
-def _run(batches: Iterator[np.ndarray], seconds: float) -> tuple[int, float]:
-    """Returns how many batches came in about so many seconds, and the seconds."""
+def count_batches(batches: Iterator[np.ndarray], seconds: float) -> tuple[int, float]:
+    """Takes batches for about that many seconds; returns their number and the exact seconds."""
     next(batches)
     count, start = 0, time.perf_counter()
     while (took := time.perf_counter() - start) < seconds or not count:
@@ -165,7 +163,7 @@ def _run(batches: Iterator[np.ndarray], seconds: float) -> tuple[int, float]:
 
 
 def contender(name: str, args: argparse.Namespace) -> machine.Contender:
-    """Starts a contender: told seconds to run, it says its images/s."""
+    """Starts a contender: asked to run for some seconds, it answers with its images/s."""
     python = args.tf_python if name.startswith("tf.data") else sys.executable
     command = [
         python,
@@ -192,13 +190,17 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         for c in contenders:
             c.close()
     first = args.contenders.index("vit_jax") if "vit_jax" in args.contenders else 0
+
+    def ratio(i):
+        return machine.median(turn[first] / turn[i] for turn in speeds)
+
     return [
         {
             "contender": name,
             "images/s": machine.median(turn[i] for turn in speeds),
             "slowest": min(turn[i] for turn in speeds),
             "fastest": max(turn[i] for turn in speeds),
-            f"{args.contenders[first]} is": f"{machine.median(turn[first] / turn[i] for turn in speeds):.2f}x",
+            f"{args.contenders[first]} is": f"{ratio(i):.2f}x",
         }
         for i, name in enumerate(args.contenders)
     ]
@@ -218,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=2, help="vit_jax's data.threads")
     parser.add_argument("--prefetch", type=int, default=4, help="vit_jax's data.prefetch")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
-    parser.add_argument("--seconds", type=float, default=4.0, help="that a turn counts")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a turn, without its warm-up")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--tf_python", default=sys.executable, help="interpreter with tensorflow")
     parser.add_argument("--json", help="file for the results")
@@ -235,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = machine.description("grain", "simplejpeg")
     if any(name.startswith("tf.data") for name in args.contenders):
         code = "from importlib import metadata; print(metadata.version('tensorflow-cpu'))"
-        told = subprocess.run([args.tf_python, "-c", code], capture_output=True, text=True)
-        about["tensorflow-cpu"] = told.stdout.strip()
+        found = subprocess.run([args.tf_python, "-c", code], capture_output=True, text=True)
+        about["tensorflow-cpu"] = found.stdout.strip()
     about |= {"files": len(sizes), "median_kb": round(machine.median(sizes))}
     about |= {k: getattr(args, k) for k in ("batch", "image_size", "threads", "prefetch", "rounds")}
     machine.report("Input pipeline", rows, about, args.json)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: which machine this is, and how results are told and kept."""
+"""Shared by all benchmarks: the machine's description, contenders' processes, and reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 
 def description(*packages: str) -> dict[str, Any]:
     """Returns the processor, cores, memory in GiB, JAX's devices and versions of packages."""
-    import jax  # not above: contenders are also run by interpreters that don't have it
+    import jax  # not above: some contenders' interpreters don't have it
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -52,12 +52,12 @@ def _processor() -> str:
 def report(
     title: str, rows: Sequence[dict[str, Any]], about: dict[str, Any], path: str | None
 ) -> None:
-    """Prints rows as a Markdown table under what they were measured on, and keeps them as JSON.
+    """Prints the machine and a Markdown table of the rows, and writes both as JSON.
 
     Args:
       rows: dictionaries with the same keys, the columns; floats are shown with three digits.
       about: the machine and the settings.
-      path: of the JSON file, or None.
+      path: of the JSON file; None to write none.
     """
     print(f"\n{title}\n" + ", ".join(f"{key} {value}" for key, value in about.items()) + "\n")
     print("\n".join(table(rows)), flush=True)
@@ -89,12 +89,12 @@ def _cell(value: Any) -> str:
 
 
 class Contender:
-    """A process that measures when told, and waits in between: see `answer`.
+    """A process that measures when asked, and waits otherwise: see `answer`.
 
     Args:
-      name: what it is called when it fails.
-      command: that starts it.
-      env: its environment; None for this process's.
+      name: used in the error message when it fails.
+      command: starts the process.
+      env: the process's environment variables; None for this process's.
     """
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None):
@@ -104,11 +104,11 @@ class Contender:
         )
 
     def ask(self, amount: float) -> float:
-        """Returns what the process measures when told an amount."""
+        """Sends an amount to the process, such as a number of steps; returns what it measured."""
         self._process.stdin.write(f"{amount}\n")
         self._process.stdin.flush()
         if not (line := self._process.stdout.readline()):
-            raise RuntimeError(f"{self._name} failed; what it said is above.")
+            raise RuntimeError(f"{self._name} failed; its output is above.")
         return float(line)
 
     def close(self) -> None:
@@ -118,16 +118,16 @@ class Contender:
 
 
 def answer(measure: Callable[[float], float]) -> None:
-    """Lets this process be a `Contender`: prints what `measure` returns for each line of stdin."""
+    """Makes this process a `Contender`: prints `measure(line)` for each line of stdin."""
     for line in sys.stdin:
         print(measure(float(line)), flush=True)
 
 
 def answer_steps(run: Callable[[int], None]) -> None:
-    """Lets this process be a `Contender` that is told a number of steps and says their seconds.
+    """Makes this process a `Contender` that is asked for a number of steps and prints seconds.
 
     Args:
-      run: runs so many steps and waits for the last.
+      run: runs that number of steps and waits for the last.
     """
 
     def seconds(steps):
@@ -156,16 +156,15 @@ def rounds(contenders: Sequence[Contender], seconds: float, count: int) -> list[
 
 
 def batch(images: int, image_size: int, classes: int) -> dict[str, Any]:
-    """Returns a batch of noise with labels, as `vit_jax.data` makes them."""
-    import numpy as np
+    """Returns a batch of noise with random labels, in the layout of `vit_jax.data.batch`."""
+    import numpy as np  # not above: some contenders' interpreters don't have vit_jax
+
+    from vit_jax.data.batch import layout
 
     rng = np.random.default_rng(0)
-    shape = (images, image_size, image_size, 3)
-    return {
-        "image": rng.integers(0, 256, shape).astype(np.uint8),
-        "label": rng.integers(0, classes, images).astype(np.int32),
-        "mask": np.ones(images, bool),
-    }
+    bounds = {"image": (0, 256), "label": (0, classes), "mask": (1, 2)}
+    arrays = layout(images, (image_size, image_size)).items()
+    return {name: rng.integers(*bounds[name], shape).astype(t) for name, (shape, t) in arrays}
 
 
 def median(values: Iterable[float]) -> float:
@@ -176,8 +175,8 @@ def median(values: Iterable[float]) -> float:
 def import_torchvision() -> None:
     """Imports torchvision, as timm and transformers do.
 
-    Beside a CPU build of PyTorch, the build for CUDA lacks its compiled operators and asks for them
-    by name; nothing that is measured or compared uses them, so empty ones will do.
+    Beside a CPU build of PyTorch, torchvision's build for CUDA lacks its compiled operators, and
+    the import fails with the name of one. Nothing here uses them, so empty ones are defined.
     """
     import torch
 

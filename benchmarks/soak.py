@@ -1,19 +1,20 @@
-"""Kills a running job at random instants, over and over: does it end as if nothing had happened?
+"""Kills a job at random instants, again and again, and checks that its results don't change.
 
     python -m benchmarks.soak --minutes=10 --seed=0 --json=soak.json
 
-A tiny job with all that is random turned on trains once undisturbed. Then the same job, in other
-workdirs, is started, killed and started again until it ends: SIGKILL at any time or in the middle
-of a save, SIGTERM, SIGINT, and a second signal while the first is still being answered. Some kills
-come while the job is starting. Each job must end as the undisturbed one did, bit for bit: all
-of the last checkpoint, the rows of metrics.csv and the summary, but for images per second. The
-kills of such a job were survived. When the time is up, the last job runs to its end.
+A tiny job that uses every source of randomness trains once without a kill. Then the same job, in
+other workdirs, is started, killed and started again until it ends. The kills are: SIGKILL at any
+time or in the middle of a save, SIGTERM, SIGINT, and a second signal while the job still answers
+the first. Some kills come while the job is starting. Each job must give the results of the first
+one, bit for bit: all arrays of the last checkpoint, the rows of metrics.csv and the summary, but
+for images per second. The kills of such a job were survived. When the time is up, the last job runs
+to its end.
 
-It fails, with exit status 1, where an end differs, or a start ends with another status than 0 or
-that of its signal, prints a traceback, shows no sign of life, outlives a signal by a minute or goes
-on to the end in spite of it. Two kinds of tracebacks are as they should be: that of Ctrl-C before
-training, and what a second signal leaves of a save. A failure ends it all: it names the log and
-keeps everything.
+The benchmark fails, with exit status 1, if a result differs, or if a start ends with a status other
+than 0 or its signal's, prints a traceback, shows no sign of life, outlives a signal by a minute or
+trains to the end in spite of it. Two kinds of tracebacks are expected: that of Ctrl-C before
+training, and that of a save which a second signal interrupts. The first failure ends the benchmark:
+it names the log, and no file is removed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ import simplejpeg
 from benchmarks import machine
 
 IN_SAVE = "SIGKILL in a save"
-# What kills are drawn from, without putting back: a name and the signals to send.
+# Kills are drawn from these without replacement: a name and the signals to send.
 KILLS = (
     *[("SIGKILL", signal.SIGKILL)] * 4,
     *[(IN_SAVE, signal.SIGKILL)] * 3,
@@ -54,10 +55,10 @@ KILLS = (
     ("second signal", signal.SIGTERM, signal.SIGTERM),
     ("second signal", signal.SIGINT, signal.SIGINT),
 )
-STARTING = 0.2  # share of kills that come before training begins, or as it does
+STARTING = 0.2  # share of kills that come before training begins, or just then
 
 _LAST = 10  # steps at a job's end in which a signal may come too late
-# Rows, tests and checkpoints come after numbers of steps that have no divisor in common.
+# Rows, evaluations and checkpoints: their numbers of steps have no common divisor.
 _OPTIONS = {
     "batch_size": 8,
     "eval_batch_size": 8,
@@ -85,19 +86,19 @@ _LEFT_OUT = "images_per_second"
 
 
 class Failed(Exception):
-    """A kill was not survived: says how, and where to look."""
+    """A kill was not survived; the message says what differs, and names the log."""
 
 
 # ----------------------------------------------------------------------------------------- jobs
 
 
 class Job:
-    """A command that is started again and again; FOLDER/start_001.log… keep what it says.
+    """A command that is started again and again, with its messages in FOLDER/start_001.log…
 
     Args:
-      folder: a new one; the command's workdir is FOLDER/run.
-      command: that trains, without --workdir.
-      env: its environment.
+      folder: does not exist yet; the command's workdir is FOLDER/run.
+      command: trains; without --workdir.
+      env: the environment variables of the command.
     """
 
     def __init__(self, folder: pathlib.Path, command: Sequence[str], env: dict[str, str]):
@@ -108,7 +109,7 @@ class Job:
 
     @contextlib.contextmanager
     def started(self) -> Iterator[subprocess.Popen]:
-        """Starts the command; whatever happens, its process doesn't outlive the context."""
+        """Starts the command; at the end of the context its process is killed if it still runs."""
         self._starts += 1
         self._old_table, self._old_partial = _stamp(self._table), self._partial()
         with open(self._log, "w") as file:
@@ -128,20 +129,20 @@ class Job:
             process.communicate()
 
     def training(self) -> bool:
-        """Tells whether the process of this start has begun to write metrics.csv."""
+        """Returns True once the process of this start has begun to write metrics.csv."""
         return _stamp(self._table) != self._old_table
 
     def saving(self) -> bool:
-        """Tells whether a checkpoint is half written, by the process of this start."""
+        """Returns True while a checkpoint of this start is half written."""
         return bool(self._partial() - self._old_partial)
 
     def reached(self) -> int:
-        """Returns the step of the last row of metrics.csv, 0 where there is none."""
+        """Returns the step of the last row of metrics.csv, 0 if there is none."""
         rows = read_rows(self.workdir)
         return int(rows[-1]["step"]) if rows else 0
 
     def saved(self) -> int:
-        """Returns the step of the newest whole checkpoint, 0 where there is none."""
+        """Returns the step of the newest complete checkpoint, 0 if there is none."""
         return max(_steps(self.workdir), default=0)
 
     def finish(self) -> dict[str, Any]:
@@ -152,18 +153,18 @@ class Job:
     def ended(
         self, process: subprocess.Popen, signals: Collection[int] = ()
     ) -> dict[str, Any] | None:
-        """Waits for the end of a process; returns the summary, None where a signal came before.
+        """Waits for the end of a process; returns its summary, None if a signal ended it before.
 
         Args:
-          signals: that it was sent: it may die of them, and has to end soon.
+          signals: sent to the process: it may die of them, and must end soon.
 
         Raises:
-          Failed: it takes longer, ends with an error, prints a traceback or, without a signal, no
-            summary.
+          Failed: the process takes longer, ends with an error, prints a traceback or, without a
+            signal, prints no summary.
         """
         seconds = _GRACE if signals else _LIMIT
         try:
-            said, _ = process.communicate(timeout=seconds)
+            output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             raise self.failed(f"It still runs after {seconds} s") from None
         if process.returncode not in {0, *(-number for number in signals)}:
@@ -173,12 +174,12 @@ class Job:
         tracebacks -= len(re.findall(r"^KeyboardInterrupt\b", log, re.MULTILINE))
         if tracebacks > 0 and len(signals) < 2:
             raise self.failed("A traceback")
-        if not said and not signals:
+        if not output and not signals:
             raise self.failed("No summary")
-        return json.loads(said) if said else None
+        return json.loads(output) if output else None
 
     def failed(self, what: str) -> Failed:
-        """Returns the error that says what happened and where the log of this start is."""
+        """Returns the error that says what happened and names the log of this start."""
         return Failed(f"{what}: see {self._log}")
 
     @property
@@ -195,7 +196,7 @@ class Job:
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
-    """Returns what changes when a file or folder is written, None where there is none."""
+    """Returns a value that changes when a file or folder is written, None if there is none."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -204,7 +205,7 @@ def _stamp(path: pathlib.Path) -> tuple[int, int] | None:
 
 
 def draw(folder: pathlib.Path) -> None:
-    """Writes the data: JPEGs of noise round one colour a class, FOLDER/CLASS/*.jpg."""
+    """Writes the data: JPEGs of noise around one colour a class, FOLDER/CLASS/*.jpg."""
     colours = {"blue": (60, 120, 200), "green": (90, 220, 90), "red": (200, 60, 60)}
     rng = np.random.default_rng(0)
     for name, colour in colours.items():
@@ -227,7 +228,7 @@ def command(images: pathlib.Path, steps: int, seed: int) -> list[str]:
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
-    """Returns the environment of jobs: one CPU device, compiled programs kept in a folder."""
+    """Returns the environment variables of jobs: one CPU device, and a compilation cache."""
     return {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -240,11 +241,11 @@ def environment(cache: pathlib.Path) -> dict[str, str]:
 
 
 class Kill(NamedTuple):
-    """What happened to a job.
+    """A kill of a job.
 
     Attributes:
-      name: as in `KILLS`; SIGKILLs are told apart by whether they left half a checkpoint.
-      training: whether training had begun.
+      name: as in `KILLS`; a SIGKILL counts as `IN_SAVE` if it left a half-written checkpoint.
+      training: True if training had begun.
       redone: steps between the newest checkpoint and the last row of metrics.csv.
     """
 
@@ -264,16 +265,16 @@ def kill(
     """Starts a job and kills it.
 
     Args:
-      steps: of the whole job.
+      steps: length of the job.
       drawn: one of `KILLS`.
-      startup: seconds a start takes: a kill while starting comes within them.
+      startup: seconds that a start takes; a kill while starting comes within them.
       span: seconds of training within which other kills come.
 
     Returns:
-      The kill, None where the job ended before it came; the summary, if the job has ended.
+      The kill, None if the job ended before it came; the summary, None if the job has not ended.
 
     Raises:
-      Failed: the job did something else than end because of it.
+      Failed: the job did not end because of the kill.
     """
     name, *signals = drawn
     with job.started() as process:
@@ -285,7 +286,7 @@ def kill(
             _until(process, lambda: False, rng.uniform(0, span))
             if name == IN_SAVE:
                 _until(process, job.saving, _LIMIT)
-                time.sleep(rng.choice([0, rng.uniform(0, 0.5)]))  # as it begins, or later in it
+                time.sleep(rng.choice([0, rng.uniform(0, 0.5)]))  # as the save begins, or later
         if process.poll() is not None:
             return None, job.ended(process)
         left = steps - job.reached()
@@ -303,11 +304,11 @@ def kill(
     return Kill(name, training, redone), summary
 
 
-def _until(process: subprocess.Popen, so: Callable[[], bool], seconds: float) -> bool:
-    """Waits until something is so; False where time is up or the process has ended before."""
+def _until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float) -> bool:
+    """Waits for a condition; returns False if time is up or the process has ended before."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
-        if so():
+        if condition():
             return True
         time.sleep(0.002)
     return False
@@ -317,7 +318,7 @@ def _until(process: subprocess.Popen, so: Callable[[], bool], seconds: float) ->
 
 
 def differences(one: pathlib.Path, other: pathlib.Path) -> Iterator[str]:
-    """Yields how the results in two workdirs differ: last checkpoints, bit by bit, and rows."""
+    """Yields how two workdirs differ: in the bits of their last checkpoints, and in their rows."""
     step, found = (max(_steps(workdir), default=0) for workdir in (one, other))
     if step != found:
         yield f"the last checkpoint is of step {found}, not {step}"
@@ -325,17 +326,17 @@ def differences(one: pathlib.Path, other: pathlib.Path) -> Iterator[str]:
         last = [workdir / "checkpoints" / str(step) for workdir in (one, other)]
         yield from _different_arrays(*last)
         notes = (json.loads((folder / "metadata" / "metadata").read_text()) for folder in last)
-        if told := _different_values(*notes):
-            yield f"metadata: {told}"
+        if different := _different_values(*notes):
+            yield f"metadata: {different}"
     tables = (read_rows(workdir) for workdir in (one, other))
     for i, (row, found) in enumerate(itertools.zip_longest(*tables, fillvalue={}), 1):
-        if told := _different_values(row, found):
-            yield f"row {i} of metrics.csv: {told}"
-            return  # a row that is missing or doubled makes all that follow differ
+        if different := _different_values(row, found):
+            yield f"row {i} of metrics.csv: {different}"
+            return  # after a missing or doubled row, all rows differ
 
 
 def _different_values(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Returns how a row or a summary differs from another; "" where only its speed does."""
+    """Returns how two rows or summaries differ, but for their speed; "" if they are equal."""
     keys = {**one, **other}.keys() - {_LEFT_OUT}
     pairs = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
     return ", ".join(f"{key} is {y}, not {x}" for key, (x, y) in pairs.items() if x != y)
@@ -360,10 +361,10 @@ def _bits(x: np.ndarray) -> np.ndarray:
 
 
 def read_arrays(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns all arrays of a checkpoint, by the item's name and the path in its tree."""
+    """Returns the arrays of a checkpoint; keys are the item's name and the path in its tree."""
     handler, arrays = ocp.PyTreeCheckpointHandler(), {}
     for item in sorted(checkpoint.iterdir()):
-        if not (item / "_METADATA").exists():  # of a tree of arrays
+        if not (item / "_METADATA").exists():  # only a tree of arrays has one
             continue
         restore = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(item).tree
@@ -375,7 +376,7 @@ def read_arrays(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, str]]:
-    """Returns the rows of WORKDIR/metrics.csv, none where it isn't there."""
+    """Returns the rows of WORKDIR/metrics.csv, no row if there is no such file."""
     try:
         text = (workdir / "metrics.csv").read_text()
     except FileNotFoundError:
@@ -393,12 +394,12 @@ def _steps(workdir: pathlib.Path) -> list[int]:
 
 @dataclasses.dataclass
 class Tally:
-    """What came of it so far.
+    """The kills until now, and which were survived.
 
     Attributes:
-      kills: in their order.
-      survived: how many of them, from the first, belong to jobs that ended as they should.
-      jobs: that were compared.
+      kills: in the order of time.
+      survived: number of kills, from the first, whose jobs gave the right results.
+      jobs: number of jobs that were compared.
     """
 
     kills: list[Kill] = dataclasses.field(default_factory=list)
@@ -406,28 +407,28 @@ class Tally:
     jobs: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """Returns a row for each kind of kill, and one for all."""
+        """Returns a row for each kind of kill, and a last row for all kills."""
         names = dict.fromkeys(name for name, *_ in KILLS)
         survived = self.kills[: self.survived]
 
         def row(name, wanted):
-            of_it = [kill for kill in self.kills if kill.name in wanted]
+            kills = [kill for kill in self.kills if kill.name in wanted]
             return {
                 "kill": name,
-                "kills": len(of_it),
-                "in training": sum(kill.training for kill in of_it),
+                "kills": len(kills),
+                "in training": sum(kill.training for kill in kills),
                 "survived": sum(kill.name in wanted for kill in survived),
-                "steps redone": sum(kill.redone for kill in of_it),
+                "steps redone": sum(kill.redone for kill in kills),
             }
 
         return [*(row(name, [name]) for name in names), row("all", names)]
 
 
 def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
-    """Runs and kills jobs until the time is up or there were enough kills; counts in `tally`.
+    """Runs and kills jobs until the time is up or there were enough kills; counts them in `tally`.
 
     Raises:
-      Failed: a kill wasn't survived.
+      Failed: a kill was not survived.
     """
     deadline = time.monotonic() + 60 * args.minutes
     rng = np.random.default_rng(args.seed)
@@ -441,7 +442,7 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
         _until(process, whole.training, _LIMIT)
         startup = time.monotonic() - start
         wanted = whole.ended(process)
-    span = (time.monotonic() - start - startup) / 4  # so that a job gets on between two kills
+    span = (time.monotonic() - start - startup) / 4  # short enough for several kills a job
     _say(f"undisturbed: {startup:.1f} s to start, {4 * span:.1f} s to train")
 
     def over():
@@ -463,13 +464,13 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
         summary["checkpoint"] = summary["checkpoint"].replace(
             str(disturbed.workdir), str(whole.workdir)
         )
-        if told := _different_values(wanted, summary):
-            found.append(f"summary: {told}")
+        if different := _different_values(wanted, summary):
+            found.append(f"summary: {different}")
         if found:
             raise Failed(f"{'; '.join(found)}: see {disturbed.folder}")
         tally.jobs += 1
         tally.survived = len(tally.kills)
-        _say(f"job {tally.jobs} ended as it should")
+        _say(f"job {tally.jobs} gave the right results")
 
 
 def _say(line: str) -> None:
@@ -483,20 +484,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=float, default=10, help="to kill for")
-    parser.add_argument("--kills", type=int, help="after which it ends earlier")
+    parser.add_argument("--minutes", type=float, default=10, help="of killing jobs")
+    parser.add_argument("--kills", type=int, help="stop earlier, after that number of kills")
     parser.add_argument("--steps", type=int, default=300, help="of a job")
     parser.add_argument("--seed", type=int, default=0, help="of the kills and of the jobs")
     parser.add_argument(
-        "--workdir", type=pathlib.Path, help="a new folder, which is kept; else a temporary one"
+        "--workdir", type=pathlib.Path, help="a new folder, which is kept; default: a temporary one"
     )
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
     if args.workdir is not None and args.workdir.exists():
         parser.error(f"{args.workdir} is there already: it must be new.")
 
-    # Handlers of our own, so that jobs are ended with us, and so that they don't inherit a shell's
-    # wish to ignore SIGINT in the background.
+    # With these handlers, jobs end when this process ends. A shell may set SIGINT to be ignored in
+    # the background, and jobs would inherit that; the first handler replaces it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if args.workdir is None:
@@ -520,7 +521,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = machine.description("flax", "orbax-checkpoint") | settings | results
     machine.report("Kills survived", tally.rows(), about, args.json)
     if failure is not None:
-        sys.exit(f"\nFailed. {failure}. All of it is kept in {folder}.")
+        sys.exit(f"\nFailed. {failure}. All files are kept in {folder}.")
 
 
 if __name__ == "__main__":

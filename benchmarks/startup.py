@@ -1,4 +1,4 @@
-"""Seconds from the start of `vit_jax.main` to the end of its first step, compiled anew or not.
+"""Seconds from the start of `vit_jax.main` to the end of its first step, with or without a cache.
 
     python -m benchmarks.startup --json=startup.json
     python -m benchmarks.startup --config=configs/finetune.py:B/16,FOLDER \\
@@ -6,8 +6,8 @@
 
 Each start is a process of its own that trains until metrics.csv has its first row, which is written
 when the first step is done. Starts with an empty compilation cache and with a filled one take
-turns; one more before them, which isn't counted, prepares the data and fills the cache. Seconds are
-medians over the rounds.
+turns. One start before them, which isn't counted, prepares the data and fills the cache. Seconds
+are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LIMIT = 1800  # seconds after which a start has failed
 
 
 def seconds(cache: pathlib.Path, args: argparse.Namespace) -> float:
-    """Starts training and returns the seconds until the first step is done; then ends it."""
+    """Starts training, waits for its first step, ends it, and returns the seconds of the wait."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [
             sys.executable,
@@ -44,14 +44,14 @@ def seconds(cache: pathlib.Path, args: argparse.Namespace) -> float:
             *args.options,
         ]
         env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
-        said = pathlib.Path(workdir) / "said.txt"
+        output = pathlib.Path(workdir) / "output.txt"
         start = time.perf_counter()
-        with open(said, "w") as file:
+        with open(output, "w") as file:
             process = subprocess.Popen(command, env=env, stdout=file, stderr=file)
         try:
             while not _has_row(pathlib.Path(workdir) / "metrics.csv"):
                 if process.poll() is not None or time.perf_counter() - start > _LIMIT:
-                    raise RuntimeError(f"Training did not start:\n{said.read_text()}")
+                    raise RuntimeError(f"Training did not start:\n{output.read_text()}")
                 time.sleep(0.01)
             return time.perf_counter() - start
         finally:

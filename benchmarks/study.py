@@ -1,15 +1,15 @@
-"""The paper's story at the scale of a laptop, on photos of five kinds of flowers.
+"""The paper's main comparisons at the scale of a laptop, on photos of five kinds of flowers.
 
     make study                                   # or:
     python -m benchmarks.study ../shared/data/flower_photos --workdir=runs/study
 
 (a) A ViT, a BiT ResNet and a hybrid of equal FLOPs from scratch, by compute (`configs/compare.py`).
 (b) The same ViT on few labels: from scratch, and after pre-training on drawn flowers with labels or
-    on all training photos without (masked patch prediction).
-(c) Linear classifiers on the frozen representations of (b)'s models, by shots.
+    on all training photos without labels (masked patch prediction).
+(c) Linear classifiers on the frozen features of (b)'s models, by number of shots.
 
-Writes WORKDIR/study.md, tables with what was measured, and compare/compare.png. A study that was
-stopped goes on where it was.
+Writes tables of the results to WORKDIR/study.md, and a plot to WORKDIR/compare/compare.png. A study
+that was stopped continues when it is started again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ SCRATCH, DRAWN, MASKED = "from scratch", "drawn flowers", "masked patches"
 def base(dataset: str) -> ConfigDict:
     """Returns the configuration of `compare.py` with its ViT, to train once.
 
-    It reads the mean of the patches: the class token is what no loss of masked patches looks at.
+    Its features are the mean of the patches, since masked patch prediction has no loss that trains
+    the class token.
     """
     config = runpy.run_path(str(_CONFIGS / "compare.py"))["get_config"](dataset)
     config.model.update(config.compare.runs["ViT"].model)
@@ -50,14 +51,14 @@ def base(dataset: str) -> ConfigDict:
 
 
 def pretrained(dataset: str, workdir: pathlib.Path) -> dict[str, str]:
-    """Trains (b)'s models before they see a label of the photos; returns their workdirs."""
+    """Trains (b)'s models until before they see labels of the photos; returns their workdirs."""
     masked = base(dataset)
     masked.objective = "masked_patches"
     masked.epochs = 40.0
     drawn = base("rendered_flowers")
     drawn.epochs, drawn.data.crop_area = 25.0, 0.35
     scratch = base(dataset)
-    scratch.total_steps, scratch.optim.lr = 1, 1e-12  # parameters as they are drawn
+    scratch.total_steps, scratch.optim.lr = 1, 1e-12  # keeps the initial parameters
     configs = {SCRATCH: scratch, DRAWN: drawn, MASKED: masked}
     folders = {name: workdir / name.replace(" ", "_") for name in configs}
     for name, config in configs.items():
@@ -81,12 +82,12 @@ def few_labels(dataset: str, workdirs: dict[str, str]) -> ConfigDict:
 
 
 def few_shot(dataset: str, workdirs: dict[str, str], workdir: pathlib.Path) -> list[str]:
-    """Evaluates representations, returns the lines of a Markdown table of (c)."""
+    """Evaluates features; returns the lines of (c)'s Markdown table."""
     config = base(dataset)
     config.job, config.fewshot.seeds = "fewshot", 5
     shots = config.fewshot.shots
     lines = [
-        f"| representation | {' | '.join(f'{n} shots' for n in shots)} |",
+        f"| features | {' | '.join(f'{n} shots' for n in shots)} |",
         "|---" * (len(shots) + 1) + "|",
     ]
     for name, folder in workdirs.items():
@@ -143,7 +144,7 @@ if __name__ == "__main__":
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vit_jax").setLevel(logging.INFO)
-    # The same programs are compiled for every seed: once.
+    # The cache keeps programs from being compiled again for every seed.
     jax.config.update("jax_compilation_cache_dir", str(arguments.workdir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with logging_redirect_tqdm():

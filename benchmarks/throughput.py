@@ -2,11 +2,11 @@
 
     python -m benchmarks.throughput Ti/16 S/16 B/16 --batch=8 --json=throughput.json
 
-Each contender is a process of its own that compiles, warms up and then waits; they take turns, so
-that what else the machine does meets all of them alike. Images/s are medians over the rounds, and
+Each contender is a process of its own that compiles, warms up and then waits. They take turns, so
+that the machine's other work slows all of them alike. Images/s are medians over the rounds, and
 ratios the medians of each round's ratio to vit_jax.
 
-    vit_jax     what `vit_jax.main` runs: uint8 images, the update of `train.train_step`
+    vit_jax     as `vit_jax.main` runs it: uint8 images, the update of `training/step.py`
     plain       the same with Flax's own LayerNorm, GELU and attention (model.implementation=plain)
     eager       timm, PyTorch's scaled_dot_product_attention
     compiled    timm through torch.compile
@@ -15,7 +15,7 @@ ratios the medians of each round's ratio to vit_jax.
 
 Training is a step of SGD with momentum on cross-entropy, without dropout or augmentation. Dtype
 bfloat16 is vit_jax's `config.dtype` and PyTorch's autocast. PyTorch gets the same settings of
-malloc as vit_jax gives itself on a CPU, and transparent huge pages, which it likes.
+malloc as vit_jax sets on a CPU, and transparent huge pages, which make it faster.
 """
 
 from __future__ import annotations
@@ -63,9 +63,6 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     keep_freed_memory()
     import jax
 
-    pass
-    pass
-
     config = default()
     config.model.variant, config.dtype, config.batch_size = args.variant, args.dtype, args.batch
     if args.contender == "plain":
@@ -74,12 +71,13 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     config.data.image_size = args.image_size
     trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
     program = parallel.strategy(config)(
-        trained.objective.evaluate,
-        trained.update,
-        trained.key,
-        lambda params, batch: trained.model.apply({"params": params}, to_float(batch["image"])),
+        update=trained.update,
+        key=trained.key,
+        extract_features=lambda params, batch: trained.model.apply(
+            {"params": params}, to_float(batch["image"])
+        ),
     )
-    state = program.init(trained.initial, trained.init_key)
+    state = program.init(trained.init_state, trained.init_key)
     batch = machine.batch(args.batch, args.image_size, CLASSES)
 
     def run(steps):
@@ -88,7 +86,7 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
             if args.mode == "training":
                 state, result = program.update(state, program.put_batch(batch))
             else:
-                result = program.represent(state.params, program.put_batch(batch))
+                result = program.extract_features(state.params, program.put_batch(batch))
         jax.block_until_ready(result)
 
     return run
@@ -143,16 +141,16 @@ def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Compiles, warms up, and measures when told."""
+    """Compiles, warms up, and measures when asked."""
     ours = args.contender in ("vit_jax", "plain")
     run = (of_vit_jax if ours else of_timm)(args)
-    for _ in range(2):  # compiles; PyTorch's optimizer makes its state at the first step
+    for _ in range(2):  # to compile; PyTorch's optimizer makes its state in the first step
         run(1)
     machine.answer_steps(run)
 
 
 def contender(name: str, variant: str, mode: str, args: argparse.Namespace) -> machine.Contender:
-    """Starts a contender: told a number of steps, it says the seconds they took."""
+    """Starts a contender: asked for a number of steps, it answers with their seconds."""
     command = [
         sys.executable,
         "-m",
@@ -194,13 +192,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("variant", nargs="+", choices=TIMM, help="models that timm has, too")
+    parser.add_argument("variant", nargs="+", choices=TIMM, help="models that timm has as well")
     parser.add_argument("--mode", choices=MODES, action="append", help="default: both")
     parser.add_argument("--batch", type=int, default=8, help="images a step")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
-    parser.add_argument("--seconds", type=float, default=3.0, help="that a turn takes")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a turn")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)

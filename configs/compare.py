@@ -1,14 +1,16 @@
-"""Compares a ViT, a BiT ResNet and a hybrid of equal FLOPs, trained from scratch alike (figure 5).
+"""Trains a ViT, a BiT ResNet and a hybrid of equal FLOPs from scratch (paper figure 5).
 
     python -m vit_jax.main --config=configs/compare.py:../shared/data/flower_photos \\
         --workdir=runs/compare
 
-The argument is a tfds name or a folder of images. All three need about 117 MFLOPs for an image of
-64 x 64 pixels, see the same batches, and follow the same recipe, that of `pretrain.py` for small
-data; each is trained for 2, 6 and 18 epochs from three seeds. What is compared is in
-`config.compare.runs`: a name, and the keys that make a run different from the others.
+Time: about 50 minutes on two cores of a shared server (261 to 469 images/s).
+Result: compare.md, compare.csv and compare.png in the workdir. After 18 epochs, test accuracy is
+74.9 % for the ResNet, 70.5 % for the hybrid and 66.3 % for the ViT, see docs/experiments.md.
 
-Expect compare.md, compare.csv and compare.png in the workdir; the README shows what came out.
+The argument is a tfds name or a folder of images. An image of 64 x 64 pixels costs each model about
+117 MFLOPs. All see the same batches and follow the recipe of `pretrain.py` for small data, for 2, 6
+and 18 epochs, each from three seeds. `config.compare.runs` has what is compared: a name, and the
+keys that make the run different from the others.
 """
 
 from ml_collections import ConfigDict

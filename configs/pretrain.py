@@ -1,24 +1,32 @@
-"""Trains a model from scratch, as the paper's table 3 or for small data.
+"""Trains a model from scratch: every row of the paper's table 3, and a recipe for small data.
 
     python -m vit_jax.main --config=configs/pretrain.py:Nano/8,../shared/data/flower_photos \\
         --workdir=runs/photos
 
-Expect 69.6 % test accuracy after 6.5 minutes on two cores of a shared server (260 images/s).
+Time: 6.5 minutes on two cores of a shared server (260 images/s).
+Result: 69.6 % test accuracy.
 
-The argument is VARIANT,DATASET: a variant of `vit_jax.models.VARIANTS` in any spelling, and a
-tfds name, a folder of images, or a recipe's name. The recipe of one data set is taken for another
-by `--config.data.name=DATA`. JFT-300M is not public: its rows are for the record, and need it.
+The argument is VARIANT,DATASET: a variant of `vit_jax.models.VARIANTS` in any usual spelling, and
+a tfds name, a folder of images, or one of these:
 
-VARIANT,imagenet2012 is the paper's recipe. `S/16,imagenet2012-90ep` is what users without JFT-300M
-train today: the plain ViT baseline of Beyer et al. (arXiv 2205.01580), published accuracy 76.5 %
-(not trained here).
+| DATASET              | recipe                                                                    |
+|----------------------|---------------------------------------------------------------------------|
+| jft_300m             | paper table 3; the data are not public, so its rows are only a record     |
+| imagenet21k          | paper table 3                                                             |
+| imagenet2012         | paper table 3                                                             |
+| imagenet2012-90ep    | Beyer et al., "Better plain ViT baselines", arXiv 2205.01580: with S/16,  |
+|                      | published accuracy 76.5 %; what users without JFT-300M train today        |
+| any other            | ours, for thousands of images                                             |
+
+None of the first four was trained here. To use a recipe for other data, add
+`--config.data.name=DATA`.
 """
 
 from vit_jax import config as config_lib
 from vit_jax import models
 
-# Paper table 3: Adam (0.9, 0.999), batch 4096, 10,000 warm-up steps, resolution 224. "…": the
-# data set's other variants. A second number of epochs is for --config.epochs.
+# Paper table 3: Adam (0.9, 0.999), batch 4096, 10,000 warm-up steps, resolution 224. "…" is
+# any other variant. Where a comment has a second number of epochs, --config.epochs sets it.
 _TABLE_3 = {
     #                                epochs    lr    decay   weight  dropout clip
     "jft_300m": {  #                                         decay           norm
@@ -93,9 +101,9 @@ def _plain(config):
 
 
 def _small_data(config):
-    """Thousands of images rather than millions; ours."""
+    """Our recipe for thousands of images rather than millions."""
     config.data.crop_area = 0.25
-    if config.model.variant == "Nano/8":  # small pictures: none of their border is cut off
+    if config.model.variant == "Nano/8":  # small images: keeps their border in evaluation
         config.data.image_size, config.data.crop_fraction = 64, 1.0
     config.batch_size = config.eval_batch_size = 64
     config.epochs = 25.0

@@ -1,8 +1,10 @@
-"""Trains Nano/8, a 0.5 M parameter ViT, from scratch on drawn flowers; needs no download.
+"""Trains Nano/8, a ViT of 0.5 M parameters, from scratch on drawn flowers; downloads nothing.
 
     python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Expect 91.8 % test accuracy after 4 minutes on two cores of a shared server (390 images/s).
+Time: 4 minutes on two cores of a shared server (390 images/s).
+Result: 91.8 % test accuracy.
+Source: our own recipe.
 """
 
 from vit_jax import config as config_lib

@@ -1,19 +1,19 @@
-"""Fine-tunes a model on a task of VTAB-1k with the paper's one setting (appendix B.1.1, table 4).
+"""Fine-tunes a model on a task of VTAB-1k with the paper's one setting (B.1.1, table 4).
 
     python -m vit_jax.main --config=configs/vtab.py:B/16,clevr_count --workdir=runs/clevr_count \\
         --config.init_from=B/16
 
-The argument is VARIANT,TASK, a row of `vit_jax.data.builders.vtab.TASKS`, or VARIANT,all for all 19, one
-run each and a table: the VTAB score is the mean of its accuracies, 72.7 % in the paper for L/16 of
-ImageNet-21k, not measured here. The data sets are tfds's and need TensorFlow to be prepared
-(README), such as `clevr` by `python -m vit_jax.data prepare clevr`.
+Time and result: not measured here. In the paper, L/16 of ImageNet-21k has a VTAB score of 72.7 %.
 
-The model is trained on the 1,000 examples and tested on the test split. Choose settings, if any,
-on the 200 of them that are for validation:
+The argument is VARIANT,TASK: a variant of `vit_jax.models.VARIANTS`, and a task of
+`vit_jax/data/builders/vtab.py`. VARIANT,all runs all 19 tasks and makes a table; the VTAB score is
+the mean of its accuracies. The data sets are tfds's. Most need TensorFlow once, to be prepared, see
+docs/your_data.md: `python -m vit_jax.data prepare clevr`.
+
+The model is trained on 1,000 examples and tested on the test split. To choose other settings, use
+the 200 of these examples that are meant for validation, with the task's split `val200`:
 
     --config.data.train='train[:800]' --config.data.test='train[63000:63200]'
-
-with the split `val200` of the task's row.
 """
 
 from ml_collections import ConfigDict
@@ -22,8 +22,8 @@ from vit_jax import config as config_lib
 from vit_jax import models
 from vit_jax.data.builders import vtab
 
-# Pre-processing is BiT's (arXiv 1912.11370, supplement F): resize to 448, crop 384 at random, flip,
-# but for tasks whose labels would change by that.
+# Pre-processing is BiT's (arXiv 1912.11370, supplement F): resize to 448, crop 384 at random, flip.
+# These tasks do without one or the other, because it would change their labels.
 _NO_FLIP = ("dspr_loc", "dspr_ori", "snorb_azim")
 _NO_CROP = ("clevr_count", "clevr_dist", "dmlab", "kitti_dist", "dspr_loc")
 

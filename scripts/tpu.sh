@@ -1,29 +1,30 @@
 #!/usr/bin/env bash
-# A training run on a Cloud TPU, one command a step; docs/cloud_tpu.md tells the whole way.
+# A training run on a Cloud TPU, one command a step; docs/cloud_tpu.md explains every step.
 set -euo pipefail
 
 usage() {
   cat <<'END'
 scripts/tpu.sh [--dry-run] STEP NAME [ARGUMENT …]
 
-  create NAME             asks for a TPU slice of that name; it comes when there is room for it
-  status NAME             says how far that is: ACTIVE when it is there, SUSPENDED when it was taken
-  install NAME            copies the last commit to all of its hosts, and installs it there
+  create NAME             requests a TPU slice of that name; Google creates it when it has room
+  status NAME             prints the state of the request: ACTIVE when the slice can be used,
+                          SUSPENDED when Google has taken it back
+  install NAME            copies the last commit to all hosts of the slice, and installs it there
   launch NAME FLAG …      starts `python -m vit_jax.main --distributed FLAG …` on all hosts
   logs NAME [LINES]       shows the end of the first host's log
-  stop NAME               ends the run; the same `launch` goes on from its last checkpoint
+  stop NAME               ends the run; the same `launch` continues from its last checkpoint
   fetch NAME FROM TO      copies a folder to this machine, from gs:// or from the first host
-  delete NAME             gives the slice back: until then it is paid for
+  delete NAME             gives the slice back: until then you pay for it
 
 --dry-run prints the commands instead of running them, and needs no gcloud.
 
-Settings, from the environment:
-  PROJECT   the project of Google Cloud; gcloud's own where it is empty
-  ZONE      us-central1-a
-  TYPE      v5litepod-16: kind and size of the slice, as v4-32 or v6e-8
-  VERSION   the image of the hosts, by default the one for TYPE
-  SPOT      1 for a slice that is cheaper and can be taken away at any time
-  BUCKET    a bucket's name, which `install` mounts on all hosts as ~/bucket
+Settings, from environment variables:
+  PROJECT   the project of Google Cloud; default: gcloud's own
+  ZONE      default: us-central1-a
+  TYPE      kind and size of the slice, such as v4-32 or v6e-8; default: v5litepod-16
+  VERSION   the image of the hosts; default: the one for TYPE
+  SPOT      1 for a slice that is cheaper and that Google may take back at any time
+  BUCKET    the name of a bucket, which `install` mounts on all hosts as ~/bucket
 END
 }
 
@@ -32,7 +33,7 @@ fail() {
   exit 1
 }
 
-# Prints a command as a shell would read it, and runs it unless that is all that was asked for.
+# Prints a command with a shell's quoting, and runs it unless this is a dry run.
 run() {
   printf '%s' "$1"
   printf ' %q' "${@:2}"
@@ -40,12 +41,13 @@ run() {
   if [[ -z $dry_run ]]; then "$@"; fi
 }
 
-# Arguments as one string that a remote shell splits into the same arguments.
+# Prints arguments as one string, which a remote shell splits into the same arguments.
 quoted() {
   printf ' %q' "$@"
 }
 
-on_host() { # which, command
+# Runs a command on one host or on all.
+on_host() { # host's number or "all", command
   run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker="$1" --command="$2"
 }
 
@@ -70,12 +72,12 @@ install() {
   local repository folder
   repository=$(dirname "${BASH_SOURCE[0]}")/..
   if [[ -n $(git -C "$repository" status --porcelain) ]]; then
-    echo "What is not committed is left out." >&2
+    echo "Changes that are not committed are not copied." >&2
   fi
   folder=${TMPDIR:-/tmp}
   if [[ -z $dry_run ]]; then
     folder=$(mktemp -d)
-    # shellcheck disable=SC2064  # the folder of now
+    # shellcheck disable=SC2064  # expanded now, while the variable exists
     trap "rm -rf $(quoted "$folder")" EXIT
   fi
   run git -C "$repository" archive --format=tar.gz --output="$folder/vit_jax.tar.gz" HEAD
@@ -132,7 +134,8 @@ logs() {
 }
 
 stop() {
-  # They save a checkpoint first, which takes a while; where one is gone, they wait for it in vain.
+  # Hosts save a checkpoint first, which takes a while. If a host is gone, the others would wait for
+  # it for ever: after five minutes they are killed.
   on_host all "$(
     cat <<'END'
 pid=$(cat ~/run.pid) && kill -TERM "$pid" || exit
@@ -166,7 +169,7 @@ name=${2:-}
 [[ $name =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
   fail "$step needs the slice's NAME: small letters, digits and hyphens, a letter first."
 [[ -n $dry_run ]] || command -v gcloud > /dev/null ||
-  fail "There is no gcloud: https://cloud.google.com/sdk/docs/install tells how to get it."
+  fail "There is no gcloud: https://cloud.google.com/sdk/docs/install explains how to install it."
 where=(--zone="${ZONE:-us-central1-a}" ${PROJECT:+--project="$PROJECT"})
 shift 2
 case $step in

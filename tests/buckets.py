@@ -93,8 +93,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if first >= len(data):
                 return 416, headers, b""
             part = data[first : last + 1]
-            told = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
-            return 206, {**headers, "Content-Range": told}, part
+            content_range = f"bytes {first}-{first + len(part) - 1}/{len(data)}"
+            return 206, {**headers, "Content-Range": content_range}, part
         return 200, headers, data
 
     def upload(self, bucket, query, body):
@@ -102,10 +102,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             name = query["name"]
         elif query["uploadType"] == "multipart":
             kind = self.headers["Content-Type"].encode()
-            told, content = email.message_from_bytes(
+            described, content = email.message_from_bytes(
                 b"Content-Type: " + kind + b"\r\n\r\n" + body
             ).get_payload()
-            name, body = json.loads(told.get_payload())["name"], content.get_payload(decode=True)
+            name, body = (
+                json.loads(described.get_payload())["name"],
+                content.get_payload(decode=True),
+            )
         elif "upload_id" not in query:  # the start of a resumable one
             number = str(next(self.server.numbers))
             self.server.uploads[number] = query.get("name") or json.loads(body)["name"], b""

@@ -1,10 +1,12 @@
+"""Fixtures and helper functions that the tests of several rooms share."""
+
 import os
 import tempfile
 
-# Before JAX starts: eight devices on one CPU, for tests of what is spread over devices.
+# Set before JAX is imported: the CPU poses as eight devices, for the tests of sharding.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Tests and the processes they start build the same programs again and again: compiled once.
+# Tests and the processes they start compile the same programs: they share one compilation cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
     os.environ["JAX_COMPILATION_CACHE_DIR"]
     if "PYTEST_XDIST_WORKER" in os.environ
@@ -22,35 +24,52 @@ import jax
 import numpy as np
 import pytest
 import simplejpeg
-from vit_jax.WEIGHTS import weights
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.defaults import default
 from vit_jax.models.params import parameter_shapes
+from vit_jax.weights import recognise
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+IMAGE, CLASSES = 16, 7  # the tiny models' image size in pixels, and the size of their heads
+# The model of the smallest run.
+TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
+
+
+# ----------------------------------------------------------------------------- pytest's hooks
+
+
+def pytest_collection_modifyitems(items):
+    """Gives every test in tests/faults the marker `faults`."""
+    for item in items:
+        if item.path.is_relative_to(REPOSITORY / "tests" / "faults"):
+            item.add_marker("faults")
 
 
 def pytest_unconfigure():
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # they share those of the process that started them
+    """Removes the compilation cache; workers use that of the process that started them."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def programs_are_forgotten():
-    """Each compiled program takes memory maps, and Linux gives a process 65,530: all tests together
-    would need more, and the one that gets none ends in a segmentation fault."""
+def clear_compiled_programs():
+    """Frees the compiled programs of a file of tests when it is done.
+
+    Each program takes memory maps, of which Linux gives a process 65,530. All tests together would
+    need more, and the program that gets none ends in a segmentation fault.
+    """
     yield
     jax.clear_caches()
+
+
+# ------------------------------------------------------------------------------------- models
 
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
-
-
-IMAGE, CLASSES = 16, 7  # of the tiny models' images: pixels a side; of their heads
 
 
 def tiny(num_classes=CLASSES, **overrides):
@@ -60,7 +79,7 @@ def tiny(num_classes=CLASSES, **overrides):
 
 
 def random_params(model, seed=0):
-    """Parameters that are all random: a zero head would hide differences."""
+    """Parameters that are all random: a head of zeros would hide differences."""
 
     @jax.jit
     def draw(key):
@@ -75,19 +94,22 @@ def random_params(model, seed=0):
 
 
 def random_checkpoint(variant, num_classes=3, **attributes):
-    """A checkpoint, of no file, for images of 32 x 48 pixels; some name of a class is HTML."""
+    """A checkpoint without a file, for images of 32 x 48 pixels; a class name contains HTML."""
     shape = (32, 48)
     shapes = parameter_shapes(models.build(variant, num_classes=num_classes, **attributes), shape)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes)
-    config = weights.config_of(variant, shape, **attributes)
+    config = recognise.config_for(variant, shape, **attributes)
     names = ("a <b>", "b", "c")[:num_classes]
     return Checkpoint("a/checkpoint", params, config, names, 0)
 
 
+# --------------------------------------------------------------------------------------- data
+
+
 @pytest.fixture
 def batch(rng):
-    """Sixteen images of noise, the last three of which only fill up."""
+    """A batch of sixteen images of noise; the last three are padding."""
     return {
         "image": rng.integers(0, 256, (16, IMAGE, IMAGE, 3)).astype(np.uint8),
         "label": rng.integers(0, CLASSES, 16).astype(np.int32),
@@ -95,17 +117,8 @@ def batch(rng):
     }
 
 
-@pytest.fixture(scope="session")
-def photos():
-    """The real flower photos, where the machine has them."""
-    folder = REPOSITORY.parent / "shared" / "data" / "flower_photos"
-    if not folder.is_dir():
-        pytest.skip("the real flower photos are not on this machine")
-    return folder
-
-
 def write_jpegs(folder, counts, size=(20, 24)):
-    """Writes {class: number} JPEGs of noise round one colour a class; returns the folder."""
+    """Writes {class: number} JPEGs, each of noise around its class's colour; returns the folder."""
     rng = np.random.default_rng(0)
     for label, (name, count) in enumerate(counts.items()):
         (folder / name).mkdir(parents=True)
@@ -123,12 +136,21 @@ def image_folder(tmp_path_factory):
     return write_jpegs(tmp_path_factory.mktemp("images"), counts)
 
 
-# A run of the smallest kind, of that folder.
-TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
+@pytest.fixture(scope="session")
+def photos():
+    """The folder of real flower photos; tests are skipped on machines without it."""
+    folder = REPOSITORY.parent / "shared" / "data" / "flower_photos"
+    if not folder.is_dir():
+        pytest.skip("the real flower photos are not on this machine")
+    return folder
+
+
+# --------------------------------------------------------------------------------------- runs
 
 
 @pytest.fixture
 def settings(image_folder):
+    """The configuration of a run of six steps on `image_folder`."""
     settings = default()
     settings.model.update(**TINY, dropout=0.1)
     settings.data.update(name=str(image_folder), image_size=16, crop_area=0.5)
@@ -138,16 +160,8 @@ def settings(image_folder):
     return settings
 
 
-def rows(workdir):
-    return rows_of(workdir / "metrics.csv")
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
+    """The command that trains the smallest model on a folder of images."""
     flags = [f"--config.model.{k}={v}" for k, v in TINY.items() if k != "variant"]
     return [
         sys.executable,
@@ -164,5 +178,16 @@ def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
 
 
 def environment():
-    """Without the eight devices of the tests: what a user has."""
+    """This process's environment variables without its eight devices: those of a user."""
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def rows(workdir):
+    """The rows of a run's metrics.csv, as dictionaries of strings."""
+    return rows_of(workdir / "metrics.csv")
+
+
+def rows_of(path):
+    """The rows of a CSV file, as dictionaries of strings."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,20 +1,31 @@
-"""cost"""
+"""Prints the parameters and FLOPs of models, or the exaFLOPs of paper table 6 beside ours.
+
+Use:
+  python -m vit_jax.cost [VARIANT...] [--image_size=224] [--num_classes=0]
+  python -m vit_jax.cost --table=6
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-import jax
-
 from vit_jax import models
-from vit_jax.models.flops import JFT_IMAGES, TABLE_6, forward_flops, training_exaflops
-from vit_jax.models.params import parameter_shapes
+from vit_jax.models.flops import forward_flops, table_6
+from vit_jax.models.params import count_parameters, parameter_shapes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m vit_jax.cost`."""
-    parser = argparse.ArgumentParser(prog="python -m vit_jax.cost", description=__doc__)
+    """Runs `python -m vit_jax.cost`.
+
+    Args:
+      argv: the arguments; None for those of the command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("variants", nargs="*", help="of vit_jax.models.VARIANTS; default: all")
     parser.add_argument("--table", choices=["6"], help="print the paper's table beside our numbers")
     parser.add_argument("--image_size", type=int, default=224, help="pixels; default: 224")
@@ -31,23 +42,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _table_6() -> list[tuple[str, ...]]:
-    lines = [("model", "epochs", "paper, exaFLOPs", "ours", "difference")]
-    variants = dict.fromkeys(variant for variant, _ in TABLE_6)
-    flops = {variant: forward_flops(variant) for variant in variants}
-    for (variant, epochs), paper in TABLE_6.items():
-        ours = training_exaflops(flops[variant], epochs * JFT_IMAGES)
-        lines.append((variant, str(epochs), str(paper), f"{ours:.0f}", f"{ours / paper - 1:+.1%}"))
+    lines: list[tuple[str, ...]] = [("model", "epochs", "paper, exaFLOPs", "ours", "difference")]
+    for row in table_6():
+        difference = row.counted / row.paper - 1
+        numbers = str(row.epochs), str(row.paper), f"{row.counted:.0f}", f"{difference:+.1%}"
+        lines.append((row.variant, *numbers))
     return lines
 
 
 def _costs(args: argparse.Namespace) -> list[tuple[str, ...]]:
-    lines = [("model", "parameters", "forward GFLOPs an image")]
+    lines: list[tuple[str, ...]] = [("model", "parameters", "forward GFLOPs an image")]
     for name in args.variants or models.VARIANTS:
         variant = models.canonical(name)
         model = models.build(variant, num_classes=args.num_classes)
-        shapes = jax.tree.leaves(parameter_shapes(model, args.image_size))
+        parameters = count_parameters(parameter_shapes(model, args.image_size))
         flops = forward_flops(variant, args.image_size, num_classes=args.num_classes)
-        lines.append((variant, f"{sum(x.size for x in shapes):,}", f"{flops / 1e9:.2f}"))
+        lines.append((variant, f"{parameters:,}", f"{flops / 1e9:.2f}"))
     return lines
 
 

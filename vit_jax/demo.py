@@ -1,4 +1,7 @@
-"""demo"""
+"""Serves a web page that shows what a model sees: `python -m vit_jax.demo CHECKPOINT`.
+
+Gradio draws the page. It is for this machine alone, unless another address is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from vit_jax.cli.arguments import image_size
+from vit_jax.cli.arguments import add_checkpoint
 from vit_jax.interpret.page import build_page, import_gradio, serve
 from vit_jax.weights.api import load
 
@@ -19,13 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m vit_jax.demo",
         description="Serves a web page: drop an image, see its classes and where the model looks.",
     )
-    parser.add_argument("checkpoint", help="whatever config.init_from may name: path, URL or name")
-    parser.add_argument(
-        "--image_size",
-        type=image_size,
-        metavar="SIDE|HxW",
-        help="pixels; default: the checkpoint's",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -41,13 +38,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--max_megabytes must be above 0")
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     try:
-        import_gradio()  # before a large checkpoint is read for nothing
+        import_gradio()  # fails, if it has to, before a large checkpoint is read
         blocks = build_page(
             load(args.checkpoint),
             image_size=args.image_size,
             max_megabytes=args.max_megabytes,
         )
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # deletes uploads, too
+        # SIGTERM ends the page as Ctrl-C does, which deletes uploaded images.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         serve(blocks, host=args.host, port=args.port, max_megabytes=args.max_megabytes)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

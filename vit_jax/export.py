@@ -1,4 +1,4 @@
-"""export"""
+"""Writes models that run without the package: `python -m vit_jax.export CHECKPOINT OUT`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import jax
 import jax.export
 
-from vit_jax.cli.arguments import image_size
-from vit_jax.inference.exporter import FORMATS, export, snippet
+from vit_jax.cli.arguments import add_checkpoint
+from vit_jax.inference.exporter import FORMATS, export, usage_example
 from vit_jax.weights.api import load
 
 _EXAMPLES = """
 OUT.onnx is an ONNX model (pip install 'vit_jax[onnx]'); any other OUT is an artifact of
-jax.export, with what is to be known of it in a JSON file beside it. Both take uint8 images
-(b, h, w, 3), for any b, and give float32 logits (b, c), or representations (b, d) where there is
-no head. `python -m vit_jax.convert` takes heads off and averages.
+jax.export, with a JSON file beside it that describes it. Both take uint8 images (b, h, w, 3), for
+any b, and return float32 logits (b, c), or representations (b, d) of a model without a head. For a
+model without its head, or with the Polyak average, run `python -m vit_jax.convert` first.
 
   python -m vit_jax.export runs/flowers flowers.stablehlo
   python -m vit_jax.export B/16 b16.onnx --image_size=384
@@ -34,18 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="whatever config.init_from may name: path, URL or name")
+    add_checkpoint(parser)
     parser.add_argument("destination", metavar="OUT", help="a path where nothing is yet")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix")
-    parser.add_argument(
-        "--image_size",
-        type=image_size,
-        metavar="SIDE|HxW",
-        help="pixels; default: the checkpoint's",
-    )
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    jax.config.update("jax_platforms", "cpu")  # that is enough to lower for all others
+    jax.config.update("jax_platforms", "cpu")  # it can lower for all other platforms
     try:
         checkpoint = load(args.checkpoint)
         description = export(
@@ -59,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     megabytes = 1e-6 * path.stat().st_size
     print(f"{path}: {description['variant']}, {megabytes:.1f} MB{beside}.")
     print(f"It runs after `pip install {needs}`, without vit_jax:\n")
-    print(snippet(path, description))
+    print(usage_example(path, description))
 
 
 if __name__ == "__main__":

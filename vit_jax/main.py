@@ -1,13 +1,16 @@
-"""main"""
+"""Runs a job: `python -m vit_jax.main --config=FILE --workdir=FOLDER`.
+
+On several hosts, the same command runs on each. On a TPU pod, in Slurm and in Open MPI it takes
+`--distributed`. Elsewhere it takes `--coordinator_address=HOST:PORT --num_processes=N
+--process_id=I`.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
-from typing import Any
 
 import jax
 from absl import app, flags
@@ -15,25 +18,23 @@ from ml_collections import config_flags
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vit_jax.cli.environment import join_processes, keep_freed_memory, keep_programs
-from vit_jax.cli.errors import log_errors_once
+from vit_jax.cli.errors import exit_at_signals, log_errors_once
 from vit_jax.cli.flags import parse_flags
-from vit_jax.jobs import validation
-from vit_jax.jobs.compare import compare
-from vit_jax.jobs.evaluate import evaluate
-from vit_jax.jobs.fewshot import few_shot
-from vit_jax.jobs.sweep import sweep
-from vit_jax.jobs.train import train
+from vit_jax.jobs.table import JOBS
+from vit_jax.jobs.validation import validate
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration, see configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints and results.")
 _DISTRIBUTED = flags.DEFINE_boolean(
-    "distributed", False, "One of several processes, of a TPU pod, Slurm or Open MPI."
+    "distributed", False, "This is one of several processes, of a TPU pod, Slurm or Open MPI."
 )
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "HOST:PORT at which process 0 can be reached by all."
+    "coordinator_address", None, "HOST:PORT at which all processes reach process 0."
 )
-_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
-_PROCESS = flags.DEFINE_integer("process_id", None, "Which this is, from 0.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "The number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer(
+    "process_id", None, "The number of this process, from 0.", lower_bound=0
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -49,28 +50,6 @@ def _complete(values):
     return None not in (address, count, number) and number < count
 
 
-_JOBS = {
-    "train": train,
-    "evaluate": evaluate,
-    "fewshot": few_shot,
-    "sweep": sweep,
-    "compare": compare,
-}
-
-
-def _stopped() -> str:
-    return f"Stopped; the same command goes on from what {_WORKDIR.value} holds."
-
-
-def _stop(number: int, frame: Any) -> None:
-    """Ends the process where the loop has nothing to save.
-
-    An exception won't do: JAX, Orbax and the garbage collector call Python where one is lost.
-    """
-    os.write(sys.stderr.fileno(), f"{_stopped()}\n".encode())
-    os._exit(0)
-
-
 def main(argv: list[str]) -> None:
     """Runs `config.job` and prints its summary as one line of JSON on stdout."""
     if len(argv) > 1:
@@ -79,24 +58,25 @@ def main(argv: list[str]) -> None:
     keep_programs()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     log_errors_once()
+    config, workdir = _CONFIG.value, str(_WORKDIR.value)
+    stopped = f"Stopped; the same command goes on from what {workdir} holds."
+    signals = [signal.SIGINT, signal.SIGTERM]
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    else:
-        signal.signal(signal.SIGTERM, _stop)  # which JAX needs where there are several
-    signal.signal(signal.SIGINT, _stop)
-    first = jax.process_index() == 0
-    logging.getLogger("vit_jax").setLevel(logging.INFO if first else logging.WARNING)
-    config, workdir = _CONFIG.value, _WORKDIR.value
+        signals.remove(signal.SIGTERM)  # JAX's preemption service handles it
+    exit_at_signals(signals, stopped)
+    is_first = jax.process_index() == 0
+    logging.getLogger("vit_jax").setLevel(logging.INFO if is_first else logging.WARNING)
     try:
-        validation.validate(config)
+        validate(config)
         with logging_redirect_tqdm():
-            summary = _JOBS[config.job](config, workdir)
+            summary = JOBS[config.job](config, workdir)
     except KeyboardInterrupt:
-        print(_stopped(), file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return
     except (FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    if first:
+    if is_first:
         print(json.dumps(summary))
 
 

@@ -1,4 +1,13 @@
-"""plan"""
+"""What a training run needs and takes on devices that need not be there.
+
+    python -m vit_jax.plan --config=configs/pretrain.py:B/16,imagenet2012 --topology=v5e:4x4
+
+compiles the train step of a configuration for a TPU topology, or for the GPUs of a host such as
+`--topology=h100:8`, on any machine. It prints parameters, FLOPs, memory and communication and, by
+a roofline, the time of a step and of the whole run. Nothing is trained; no data and no weights are
+read. `--topology=local` is this machine's devices; TPUs need `pip install "vit_jax[tpu]"`, GPUs
+`pip install "vit_jax[cuda]"`.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +17,39 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vit_jax.analysis.hardware import EXAMPLES
-from vit_jax.analysis.planning import dataset_size, plan, table
+from vit_jax.analysis.plan_table import format_plan
+from vit_jax.analysis.planning import dataset_size, plan
 from vit_jax.cli.environment import without_tpu
 from vit_jax.cli.flags import parse_flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m vit_jax.plan`."""
+    args, config = _parse(argv)
+    if args.topology != "local":
+        without_tpu()
+    try:
+        images, classes = dataset_size(config)
+        if args.num_classes is None and classes is None:
+            _log("The data's classes are unknown: taking 1000; see --num_classes.")
+        report = plan(
+            config,
+            args.topology,
+            num_classes=args.num_classes or classes or 1000,
+            images=args.images or images,
+            suggest=args.suggest,
+            log=_log,
+        )
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(json.dumps(report) if args.json else "\n".join(format_plan(report)))
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
+    """Returns the command line's arguments and its configuration."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.plan",
         description=__doc__,
@@ -39,27 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags.mark_flag_as_required("config", values)
     if extra := parse_flags(rest, values)[1:]:
         parser.error(f"unexpected arguments: {' '.join(extra)}")
-    if args.topology != "local":
-        without_tpu()
-    try:
-        images, classes = dataset_size(holder.value)
-        if args.num_classes is None and classes is None:
-            _tell("The data's classes are unknown: taking 1000; see --num_classes.")
-        report = plan(
-            holder.value,
-            args.topology,
-            num_classes=args.num_classes or classes or 1000,
-            images=args.images or images,
-            suggest=args.suggest,
-            tell=_tell,
-        )
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps(report) if args.json else "\n".join(table(report)))
+    return args, holder.value
 
 
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""visualize"""
+"""Shows what a model sees: `python -m vit_jax.visualize CHECKPOINT IMAGE… --out=DIR`.
+
+DIR gets a PNG file for each picture, and index.html, one page that holds them all.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from vit_jax.cli.arguments import add_arguments, find_images, layer_numbers
+from vit_jax.cli.arguments import (
+    add_checkpoint,
+    add_images,
+    find_images,
+    layer_numbers,
+)
 from vit_jax.interpret.report import write_report
 from vit_jax.weights.api import load
 
@@ -18,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m vit_jax.visualize",
         description="Writes a report on what a model sees: pictures, and one page of them all.",
     )
-    add_arguments(parser)
+    add_checkpoint(parser)
+    add_images(parser)
     parser.add_argument("--out", required=True, help="the report's folder")
     parser.add_argument(
         "--layers",

@@ -50,7 +50,7 @@ ENTRY %main.1_spmd (a: f32[8,4], b: u8[64]) -> f32[8,4] {
 def test_collectives_of_a_program_are_counted_by_kind():
     gathered, fused, halved = 32 * 4 * 4, 96 * 32 * 2, 10 * 4
     reduced = 100 * 4 + 15 * 2 + 4
-    assert hlo.counts(HLO, devices=8).collectives == {
+    assert hlo.count_costs(HLO, devices=8).collectives == {
         "all-reduce": (2, reduced + halved, 2 * 7 / 8 * reduced + 2 * 1 / 2 * halved),
         "all-gather": (10, 5 * (gathered + fused), 5 * 3 / 4 * (gathered + fused)),
         "reduce-scatter": (1, 64, 3 * 64),
@@ -61,13 +61,13 @@ def test_collectives_of_a_program_are_counted_by_kind():
 
 def counted(function, *shapes):
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return hlo.counts(jax.jit(function).lower(*shapes).compile().as_text(), devices=1)
+    return hlo.count_costs(jax.jit(function).lower(*shapes).compile().as_text(), devices=1)
 
 
-def test_products_are_counted_in_loops_and_functions():
+def test_matmuls_are_counted_in_loops_and_functions():
     def step(x, w):
-        x = jax.lax.map(lambda row: jnp.tanh(row @ w), x)  # 6 products (4, 8) x (8, 8)
-        return jax.lax.fori_loop(0, 3, lambda _, x: x @ w, x)  # 3 products of (24, 8)
+        x = jax.lax.map(lambda row: jnp.tanh(row @ w), x)  # 6 matmuls (4, 8) x (8, 8)
+        return jax.lax.fori_loop(0, 3, lambda _, x: x @ w, x)  # 3 of (24, 8)
 
     once = 2 * 24 * 8 * 8
     assert counted(step, (6, 4, 8), (8, 8)).flops == once + 3 * once
@@ -85,7 +85,7 @@ def test_padding_is_not_multiplied(padding, places):
     assert counted(convolve, (2, 9, 9, 4), (3, 3, 4, 5)).flops == 2 * 2 * places * 4 * 5
 
 
-def test_a_convolution_that_is_a_batch_of_products_is_counted_as_one():
+def test_a_convolution_that_is_a_batch_of_matmuls_is_counted_as_one():
     """As TPUs compile it: the batch, of 16 and 3, is two axes with dilation."""
     text = """\
 ENTRY %main (q: bf16[16,3,197,64], k: bf16[16,3,197,64]) -> f32[16,3,197,197] {
@@ -94,13 +94,13 @@ ENTRY %main (q: bf16[16,3,197,64], k: bf16[16,3,197,64]) -> f32[16,3,197,197] {
   ROOT %convolution.82 = f32[16,3,197,197]{2,3,1,0:T(8,128)} convolution(%q, %k), window={size=16x3 stride=15x2 lhs_dilate=16x3}, dim_labels=01bf_01oi->01bf, metadata={}
 }
 """  # noqa: E501
-    found = hlo.counts(text, devices=1)
+    found = hlo.count_costs(text, devices=1)
     assert found.flops == 2 * 16 * 3 * 197 * 197 * 64
     written, read = 4 * 16 * 3 * 197 * 197, 2 * 16 * 3 * 197 * 64  # %k is in fast memory
-    assert found.moved == written + read
+    assert found.bytes_accessed == written + read
 
 
-def test_copies_between_memories_move_what_they_copy():
+def test_copies_between_memories_access_what_they_copy():
     """As TPUs prefetch: 4 of 64 rows into fast memory, then all into it, then out of it."""
     text = """\
 ENTRY %main (x: bf16[64,768]) -> bf16[64,768] {
@@ -113,10 +113,10 @@ ENTRY %main (x: bf16[64,768]) -> bf16[64,768] {
   ROOT %copy-done = bf16[64,768]{1,0:T(8,128)(2,1)} copy-done(%copy-start.1)
 }
 """  # noqa: E501
-    assert hlo.counts(text, devices=1).moved == 2 * 768 * (4 + 64 + 64)
+    assert hlo.count_costs(text, devices=1).bytes_accessed == 2 * 768 * (4 + 64 + 64)
 
 
-def test_of_what_a_loop_slices_and_sets_a_part_is_moved():
+def test_of_what_a_loop_slices_and_sets_a_part_is_accessed():
     """Five times, as each adds 2 to the counter: a row is read, and one written in its place."""
     text = """\
 %fused (a: f32[5,10], b: f32[5,10], i: s32[]) -> f32[5,10] {
@@ -153,11 +153,13 @@ ENTRY %main (s: (s32[], f32[5,10], f32[5,10])) -> (s32[], f32[5,10], f32[5,10]) 
 """
     row, number = 40, 4
     adding, comparing = 2 * number, 2 * number + 1
-    assert hlo.counts(text, devices=1).moved == 5 * (2 * row + number + adding + comparing)
+    assert hlo.count_costs(text, devices=1).bytes_accessed == 5 * (
+        2 * row + number + adding + comparing
+    )
 
 
-# As GPUs compile a product with a bias, a convolution and attention: by libraries, which get room
-# to work in with their results.
+# As GPUs compile a matmul with a bias, a convolution and attention: by libraries, which get
+# workspace with their results.
 LIBRARIES = """\
 ENTRY %main (x: bf16[40,8]) -> bf16[40,6] {
   %x = bf16[40,8]{1,0} parameter(0)
@@ -177,20 +179,20 @@ ENTRY %main (x: bf16[40,8]) -> bf16[40,6] {
 
 
 def test_what_libraries_compute_is_counted():
-    found = hlo.counts(LIBRARIES, devices=1)
+    found = hlo.count_costs(LIBRARIES, devices=1)
     scores = 2 * 2 * 3 * 10 * 10 * 8
     assert found.flops == 2 * 40 * 8 * 6 + 2 * (2 * 2 * 2) * (16 * 16 * 3) * 5 + 2 * scores
-    elements = 40 * 8 + 8 * 6 + 6 + 40 * 6  # of the product
+    elements = 40 * 8 + 8 * 6 + 6 + 40 * 6  # of the matmul
     elements += 2 * 32 * 32 * 3 + 5 * 16 * 16 * 3 + 2 * 2 * 2 * 5
     elements += 4 * 2 * 10 * 3 * 8
-    assert found.moved == 2 * elements + 4 * 2 * 3 * 10 + 2 * 4 * 2
-    # The derivative by q, k and v computes the scores again: five such products instead of two.
-    backward = hlo.counts(LIBRARIES.replace("fmhaSoftmax", "fmhaSoftmaxBackward"), devices=1)
+    assert found.bytes_accessed == 2 * elements + 4 * 2 * 3 * 10 + 2 * 4 * 2
+    # The derivative by q, k and v computes the scores again: five such matmuls instead of two.
+    backward = hlo.count_costs(LIBRARIES.replace("fmhaSoftmax", "fmhaSoftmaxBackward"), devices=1)
     assert backward.flops - found.flops == 3 * scores
 
 
 def test_derivatives_of_a_convolution_take_as_much_as_it():
-    forward = hlo.counts(LIBRARIES, devices=1).flops
+    forward = hlo.count_costs(LIBRARIES, devices=1).flops
     images, kernel, result = "bf16[2,32,32,3]", "bf16[5,16,16,3]", "bf16[2,2,2,5]"
     for name, operands, out in (
         ("convBackwardFilter", (images, result), kernel),
@@ -204,9 +206,9 @@ def test_derivatives_of_a_convolution_take_as_much_as_it():
         ):
             assert old in text
             text = text.replace(old, new)
-        assert hlo.counts(text, devices=1).flops == forward
+        assert hlo.count_costs(text, devices=1).flops == forward
 
 
 def test_what_other_libraries_compute_is_not_known():
     text = LIBRARIES.replace("__cudnn$convForward", "__cudnn$norm")
-    assert hlo.counts(text, devices=1).flops is None
+    assert hlo.count_costs(text, devices=1).flops is None

@@ -9,26 +9,24 @@ import sys
 import pytest
 from conftest import CLASSES, IMAGE, REPOSITORY
 
-from vit_jax.analysis import hardware
-from vit_jax.analysis.planning import (
-    Program,
-    _si,
-    dataset_size,
-    estimated_batch,
-    exceeded,
-    held,
-    largest_batch,
-    plan,
-    step_shapes,
-    table,
-)
+import vit_jax.plan as plan_command
+from vit_jax.analysis import compiling, hardware, planning
+from vit_jax.analysis.compiling import Program, bytes_per_device, step_arguments, temporaries_in
+from vit_jax.analysis.plan_table import format_plan, with_prefix
+from vit_jax.analysis.planning import dataset_size, plan
+from vit_jax.analysis.suggestions import estimate_batch, find_largest_batch
 from vit_jax.config.defaults import default
 from vit_jax.plan import main
 from vit_jax.training import setup
 
 
 def test_a_step_takes_as_long_as_its_slowest_part():
-    chip = hardware.Chip(hbm=1e9, peak=200e12, bandwidth=800e9, interconnect=100e9)
+    chip = hardware.Chip(
+        memory=1e9,
+        peak_flops=200e12,
+        memory_bandwidth=800e9,
+        interconnect_bandwidth=100e9,
+    )
     assert hardware.roofline(50e12, 80e9, 5e9, chip) == {
         "compute": 0.25,
         "memory": 0.1,
@@ -39,9 +37,9 @@ def test_a_step_takes_as_long_as_its_slowest_part():
 
 
 def test_batches_are_estimated_along_a_line():
-    assert estimated_batch([(64, 1000 + 64 * 50)], 1000, 10_000, 8) == 176  # of 180
-    assert estimated_batch([(64, 5200), (32, 3600)], 0, 10_000, 8) == 160
-    assert estimated_batch([(64, 90_000)], 20_000, 10_000, 8) == 0
+    assert estimate_batch([(64, 1000 + 64 * 50)], 1000, 10_000, 8) == 176  # of 180
+    assert estimate_batch([(64, 5200), (32, 3600)], 0, 10_000, 8) == 160
+    assert estimate_batch([(64, 90_000)], 20_000, 10_000, 8) == 0
 
 
 @pytest.mark.parametrize(
@@ -59,20 +57,24 @@ def test_the_largest_batch_is_compiled(batch, tries, largest):
         compiled.append(size)
         return program(size)
 
-    found = largest_batch(compile_at, program(batch), batch, 1000, 10_200, 8)
+    found = find_largest_batch(
+        compile_at, (batch, program(batch)), fixed=1000, memory=10_200, multiple=8
+    )
     assert found == (largest, program(largest))
     assert len(compiled) == tries
 
 
 def test_what_xla_says_of_too_little_memory_is_understood():
-    told = (
+    message = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
         "temporaries (49.33G) exceeds available HBM (15.75G)."
     )
-    assert exceeded(told) == int(49.33 * 2**30)
-    told = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm."
-    assert exceeded(told) == int(512.5 * 2**20)
-    assert exceeded("INTERNAL: something else") is None
+    assert temporaries_in(message) == int(49.33 * 2**30)
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 512.5M of 15.75G hbm."
+    )
+    assert temporaries_in(message) == int(512.5 * 2**20)
+    assert temporaries_in("INTERNAL: something else") is None
 
 
 def settings_of(folder, **changes):
@@ -99,8 +101,8 @@ def test_the_step_of_a_tiny_model_is_planned(report):
     reduced = report["collectives"]["all-reduce"]
     assert size < reduced["bytes"] < size + 64  # the gradient and a few metrics
     assert reduced["sent"] == pytest.approx(2 * 7 / 8 * reduced["bytes"])
-    held = 2 * size + 4 * (IMAGE * IMAGE * 3 + 5)  # parameters, momentum, 4 images of 32
-    assert held < report["arguments_bytes"] < held + 64
+    needed = 2 * size + 4 * (IMAGE * IMAGE * 3 + 5)  # parameters, momentum, 4 images of 32
+    assert needed < report["arguments_bytes"] < needed + 64
     # But for the images, of which there is no gradient.
     embedding = 2 * (IMAGE // 8) ** 2 * (8 * 8 * 3) * 24 / report["flops_per_image"]
     assert report["compiled_flops_ratio"] == pytest.approx(1 - embedding, rel=1e-3)
@@ -108,18 +110,18 @@ def test_the_step_of_a_tiny_model_is_planned(report):
 
 
 def test_micro_batches_are_all_counted(report):
-    """Of one image, the head's product is no matrix product any more."""
+    """Of one image, the head's matmul is no matmul any more."""
     ratio = planned(accumulate_steps=4)["compiled_flops_ratio"] / report["compiled_flops_ratio"]
     assert ratio == pytest.approx(1, rel=0.01)
 
 
-def test_a_divided_state_is_planned():
+def test_a_sharded_state_is_planned():
     settings = settings_of("nowhere", parallel="sharded")
-    settings.model.update(width=128, mlp_dim=128)  # its kernels are large enough to be divided
+    settings.model.update(width=128, mlp_dim=128)  # its kernels are large enough to be sharded
     found = plan(settings, "local", num_classes=CLASSES, images=None)
     assert "all-gather" in found["collectives"]
-    trained = setup.set_up(settings, num_classes=CLASSES, total_steps=10)
-    state, batch = held(settings, *step_shapes(settings, trained), 8)
+    run = setup.set_up(settings, num_classes=CLASSES, total_steps=10)
+    state, batch = bytes_per_device(settings, *step_arguments(settings, run), 8)
     assert batch == 4 * (IMAGE * IMAGE * 3 + 5)
     assert found["parameters"] < state < 0.5 * 8 * found["parameters"]  # an eighth of 8, and biases
     assert found["arguments_bytes"] == pytest.approx(state + batch, abs=64)
@@ -128,12 +130,12 @@ def test_a_divided_state_is_planned():
 def test_what_does_not_fit_gets_suggestions(monkeypatch):
     """A compiler that says so, for a state of 100 bytes and 10 bytes an example and device."""
 
-    def compiled(*unused):
+    def compiled(*unused, **options):
         return Program(0.0, 100, 1000, 1100, fits=False)
 
-    goal = hardware.find_target("local")._replace(memory=1050)
-    monkeypatch.setattr(plan, "target", lambda topology: goal)
-    monkeypatch.setattr(plan, "compiled", compiled)
+    topology = hardware.find_topology("local")._replace(memory=1050)
+    monkeypatch.setattr(planning, "find_topology", lambda name: topology)
+    monkeypatch.setattr(compiling, "compile_lowered", compiled)
     found = planned()
     assert not found["fits"]
     assert found["collectives"] is found["compiled_flops_per_step"] is None
@@ -145,7 +147,7 @@ def test_what_does_not_fit_gets_suggestions(monkeypatch):
         {"model.remat": "dots"},
         {"model.remat": "full"},
     ]
-    assert any("does not fit" in line for line in table(found))
+    assert any("does not fit" in line for line in format_plan(found))
 
 
 CONFIG = f"{REPOSITORY}/configs/pretrain.py:Nano/8,"
@@ -169,8 +171,8 @@ def test_the_command_counts_the_images_of_a_folder(capsys, image_folder):
     assert report["parameters"] == embedding + block + 2 * 24 + 3 * 25  # norm and head
 
 
-def test_the_table_tells_a_report(report):
-    lines = table(report)
+def test_the_table_shows_a_report(report):
+    lines = format_plan(report)
     assert lines[0] == "Ti/16 on local (8 x cpu): 32 images a step, pmap, float32"
     assert all(len(line) <= 100 for line in lines)
     rows = dict(line.split("  ", 1) for line in lines[1:])
@@ -180,7 +182,7 @@ def test_the_table_tells_a_report(report):
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "text"),
     [
         (0, "0 "),
         (999, "999 "),
@@ -189,8 +191,8 @@ def test_the_table_tells_a_report(report):
         (2.5e19, "2.5e+04 P"),
     ],
 )
-def test_numbers_are_told_with_their_unit(number, told):
-    assert _si(number) == told
+def test_numbers_have_their_prefix(number, text):
+    assert with_prefix(number) == text
 
 
 def test_a_schedule_of_a_known_data_set_needs_no_data():
@@ -204,7 +206,7 @@ def test_a_schedule_of_a_known_data_set_needs_no_data():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--topology=local", "--config.batch_size=20"], "multiple of 8"),
         (["--topology=local", "--config.job=sweep"], "only the steps of 'train'"),
@@ -217,16 +219,16 @@ def test_a_schedule_of_a_known_data_set_needs_no_data():
         (["--topology=a100:9"], "write a100:1 to a100:8, GPUs of one host"),
     ],
 )
-def test_mistakes_are_told_in_one_paragraph(monkeypatch, arguments, told):
+def test_mistakes_get_one_paragraph(monkeypatch, arguments, message):
     find = importlib.util.find_spec
     missing = ("libtpu", "jax_plugins")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda x: None if x.startswith(missing) else find(x)
     )
-    monkeypatch.setattr(plan, "without_tpu", lambda: None)
+    monkeypatch.setattr(plan_command, "without_tpu", lambda: None)
     with pytest.raises(SystemExit) as error:
         main([f"--config={CONFIG}rendered_flowers", *TINY, *arguments])
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "Traceback" not in str(error.value)
 
 
@@ -252,6 +254,7 @@ def command(*arguments):
     )
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     done = command("--topology=v5e:2x2", "--json")
@@ -267,6 +270,7 @@ def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
     )
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_unknown_topologies_are_refused_with_examples():
     done = command("--topology=v5e:3x5")
@@ -275,14 +279,15 @@ def test_unknown_topologies_are_refused_with_examples():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not any(map(hardware._installed, hardware._GPU_PLUGINS)),
     reason='needs pip install "vit_jax[cuda]"',
 )
-@pytest.mark.parametrize("body", ["pmap", "sharded"])
-def test_a_step_is_compiled_for_gpus_that_are_not_there(body):
-    """Where its products are libraries', and 5 tokens are 6: as many as compiled for here."""
-    settings = f"--config.parallel={body}", "--config.dtype=bfloat16", "--config.model.width=32"
+@pytest.mark.parametrize("strategy", ["pmap", "sharded"])
+def test_a_step_is_compiled_for_gpus_that_are_not_there(strategy):
+    """Its matmuls are libraries', and 5 tokens are 6: the FLOPs are those compiled for here."""
+    settings = f"--config.parallel={strategy}", "--config.dtype=bfloat16", "--config.model.width=32"
     report, here = (
         json.loads(command(f"--topology={where}", *settings, "--json").stdout)
         for where in ("h100:2", "local")

@@ -54,6 +54,7 @@ def rows(server, name):
     return list(csv.DictReader(io.StringIO(server.objects[name][1].decode())))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_goes_on_and_is_read(server, settings, tmp_path):
     here, there = tmp_path / "run", "gs://bucket/runs/first"
     settings.total_steps = 3
@@ -85,6 +86,7 @@ def test_a_run_in_a_bucket_goes_on_and_is_read(server, settings, tmp_path):
     assert (earlier.step, earlier.path) == (4, f"{there}/checkpoints/4")
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_bucket_does_nothing_twice(server, settings):
     settings.update(job="sweep", total_steps=1)
     settings.sweep.update(lr=(0.01, 0.1), held_out=0.2)
@@ -100,7 +102,8 @@ def test_a_sweep_in_a_bucket_does_nothing_twice(server, settings):
 def test_rows_are_copied_in_the_middle_of_a_run(server, monkeypatch):
     monkeypatch.setattr(_Copy, "_PAUSE", 0)
     workdir = files.absolute("gs://bucket/rows")
-    writer = MetricWriter(workdir, first_step=0, total_steps=2, active=True)
+    columns = ["step", "train_loss", "images_per_second"]
+    writer = MetricWriter(workdir, columns, first_step=0, active=True)
     writer.write({"step": 1, "train_loss": 1.0, "images_per_second": 10.0})
     assert [row["step"] for row in rows(server, "bucket/rows/metrics.csv")] == ["1"]
     writer.close()

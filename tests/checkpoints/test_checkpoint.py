@@ -1,10 +1,14 @@
+"""Checkpoints of a run: saved, restored, kept, and read without their configuration."""
+
+import json
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from vit_jax import models
-from vit_jax.checkpoints.checkpoint import read_checkpoint
+from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vit_jax.checkpoints.manager import CheckpointManager
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import model_attributes
@@ -37,14 +41,14 @@ def assert_equal(tree, other):
 
 def test_restores_state_bit_for_bit(tmp_path, settings):
     saved = state_of(settings, 3)
-    store = CheckpointManager(tmp_path, keep=2)
-    store.save(saved, settings, CLASSES)
-    store.close()
+    manager = CheckpointManager(tmp_path, keep=2)
+    manager.save(saved, settings, CLASSES)
+    manager.close()
 
     again = CheckpointManager(tmp_path, keep=2)
     assert again.latest_step() == 3
-    restored, window = again.restore(state_of(settings, 0))
-    assert window == []
+    restored, pending = again.restore(state_of(settings, 0))
+    assert pending == []
     assert_equal(restored, saved)
     assert jax.tree.structure(restored) == jax.tree.structure(saved)
 
@@ -56,41 +60,41 @@ def averaged(settings, seed):
 
 def test_a_polyak_average_is_kept_beside_the_parameters(tmp_path, settings):
     saved = averaged(settings, 2)
-    store = CheckpointManager(tmp_path, keep=1)
-    store.save(saved, settings, CLASSES)
-    store.close()
-    store = CheckpointManager(tmp_path, keep=1)
-    assert_equal(store.restore(averaged(settings, 0))[0], saved)
+    manager = CheckpointManager(tmp_path, keep=1)
+    manager.save(saved, settings, CLASSES)
+    manager.close()
+    manager = CheckpointManager(tmp_path, keep=1)
+    assert_equal(manager.restore(averaged(settings, 0))[0], saved)
     for lazy in (False, True):
         found = read_checkpoint(tmp_path, lazy=lazy)
         assert_equal(jax.tree.map(np.asarray, found.params), saved.params)
         assert_equal(jax.tree.map(np.asarray, found.average), saved.average)
     with pytest.raises(ValueError, match=r"has a Polyak average: optim\.polyak can't be turned"):
-        store.restore(state_of(settings, 0))
+        manager.restore(state_of(settings, 0))
 
 
 def test_an_average_that_was_not_kept_is_missed(tmp_path, settings):
-    store = CheckpointManager(tmp_path, keep=1)
-    store.save(state_of(settings, 2), settings, CLASSES)
-    store.close()
+    manager = CheckpointManager(tmp_path, keep=1)
+    manager.save(state_of(settings, 2), settings, CLASSES)
+    manager.close()
     assert read_checkpoint(tmp_path).average is None
     with pytest.raises(ValueError, match=r"has no Polyak average: optim\.polyak can't be turned"):
         CheckpointManager(tmp_path, keep=1).restore(averaged(settings, 0))
 
 
 def test_keeps_the_newest(tmp_path, settings):
-    store = CheckpointManager(tmp_path, keep=2)
+    manager = CheckpointManager(tmp_path, keep=2)
     for number in (1, 2, 3, 4):
-        store.save(state_of(settings, number), settings, CLASSES)
-    store.close()
+        manager.save(state_of(settings, number), settings, CLASSES)
+    manager.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
 
 
 def test_opens_without_its_configuration(tmp_path, settings, rng):
     saved = state_of(settings, 5)
-    store = CheckpointManager(tmp_path, keep=1)
-    store.save(saved, settings, CLASSES)
-    store.close()
+    manager = CheckpointManager(tmp_path, keep=1)
+    manager.save(saved, settings, CLASSES)
+    manager.close()
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "5"):
         opened = read_checkpoint(path)
         assert opened.class_names == CLASSES and opened.step == 5
@@ -107,12 +111,12 @@ def test_a_folder_without_checkpoints_is_named(tmp_path):
 
 
 def test_restoring_another_model_names_every_difference(tmp_path, settings):
-    store = CheckpointManager(tmp_path, keep=1)
-    store.save(state_of(settings, 1), settings, CLASSES)
+    manager = CheckpointManager(tmp_path, keep=1)
+    manager.save(state_of(settings, 1), settings, CLASSES)
     settings.model.update(depth=2, mlp_dim=40, pool="gap")
     with pytest.raises(ValueError) as error:
-        store.restore(state_of(settings, 0))
-    store.close()
+        manager.restore(state_of(settings, 0))
+    manager.close()
     for part in (
         "cls is not in the model",
         "Transformer/encoderblock_1/MlpBlock_0/Dense_0/kernel is missing",
@@ -121,3 +125,27 @@ def test_restoring_another_model_names_every_difference(tmp_path, settings):
         "Transformer/posembed_input/pos_embedding has the shape (1, 5, 24), the model's is (1, 4,",
     ):
         assert part in str(error.value)
+
+
+def test_pending_metrics_come_back_as_they_were(tmp_path, settings):
+    pending = [
+        {"loss": np.float32(0.1 * step), "nonfinite": np.int32(step), "skipped": np.int32(0)}
+        for step in (1, 2)
+    ]
+    manager = CheckpointManager(tmp_path, keep=1)
+    manager.save(state_of(settings, 2), settings, CLASSES, pending)
+    manager.close()
+    _, restored = CheckpointManager(tmp_path, keep=1).restore(state_of(settings, 0))
+    assert restored == pending
+    for metrics in restored:
+        assert (metrics["loss"].dtype, metrics["nonfinite"].dtype) == (np.float32, np.int32)
+    metadata = json.loads((tmp_path / "checkpoints" / "2" / "metadata" / "metadata").read_text())
+    assert [x["nonfinite"] for x in metadata["window"]] == [1, 2]
+
+
+def test_the_grid_is_that_of_the_image_size(tmp_path, settings):
+    params = state_of(settings, 0).params
+    for size, grid in ((16, (2, 2)), ((24, 40), (3, 5)), (None, None)):
+        with settings.ignore_type():
+            settings.data.image_size = size
+        assert Checkpoint("x", params, settings, CLASSES, 0).grid == grid

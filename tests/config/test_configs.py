@@ -120,6 +120,7 @@ def kinds(rows):
     return found.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "argument"), kinds(ROWS))
 def test_each_kind_of_row_takes_two_steps_when_reduced(name, argument, image_folder, tmp_path):
     config = load(name)(argument)
@@ -128,7 +129,7 @@ def test_each_kind_of_row_takes_two_steps_when_reduced(name, argument, image_fol
     assert 0 < summary["test_loss"] < 7
 
 
-def test_a_row_that_table_3_lacks_is_told():
+def test_a_row_that_table_3_lacks_is_refused():
     with pytest.raises(ValueError, match=r"table 3 has no S/16 trained on jft_300m, only B/16"):
         load("pretrain")("S/16,jft_300m")
 

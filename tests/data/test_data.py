@@ -7,7 +7,7 @@ from conftest import write_jpegs
 from PIL import Image
 
 from vit_jax.config.defaults import default
-from vit_jax.data import pipeline, sources, splits
+from vit_jax.data import pipeline, sources, splits, transforms
 
 
 @pytest.fixture
@@ -89,8 +89,7 @@ def test_an_iterator_goes_to_any_step(options, processes):
             num_classes=20,
             batch_size=8 // processes,
             seed=5,
-            process=p,
-            processes=processes,
+            shard=pipeline.Shard(p, processes),
         )
         for p in range(processes)
     ]
@@ -130,7 +129,7 @@ def test_two_processes_interleave_to_the_batch_of_one(options, crop):
     one = pipeline.train_batches(source, options, num_classes=20, batch_size=8, seed=5)
     halves = [
         pipeline.train_batches(
-            source, options, num_classes=20, batch_size=4, seed=5, process=p, processes=2
+            source, options, num_classes=20, batch_size=4, seed=5, shard=pipeline.Shard(p, 2)
         )
         for p in range(2)
     ]
@@ -165,8 +164,7 @@ def test_evaluation_sees_every_example_exactly_once(options, count, processes):
                 options,
                 num_classes=count,
                 batch_size=4,
-                process=process,
-                processes=processes,
+                shard=pipeline.Shard(process, processes),
             )
         )
         lengths.append(len(batches))
@@ -195,6 +193,26 @@ def test_evaluation_sees_a_central_crop_or_the_whole_image(options, tmp_path):
     assert seen("central").max() == 0
     np.testing.assert_array_equal(seen("whole")[:, :2], 255)
     np.testing.assert_array_equal(seen("whole")[:, 3:], 0)
+
+
+def test_the_tables_of_crops_are_what_a_configuration_chooses_from(options, monkeypatch):
+    """A row that is added is used, and no other."""
+
+    def corner(image, size, *_):
+        return image[: size[0], : size[1]]
+
+    monkeypatch.setitem(transforms.TRAIN_CROPS, "corner", corner)
+    monkeypatch.setitem(transforms.EVAL_CROPS, "corner", corner)
+    options.update(crop="corner", eval_crop="corner", flip=False)
+    source = NumberedSource(4)
+    arguments = dict(num_classes=4, batch_size=4)
+    for batch in (
+        next(pipeline.train_batches(source, options, seed=0, **arguments)),
+        next(iter(pipeline.eval_batches(source, options, **arguments))),
+    ):
+        for image, label in zip(batch["image"], batch["label"], strict=True):
+            whole = transforms.decode(source.images[label])
+            np.testing.assert_array_equal(image, whole[:16, :16])
 
 
 def test_randaugment_changes_training_images_alone(options, image_folder):
@@ -235,6 +253,16 @@ def test_a_damaged_image_is_named(tmp_path, options):
 def test_a_label_out_of_range_is_named(options):
     with pytest.raises(ValueError, match="label 2, but there are 2 classes"):
         next(iter(pipeline.eval_batches(NumberedSource(3), options, num_classes=2, batch_size=3)))
+
+
+def test_a_name_is_a_folder_if_it_looks_like_a_path_or_exists(image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    monkeypatch.setenv("HOME", str(image_folder.parent))
+    for name in (image_folder.name, f"./{image_folder.name}", f"~/{image_folder.name}"):
+        assert sources.open_dataset(name).splits == {"train": 80}
+    for name in ("./mnist", "~/mnist", "/mnist"):
+        with pytest.raises(FileNotFoundError, match=f"no folder '{name}'"):
+            sources.open_dataset(name)
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):

@@ -349,7 +349,7 @@ def test_an_interrupted_conversion_changes_nothing_and_can_be_repeated(tfrecords
     assert tfds.builder_from_directory(tfrecords).info.file_format.value == "tfrecord"
     prepare.convert(tfrecords)
     assert len(records(prepare.open_builder("tf_flowers", str(tfrecords.parents[1])))) == 12
-    assert not list(tfrecords.glob("incomplete.*"))
+    assert not list(tfrecords.glob(".partial-*"))
 
 
 def test_conversion_of_damaged_or_missing_files_is_refused(tfrecords):
@@ -378,6 +378,7 @@ def test_conversion_wants_one_folder_of_data(tfrecords, tmp_path):
         prepare.convert(tfrecords.parent)
 
 
+@pytest.mark.slow
 def test_nothing_imports_tensorflow(server, tfrecords, tmp_path):
     script = f"""
 import sys

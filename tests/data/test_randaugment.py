@@ -82,6 +82,7 @@ def timm():
     return auto_augment
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", AGAINST_TIMM)
 def test_operations_equal_timms(timm, one, image, name):
     """Pixel for pixel; of an operation with a sign, both signs come within twenty draws."""

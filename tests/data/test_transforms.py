@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax.config.defaults import default
 from vit_jax.data import transforms
 from vit_jax.models.patches import to_float
 
@@ -137,6 +138,30 @@ def test_central_crop_keeps_the_centre_and_the_aspect(shape, size):
     step_x = np.diff(crop[size[0] // 2, 1:-1, 0]).mean()
     step_y = np.diff(crop[1:-1, size[1] // 2, 1]).mean()
     assert abs(step_x / step_y - 1) < 0.15
+
+
+@pytest.mark.parametrize("name", transforms.TRAIN_CROPS)
+def test_crops_in_training_have_the_size_and_repeat_with_the_generator(name, picture):
+    options = default().data
+    first, again, other = (
+        transforms.TRAIN_CROPS[name](picture, (20, 30), np.random.default_rng(seed), options)
+        for seed in (0, 0, 1)
+    )
+    assert first.shape == (20, 30, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"), [(dict(crop_fraction=1.0), 16), (dict(eval_crop="whole"), 0)]
+)
+def test_what_a_model_sees_begins_where_the_crop_says(settings, left):
+    """A picture twice as wide as high, in which a pixel's red is its column."""
+    image = np.broadcast_to(np.arange(64)[None, :, None], (32, 64, 3)).astype(np.uint8)
+    options = default().data
+    options.update(settings)
+    view = transforms.evaluation_view(image, (32, 32), options)
+    assert view.shape == (32, 32, 3) and abs(int(view[0, 0, 0]) - left) <= 1
 
 
 def test_flip_mirrors_half_of_the_images(rng):

@@ -10,7 +10,6 @@ from vit_jax.config.defaults import default
 from vit_jax.data import pipeline, sources
 from vit_jax.evaluation import fewshot
 from vit_jax.training import parallel
-from vit_jax.training.step import identity
 
 
 def problem(rng, examples, features, classes=4):
@@ -79,32 +78,32 @@ class Labelled:
 
 def test_examples_are_drawn_of_each_class_and_nested(rng):
     source = Labelled(rng.integers(0, 5, 300))
-    most = fewshot.draw(source, 5, 10, seed=3)
+    most = fewshot.draw_examples(source, 5, 10, seed=3)
     assert (source.labels[most] == np.arange(5)[:, None]).all()
     assert len(np.unique(most)) == 50
-    np.testing.assert_array_equal(fewshot.draw(source, 5, 4, seed=3), most[:, :4])
-    assert (fewshot.draw(source, 5, 10, seed=4) != most).any()
+    np.testing.assert_array_equal(fewshot.draw_examples(source, 5, 4, seed=3), most[:, :4])
+    assert (fewshot.draw_examples(source, 5, 10, seed=4) != most).any()
 
 
 def test_drawing_stops_when_it_has_enough(rng):
     source = Labelled(rng.integers(0, 2, 10_000))
-    fewshot.draw(source, 2, 3, seed=0)
+    fewshot.draw_examples(source, 2, 3, seed=0)
     assert source.read < 100
 
 
 def test_a_class_with_too_few_examples_is_named():
     source = Labelled(np.array([0] * 9 + [1] * 3))
     with pytest.raises(ValueError, match=r"5 examples of each class.*3 of class 1"):
-        fewshot.draw(source, 2, 5, seed=0)
+        fewshot.draw_examples(source, 2, 5, seed=0)
 
 
-def test_representations_of_eight_devices_are_those_of_one(batch):
+def test_features_of_eight_devices_are_those_of_one(batch):
     model = tiny()
     params = random_params(model)
-    represent = fewshot.feature_extractor(model)
-    expected = jax.jit(represent)(params, batch)
-    program = parallel.pmap(represent=represent)
-    found = program.represent(program.init(identity, params), program.put_batch(batch))
+    extract = fewshot.feature_extractor(model)
+    expected = jax.jit(extract)(params, batch)
+    program = parallel.pmap(extract_features=extract)
+    found = program.extract_features(program.place(params), program.put_batch(batch))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
     )
@@ -116,7 +115,7 @@ def test_representations_of_eight_devices_are_those_of_one(batch):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_evaluation_learns_from_the_drawn_and_tests_on_all(image_folder, processes):
-    """With the images' mean colours as representations, by hand; as batches of two processes, too.
+    """With the images' mean colours as features, by hand; as batches of two processes, too.
 
     Two processes' batches come to every process one after the other: what pads is among them.
     """
@@ -132,8 +131,7 @@ def test_the_evaluation_learns_from_the_drawn_and_tests_on_all(image_folder, pro
                 options,
                 num_classes=num_classes,
                 batch_size=4,
-                process=p,
-                processes=processes,
+                shard=pipeline.Shard(p, processes),
             )
             for p in range(processes)
         ]
@@ -144,21 +142,21 @@ def test_the_evaluation_learns_from_the_drawn_and_tests_on_all(image_folder, pro
 
         return list(together())
 
-    def represent(batch):
+    def extract(batch):
         colours = batch["image"].astype(np.float64).mean((1, 2))
         return {"features": colours, "label": batch["label"], "mask": batch["mask"]}
 
     evaluation = fewshot.FewShot(train, test, num_classes=3, shots=(1, 4), seeds=2, batches=batches)
-    scores = evaluation(represent)
+    scores = evaluation.measure(extract)
     assert [(s.shots, s.seed) for s in scores] == [(1, 0), (1, 1), (4, 0), (4, 1)]
 
     def colours(source, indices):
         one = fewshot._Numbered(source, np.asarray(indices))
-        features, number = fewshot._gather(represent, batches(one, num_classes=len(indices)))
+        features, number = fewshot._collect(extract, batches(one, num_classes=len(indices)))
         return features[np.argsort(number)]
 
     for score in scores:
-        drawn = fewshot.draw(train, 3, 4, score.seed)[:, : score.shots]
+        drawn = fewshot.draw_examples(train, 3, 4, score.seed)[:, : score.shots]
         x = colours(train, drawn.ravel())
         probe = fewshot.fit(x, np.repeat([0, 1, 2], score.shots), 3)
         labels = np.array([test[i].label for i in range(len(test))])
@@ -174,6 +172,6 @@ def test_the_summary_is_mean_and_deviation_over_the_draws():
         fewshot.Score(5, 0, 1.0, 0.9),
         fewshot.Score(5, 1, 1.0, 0.9),
     ]
-    summary = fewshot.summary(scores)
+    summary = fewshot.summarize(scores)
     assert summary["fewshot_1"] == pytest.approx((0.6, 0.1))
     assert summary["fewshot_5"] == pytest.approx((0.9, 0.0))

@@ -7,8 +7,9 @@ from conftest import REPOSITORY, environment, launch
 
 _MAIN = """
 from absl import app
-from vit_jax import main
-app.run(main.main, flags_parser=main.parse_flags)
+from vit_jax.cli.flags import parse_flags
+from vit_jax.main import main
+app.run(main, flags_parser=parse_flags)
 """
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration or a command line is told in clear lines, whatever it is."""
+"""Every problem of a configuration or a command line is a clear line of the error message."""
 
 import json
 import math
@@ -15,27 +15,18 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from vit_jax.cli.flags import parse_flags
 from vit_jax.config.defaults import default
+from vit_jax.config.keys import all_keys, short_repr
 from vit_jax.jobs import validation
 from vit_jax.jobs.start import changes
 
-
-def leaves(config, prefix=""):
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, ConfigDict) and name != "compare.runs":
-            yield from leaves(value, f"{name}.")
-        else:
-            yield name
-
-
 DEFAULT = default()
-LEAVES = tuple(leaves(DEFAULT))
 SECTIONS = tuple(key for key, value in DEFAULT.items() if isinstance(value, ConfigDict))
+LEAVES = tuple(key for key in all_keys(DEFAULT) if key not in SECTIONS)  # compare.runs is one
 MISSING = object()
 
 
 def put(config, key, value):
-    """Sets a key to anything, past locks and types, or takes it away; None if there is no place."""
+    """Sets a key to anything, or removes it; does nothing if its section is missing."""
     *sections, name = key.split(".")
     for section in sections:
         config = config.get(section) if isinstance(config, ConfigDict) else None
@@ -57,7 +48,7 @@ def edited(edits):
 
 
 def problems(config):
-    """The lines that tell what is wrong; any other error than theirs is raised."""
+    """The lines of the error, [] if there is none; any other error is raised."""
     try:
         validation.validate(config, device_count=4)
     except ValueError as error:
@@ -120,7 +111,7 @@ values = st.recursive(
 
 
 def of_its_type(key):
-    """What is wrong with such a value, if anything is, is not its type."""
+    """Values of the key's type; they can be out of range."""
     section, _, name = key.rpartition(".")
     kind = (DEFAULT[section] if section else DEFAULT).get_type(name)
     return {
@@ -163,7 +154,7 @@ KEY = re.compile("|".join(map(re.escape, LEAVES + SECTIONS)))
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(edits)
-def test_any_configuration_is_valid_or_told_what_is_wrong(edits):
+def test_any_configuration_is_valid_or_its_problems_are_listed(edits):
     config = edited(edits)
     lines = problems(config)
     for line in lines:
@@ -185,7 +176,7 @@ def test_any_saved_configuration_can_be_compared(edits):
         assert re.fullmatch(rf"({KEY.pattern}) was .*, is .*", line)
 
 
-# ------------------------------------------------------- what was found that way, and by thinking
+# ------------------------------------------------------- what was found like that, and by thinking
 
 
 class Unprintable:
@@ -257,10 +248,11 @@ def nested():
         (
             [("data.name", config_dict.required_placeholder(str))],
             [
-                "data.name=RequiredValueError('None value found in required reference') must be text."
+                "data.name=RequiredValueError('None value found in required reference') must be "
+                "text."
             ],
         ),
-        # What an unknown key is set to is not what other keys are judged by.
+        # The value of an unknown key has no effect on the problems of others.
         (
             [("model.hidden", 3), ("model.num_heads", 7)],
             [
@@ -271,7 +263,7 @@ def nested():
         ),
     ],
 )
-def test_bad_values_are_told_as_they_are(edits, lines):
+def test_bad_values_are_shown_as_they_are(edits, lines):
     assert problems(edited(edits)) == lines
 
 
@@ -314,13 +306,20 @@ def stages_beyond_counting(config):
     ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_damaged_configurations_are_told(damage, first):
+def test_damaged_configurations_get_a_message(damage, first):
     config = edited([])
     damage(config)
     assert problems(config)[0].startswith(first)
 
 
-def test_what_a_saved_configuration_holds_is_told_in_one_line():
+@pytest.mark.parametrize("name", ["/\0", "/\ud800", "/" + "x" * 5000, "~no-such-user/x", 3])
+def test_a_saved_folder_that_no_path_can_have_is_a_change(name):
+    assert changes(default(), edited([("data.name", name)])) == [
+        f"data.name was {short_repr(name)}, is 'rendered_flowers'"
+    ]
+
+
+def test_each_change_of_a_saved_configuration_is_one_line():
     saved = edited([("batch_size", {"a": {}}), ("data.name", None), ("optim", 3)])
     assert changes(default(), saved) == [
         "batch_size was {'a': {}}, is 512",
@@ -342,8 +341,8 @@ def get_config(argument=""):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
-    """A command line -> what it is refused with."""
+def refusal(tmp_path, monkeypatch):
+    """Arguments of a command -> the message that it ends with."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.py").write_text(FILE)
     (tmp_path / "syntax.py").write_text("def get_config(:\n")
@@ -381,8 +380,8 @@ def told(tmp_path, monkeypatch):
         (["compare.runs.a.seed=1"], ["there is no key compare.runs.a.seed; did you mean seed?"]),
     ],
 )
-def test_keys_that_there_are_not_are_told_all_at_once(told, keys, lines):
-    text = told("--config=good.py", *(f"--config.{key}" for key in keys))
+def test_all_unknown_keys_are_listed_at_once(refusal, keys, lines):
+    text = refusal("--config=good.py", *(f"--config.{key}" for key in keys))
     assert text.split("\n- ") == ["The command line can't be used:", *lines]
 
 
@@ -396,8 +395,8 @@ def test_keys_that_there_are_not_are_told_all_at_once(told, keys, lines):
         ("optim=5", ["optim must be a section"]),
     ],
 )
-def test_a_value_of_another_type_is_told_with_what_would_fit(told, value, parts):
-    text = told("--config=good.py", f"--config.{value}")
+def test_for_a_value_of_another_type_the_message_says_what_fits(refusal, value, parts):
+    text = refusal("--config=good.py", f"--config.{value}")
     assert text.startswith(f"flag --config.{value}: ") and "\n" not in text
     for part in parts:
         assert part in text
@@ -444,11 +443,11 @@ def test_a_value_of_another_type_is_told_with_what_would_fit(told, value, parts)
         ),
     ],
 )
-def test_what_is_wrong_with_a_configuration_file_is_told_in_a_line(told, arguments, text):
-    assert told(*arguments) == text
+def test_an_error_in_a_configuration_file_is_one_line(refusal, arguments, text):
+    assert refusal(*arguments) == text
 
 
-def test_the_command_ends_with_all_that_is_wrong_and_without_a_traceback(tmp_path):
+def test_the_command_ends_with_every_problem_and_without_a_traceback(tmp_path):
     (tmp_path / "bad.py").write_text(
         FILE.replace("exec(argument)", "settings.seed = None; settings.data.train = 'train['")
     )

@@ -108,8 +108,8 @@ def test_check_finds_what_is_bad_and_nothing_else(damaged):
     assert reasons["gone.jpg"] == "can't be read: No such file or directory"
     for name in ("empty.jpg", "text.jpg"):
         assert reasons[name].startswith("not a readable image: expected JPEG, PNG")
-    numbers = [i for i in range(18) if names([pipeline._id(source, i)])[0] in BAD]
-    assert [pipeline._id(source, i) for i in numbers] == [problem.id for problem in problems]
+    numbers = [i for i in range(18) if names([pipeline.example_id(source, i)])[0] in BAD]
+    assert [pipeline.example_id(source, i) for i in numbers] == [problem.id for problem in problems]
 
 
 def test_check_finds_labels_out_of_range():
@@ -141,13 +141,13 @@ def test_a_run_stops_with_the_list_before_its_first_step(damaged, options, capsy
     first, *listed, advice = str(error.value).splitlines()
     assert first == "6 of 18 images can't be used:"
     assert names(line.split(": ")[0].removeprefix("- ") for line in listed) == list(BAD)
-    for told in (
+    for fact in (
         "Remove or repair",
         f"vit_jax.data check {damaged.folder}`",
         "--config.data.on_error=skip",
         "--config.data.check=false",
     ):
-        assert told in advice
+        assert fact in advice
     assert "18/18" in capsys.readouterr().err
 
 
@@ -229,8 +229,8 @@ def test_the_command_looks_at_all_splits_and_names_empty_classes(tmp_path, capsy
 
 def test_the_command_says_in_a_line_that_there_is_no_folder(tmp_path, capsys):
     code, lines = run_check(tmp_path / "nowhere", capsys)
-    told = f"There is no folder '{tmp_path}/nowhere' to read images from."
-    assert code == f"FileNotFoundError: {told}"
+    message = f"There is no folder '{tmp_path}/nowhere' to read images from."
+    assert code == f"FileNotFoundError: {message}"
     assert lines == []
 
 
@@ -240,8 +240,8 @@ def test_the_command_says_in_a_line_that_there_is_no_folder(tmp_path, capsys):
 @pytest.mark.parametrize("name", BAD)
 def test_training_and_evaluation_name_the_file_that_stops_them(damaged, options, name):
     """Errors come from the threads that read ahead, as what they are."""
-    files = [x for x in damaged.source("train")._files if x[0].name not in BAD or x[0].name == name]
-    source = sources._FolderSource(files)
+    files = [x for x in damaged.source("train").files if x[0].name not in BAD or x[0].name == name]
+    source = sources.FolderSource(files)
     batches = training(source, options)
     pipeline.seek(batches, 0)
     for batch_of in (
@@ -278,10 +278,10 @@ def test_skipped_images_are_replaced_by_the_next_and_counted_once(damaged, optio
     list(evaluation(source, options, skipped=skipped))
     assert len(skipped) == 6
     assert all(problem.id in skipped for problem in checks.find_undecodable(source, num_classes=2))
-    told = [
+    warnings = [
         record.getMessage() for record in caplog.records if record.name == "vit_jax.data.pipeline"
     ]
-    assert names(line.split(": ")[0].removeprefix("skipped ") for line in told) == list(BAD)
+    assert names(line.split(": ")[0].removeprefix("skipped ") for line in warnings) == list(BAD)
 
 
 def test_what_replaces_a_skipped_image_depends_on_the_files_alone(options):
@@ -312,7 +312,7 @@ def test_a_run_that_skips_continues_bit_for_bit(damaged, options, processes):
     for _ in range(3):  # an epoch and a third
         next(one)
     parts = [
-        training(source, options, batch_size=8 // processes, process=p, processes=processes)
+        training(source, options, batch_size=8 // processes, shard=pipeline.Shard(p, processes))
         for p in range(processes)
     ]
     for part in parts:
@@ -337,8 +337,7 @@ def test_evaluation_masks_what_it_skips(options, processes):
                 options,
                 batch_size=2,
                 classes=11,
-                process=process,
-                processes=processes,
+                shard=pipeline.Shard(process, processes),
                 skipped=skipped,
             )
         )
@@ -356,12 +355,16 @@ def test_evaluation_masks_what_it_skips(options, processes):
 def test_a_source_of_bad_images_alone_is_an_error(options):
     options.on_error = "skip"
     source = NumberedSource(4, bad=range(4))
-    told = r"None of 4 images can be used, such as #\d: not a readable image"
-    with pytest.raises(ValueError, match=told):
+    message = r"None of 4 images can be used, such as #\d: not a readable image"
+    with pytest.raises(ValueError, match=message):
         next(training(source, options, batch_size=2, classes=4))
     for process in range(2):  # the last batch of the second one has no example at all
-        with pytest.raises(ValueError, match=told):
-            list(evaluation(source, options, batch_size=3, classes=4, process=process, processes=2))
+        with pytest.raises(ValueError, match=message):
+            list(
+                evaluation(
+                    source, options, batch_size=3, classes=4, shard=pipeline.Shard(process, 2)
+                )
+            )
 
 
 def test_labels_out_of_range_are_not_skipped(options):
@@ -387,8 +390,7 @@ def test_batch_ids_are_those_of_the_batches(options, processes, on_error):
             options,
             batch_size=8 // processes,
             classes=20,
-            process=p,
-            processes=processes,
+            shard=pipeline.Shard(p, processes),
             skipped=skipped,
         )
         for p in range(processes)
@@ -437,8 +439,8 @@ def test_one_class(tmp_path):
 
 def test_classes_without_images(tmp_path):
     write_jpegs(tmp_path, {"a": 3, "b": 0, "c": 3, "d": 0})
-    told = r"no images to train on \(train\[:85%\]\) for 2 of its 4 classes: b, d\. Add"
-    with pytest.raises(ValueError, match=told):
+    message = r"no images to train on \(train\[:85%\]\) for 2 of its 4 classes: b, d\. Add"
+    with pytest.raises(ValueError, match=message):
         require(tmp_path, "train[:85%]")
     require(tmp_path, labels=False)
 

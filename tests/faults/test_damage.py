@@ -62,16 +62,16 @@ def empty(path):
 
 @pytest.mark.parametrize("item", ["params", "optimizer", "average", "metadata"])
 @pytest.mark.parametrize("damage", [truncate, flip, remove, empty])
-def test_every_kind_of_damage_is_told_by_file(run, item, damage):
+def test_every_kind_of_damage_is_reported_by_file(run, item, damage):
     _, workdir = run
     folder = workdir / "checkpoints" / "4"
     path = largest(folder / item)
-    told = damage(path)
+    expected = damage(path)
     with pytest.raises(ValueError) as error:
         CheckpointManager(workdir, keep=2)
     message = str(error.value)
     assert message.startswith(f"The checkpoint {folder} is damaged: {path.relative_to(folder)} ")
-    assert told in message
+    assert expected in message
     assert "--config.checkpoint.fallback=true goes on from 2, the one before." in message
     assert (workdir / "checkpoints" / "4").is_dir()
     if item != "optimizer":  # which nobody else reads

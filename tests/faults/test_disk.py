@@ -9,6 +9,7 @@ import pytest
 from conftest import write_jpegs
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
+from vit_jax.jobs.progress import Progress
 from vit_jax.jobs.train import train
 
 
@@ -72,9 +73,7 @@ def test_a_workdir_that_vanishes_ends_the_run(settings, tmp_path, monkeypatch, l
     settings.data.name = str(write_jpegs(tmp_path / "data", {"a": 20, "b": 20}))
     settings.update(log_every=log_every, eval_every=0, total_steps=5)
     workdir = tmp_path / "run"
-    monkeypatch.setattr(
-        train.MetricWriter, "advance", lambda _: shutil.rmtree(workdir, ignore_errors=True)
-    )
+    monkeypatch.setattr(Progress, "advance", lambda *_: shutil.rmtree(workdir, ignore_errors=True))
     told = "metrics.csv .* it is gone" if log_every == 1 else "checkpoints is gone. None was saved"
     with pytest.raises(OSError, match=told):
         train(settings, workdir)

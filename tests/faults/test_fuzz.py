@@ -138,7 +138,7 @@ def patched(content, *changes):
 
 
 def gigantic(kind):
-    """Returns a picture of a few hundred bytes whose header tells of at least 16,000 x 16,000."""
+    """Returns a picture of a few hundred bytes whose header claims 16,000 x 16,000 or more."""
     format, _, what = kind.partition(" ")
     data = picture(format, progressive=what == "progressive")
     if format == "JPEG":  # ITU-T T.81, B.2.2: marker, length, precision, height, width

@@ -13,16 +13,16 @@ from vit_jax.checkpoints.checkpoint import read_checkpoint
 # Checkpoints after the third step are not finished within any patience.
 SLOW_TO_SAVE = """
 import time
-from vit_jax import checkpoint
-write = checkpoint._write_manifest
-checkpoint._write_manifest = lambda folder: (
+from vit_jax.checkpoints import manager
+write = manager.write_manifest
+manager.write_manifest = lambda folder: (
     write(folder) if folder.name.startswith("3.") else time.sleep(600)
 )
 """
 SLOW_TO_READ = """
 import pathlib, time
-from vit_jax import data
-data.open_dataset = lambda *args: (pathlib.Path({mark!r}).touch(), time.sleep(600))
+from vit_jax.data import inputs
+inputs.open_dataset = lambda *args: (pathlib.Path({mark!r}).touch(), time.sleep(600))
 """
 
 

@@ -10,14 +10,17 @@ from conftest import REPOSITORY, environment
 PROGRAM = """
 import json, os, sys
 from ml_collections import ConfigDict
-from vit_jax import config, main, train
+from vit_jax import config
+from vit_jax.cli.environment import keep_freed_memory
+from vit_jax.jobs.progress import Progress
+from vit_jax.jobs.train import train
 
-main.keep_freed_memory()
+keep_freed_memory()
 settings = config.default()
 settings.update(ConfigDict({settings!r}))
 seen = []
 
-def advance(writer):
+def advance(progress, metrics):
     advance.steps += 1
     if advance.steps % 100 == 0:
         pages = int(open("/proc/self/statm").read().split()[1])
@@ -25,8 +28,8 @@ def advance(writer):
                      len(os.listdir("/proc/self/task"))))
 
 advance.steps = 0
-train.MetricWriter.advance = advance
-train.train(settings, {workdir!r})
+Progress.advance = advance
+train(settings, {workdir!r})
 print(json.dumps(seen))
 """
 

@@ -8,10 +8,11 @@ import pytest
 from conftest import CLASSES, random_params, rows, tiny
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
+from vit_jax.jobs.progress import Progress
 from vit_jax.jobs.train import train
-from vit_jax.training import parallel
+from vit_jax.training import parallel, setup
 from vit_jax.training.classification import classification
-from vit_jax.training.step import TrainState, identity, make_update
+from vit_jax.training.step import TrainState, make_update
 
 
 def spoiled(objective, bad):
@@ -103,7 +104,7 @@ def test_one_device_of_eight_is_enough(batch, body):
     params = random_params(model)
     zeros = jnp.zeros((), jnp.int32)
     state = TrainState(zeros, params, optimizer.init(params), None, zeros, zeros)
-    state = program.init(identity, state)
+    state = program.place(state)
     state, metrics = program.update(state, program.put_batch(batch))
     assert (int(metrics["nonfinite"]), int(state.step)) == (1, 1)
     assert_equal(program.gather(state.params), params)
@@ -145,7 +146,7 @@ def sometimes_bad(monkeypatch):
         )
 
     objectives_classification = classification
-    monkeypatch.setattr(train.objectives, "classification", make)
+    monkeypatch.setattr(setup, "classification", make)
 
 
 def test_skipped_updates_are_counted_and_resumed(settings, tmp_path, sometimes_bad, monkeypatch):
@@ -159,12 +160,12 @@ def test_skipped_updates_are_counted_and_resumed(settings, tmp_path, sometimes_b
     assert counts[-1] == summary["skipped_updates"] and counts == sorted(counts)
     assert all(np.isfinite(float(row["train_loss"])) for row in rows(tmp_path / "whole"))
 
-    def stop(writer):
+    def stop(progress, metrics):
         raise RuntimeError
 
     for _ in range(3):  # ends after the first step each time, whose predecessor is saved
         with monkeypatch.context() as patch:
-            patch.setattr(train.MetricWriter, "advance", stop)
+            patch.setattr(Progress, "advance", stop)
             with pytest.raises(RuntimeError):
                 train(settings, tmp_path / "stopped")
     again = train(settings, tmp_path / "stopped")

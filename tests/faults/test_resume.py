@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY, environment, rows
 
 from vit_jax.checkpoints.checkpoint import find_checkpoint, read_checkpoint
+from vit_jax.jobs.progress import Progress
 from vit_jax.jobs.train import train
 
 
@@ -40,9 +41,7 @@ def train_until(stop_at, action, patch, *args):
     """Trains, and does something when the step is done, but before its row and its checkpoint."""
     steps = itertools.count(1)
     with patch.context() as patched:
-        patched.setattr(
-            train.MetricWriter, "advance", lambda _: next(steps) == stop_at and action()
-        )
+        patched.setattr(Progress, "advance", lambda *_: next(steps) == stop_at and action())
         train(*args)
 
 
@@ -98,11 +97,11 @@ def test_another_number_of_devices_goes_on_with_the_same_data(settings, tmp_path
     program = f"""
 import jax
 from ml_collections import ConfigDict
-from vit_jax import config, train
-settings = config.default()
+from vit_jax import default_config, train
+settings = default_config()
 settings.update(ConfigDict({whole.to_dict()!r}))
 assert jax.device_count() == 1
-train.train(settings, {str(tmp_path / "both")!r})
+train(settings, {str(tmp_path / "both")!r})
 """
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, env=environment(), check=True)
     for name in ("train_loss", "train_accuracy", "grad_norm", "test_loss"):

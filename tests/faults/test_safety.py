@@ -23,11 +23,11 @@ from flax.traverse_util import flatten_dict
 from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
-from vit_jax.convert import convert, main
+from vit_jax.convert import main
 from vit_jax.data.builders import prepare
 from vit_jax.data.builders.tf_flowers import TfFlowers
 from vit_jax.jobs.train import train
-from vit_jax.weights import download
+from vit_jax.weights import catalogue, download
 from vit_jax.weights.api import load, load_params, save
 
 MEBIBYTE = 2**20
@@ -114,6 +114,7 @@ def test_objects_in_an_npz_are_named_and_not_loaded(tmp_path, arrays, marker, ki
         np.load(path, allow_pickle=True)["head/bias"]
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("name", ["x.pth", "x.pt", "folder/pytorch_model.bin"])
 def test_pickles_beside_good_tensors_are_not_run(tmp_path, marker, name):
     torch = pytest.importorskip("torch")
@@ -131,6 +132,7 @@ def test_pickles_beside_good_tensors_are_not_run(tmp_path, marker, name):
     assert not marker.exists()
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_bare_pickles_are_not_run(tmp_path, marker, protocol):
     pytest.importorskip("torch")
@@ -142,6 +144,7 @@ def test_bare_pickles_are_not_run(tmp_path, marker, protocol):
     assert not marker.exists()
 
 
+@pytest.mark.peers
 def test_what_else_pytorch_pickles_is_named_without_advice_to_run_it(tmp_path):
     torch = pytest.importorskip("torch")
     for thing, name in (
@@ -308,6 +311,7 @@ def state(tmp_path):
     return torch.load(tmp_path / "good.pth", weights_only=True)
 
 
+@pytest.mark.peers
 @pytest.mark.filterwarnings("ignore:.*(quantize|TypedStorage)")
 def test_tensors_of_every_kind_are_read_or_named(tmp_path, state):
     torch = pytest.importorskip("torch")
@@ -330,6 +334,7 @@ def test_tensors_of_every_kind_are_read_or_named(tmp_path, state):
             load_params(path)
 
 
+@pytest.mark.peers
 def test_a_tensor_that_repeats_few_values_is_refused(tmp_path, state):
     """A head of ten million classes would take gigabytes."""
     torch = pytest.importorskip("torch")
@@ -340,6 +345,7 @@ def test_a_tensor_that_repeats_few_values_is_refused(tmp_path, state):
         load_params(tmp_path / "x.pth")
 
 
+@pytest.mark.peers
 def test_a_pickle_that_inflates_is_not_read(tmp_path, state):
     torch = pytest.importorskip("torch")
     torch.save(state, tmp_path / "x.pth")
@@ -351,6 +357,7 @@ def test_a_pickle_that_inflates_is_not_read(tmp_path, state):
     refused(tmp_path / "y.pth", "it is compressed, which PyTorch's own files are not")
 
 
+@pytest.mark.peers
 def test_numbers_that_numpy_has_not_are_named(tmp_path, state):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
@@ -478,7 +485,7 @@ def test_a_foreign_folder_with_a_number_for_a_name_is_not_deleted(
 
 def test_foreign_files_survive_downloads_that_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(download, "_PAUSE", 0.0)
-    monkeypatch.setattr(download, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(catalogue, "CHECKPOINTS", tmp_path / "checkpoints")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     folder = tmp_path / "checkpoints" / "127.0.0.1"
@@ -498,7 +505,7 @@ def test_foreign_files_survive_a_conversion_that_fails(tmp_path, arrays):
     np.savez(tmp_path / "x.npz", **(arrays | {"head/bias": np.full(3, np.nan, np.float32)}))
     for name, format in (("y.npz", "npz"), ("y.safetensors", "timm"), ("y", "hf")):
         with pytest.raises(ValueError, match="NaN"):
-            convert(str(tmp_path / "x.npz"), str(tmp_path / name), format=format)
+            save(load(tmp_path / "x.npz"), tmp_path / name, format=format)
         assert not (tmp_path / name).exists()
     assert look() == before
     assert {p.name for p in tmp_path.iterdir()} == {*FOREIGN, "x.npz"}

@@ -1,4 +1,4 @@
-"""Every benchmark, at the smallest size: it runs, and tells what it should."""
+"""Benchmarks run at the smallest size, and report the rows that they should."""
 
 import importlib.util
 import json
@@ -6,7 +6,12 @@ import os
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
+
+from vit_jax.models.variants import build
+
+pytestmark = pytest.mark.slow
 
 SMALL = ["--image_size=32", "--batch=2", "--rounds=1", "--seconds=0.1"]
 TURNS = {"images/s", "slowest", "fastest"}
@@ -49,6 +54,19 @@ def test_throughput(tmp_path):
     assert all(row["images/s"] > 0 for row in found)
 
 
+def test_matmuls(tmp_path):
+    found = rows(tmp_path, "matmuls", "Nano/8", "--seconds=0.01", *SMALL[:-1])
+    keys = {"model", "product", "GFLOPs", "GFLOP/s", "of peak", "share"}
+    assert all(row.keys() == keys for row in found)
+    assert [row["product"] for row in found[-2:]] == ["2048 x 2048 x 2048", "forward pass"]
+    gflops = {row["product"]: row["GFLOPs"] for row in found}
+    model, tokens, images = build("Nano/8", num_classes=1), 16 + 1, 2
+    dense = 4 * model.width**2 + 2 * model.width * model.mlp_dim
+    scores = 2 * model.width * tokens
+    expected = 2 * images * tokens * model.depth * (dense + scores) / 1e9
+    assert gflops["forward pass"] == pytest.approx(expected)
+
+
 def test_input_pipeline(tmp_path):
     names = ["vit_jax", "vit_jax float32"]
     if importlib.util.find_spec("tensorflow"):
@@ -75,7 +93,7 @@ def test_startup(tmp_path, image_folder):
 
 
 def test_scaling(tmp_path):
-    (row,) = rows(tmp_path, "scaling", "Nano/8", "--devices=2", "--bodies=sharded", *SMALL)
+    (row,) = rows(tmp_path, "scaling", "Nano/8", "--devices=2", "--strategies=sharded", *SMALL)
     keys = {"model", "parallel", "devices", "batch", "per device", "same batch"} | TURNS
     assert row.keys() == keys
     assert (row["parallel"], row["devices"], row["batch"]) == ("sharded", 2, 4)

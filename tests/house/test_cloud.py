@@ -1,4 +1,4 @@
-"""scripts/tpu.sh against a gcloud of our own: what it is asked, and what hosts would run."""
+"""scripts/tpu.sh with a program in the place of gcloud: its arguments, and what hosts would run."""
 
 import json
 import os
@@ -11,7 +11,8 @@ import pytest
 from conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "tpu.sh"
-# Notes its arguments. `ssh` runs the command as a host does, in a home of its own; `scp` copies.
+# Stands in for gcloud: logs its arguments. `ssh` runs the command as a host does, in a home
+# directory of its own; `scp` copies.
 GCLOUD = """#!{python}
 import json, os, shutil, subprocess, sys
 with open({log!r}, "a") as file:
@@ -24,8 +25,8 @@ if words[3:4] == ["ssh"]:
     path = {commands!r} + ":" + os.environ["PATH"]
     sys.exit(subprocess.run(["bash", "-c", command], env={{"HOME": home, "PATH": path}}).returncode)
 """
-# Stands for a command of the hosts.
-NOTING = """#!{python}
+# Stands in for a command of the hosts: logs its arguments.
+LOGGING = """#!{python}
 import json, sys
 with open({log!r}, "a") as file:
     file.write(json.dumps([{name!r}, *sys.argv[1:]]) + "\\n")
@@ -35,7 +36,7 @@ WHERE = ["--zone=us-central1-a"]
 
 @pytest.fixture
 def cloud(tmp_path):
-    """Runs the script; returns what gcloud was asked, and what it printed."""
+    """Returns a function that runs the script; it returns the calls of gcloud and the process."""
     home, commands = tmp_path / "home", tmp_path / "commands"
     log, asked = tmp_path / "log", tmp_path / "asked"
     for folder in (home, commands, tmp_path / "bin"):
@@ -47,9 +48,9 @@ def cloud(tmp_path):
         path.chmod(0o755)
 
     for name in ("python3", "gcsfuse", "mountpoint"):
-        program(commands / name, NOTING, name=name, log=str(log))
+        program(commands / name, LOGGING, name=name, log=str(log))
     for name in ("python", "pip"):
-        program(home / "vit_jax/.venv/bin" / name, NOTING, name=name, log=str(log))
+        program(home / "vit_jax/.venv/bin" / name, LOGGING, name=name, log=str(log))
     program(tmp_path / "bin/gcloud", GCLOUD, log=str(asked), home=str(home), commands=str(commands))
 
     def lines(path):
@@ -214,7 +215,7 @@ def test_a_dry_run_shows_the_same_commands_without_gcloud(cloud, tmp_path):
         (["fetch", "slice", "gs://bucket/a"], 1, "fetch NAME FROM TO"),
     ],
 )
-def test_mistakes_are_told(cloud, arguments, code, message):
+def test_mistakes_are_explained(cloud, arguments, code, message):
     asked, done = cloud(*arguments)
     assert (asked, done.returncode) == ([], code)
     assert message in done.stderr
@@ -232,4 +233,4 @@ def until(condition):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("it did not come")
+    raise AssertionError("the condition did not come true")

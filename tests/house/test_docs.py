@@ -1,23 +1,29 @@
-"""The documents tell the truth: quotations, snippets, links, commands, numbers and the notebook."""
+"""The documents tell the truth: quotations, examples, links, commands, numbers and the notebook."""
 
 import ast
 import importlib.util
 import re
 import shlex
-import textwrap
 
 import nbformat
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 
+import vit_jax
 from vit_jax.config.defaults import default
-from vit_jax.inference.classifier import Classifier
 
 DOCS = REPOSITORY / "docs"
 ENGLISH, CHINESE = DOCS / "walkthrough.md", DOCS / "walkthrough.zh.md"
 README = REPOSITORY / "README.md"
-PAGES = [README, *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    README,
+    REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "CHANGELOG.md",
+    REPOSITORY / "benchmarks" / "README.md",
+    REPOSITORY / "checkpoints" / "README.md",
+    *sorted(DOCS.glob("*.md")),
+]
 NOTEBOOK = DOCS / "flowers.ipynb"
 
 # The visible link to the file, where there is one, the comment that marks the block, the block.
@@ -29,6 +35,10 @@ BLOCK = re.compile(
 )
 
 
+def name_of(page):
+    return page.relative_to(REPOSITORY).as_posix()
+
+
 def blocks(page, language):
     return [m for m in BLOCK.finditer(page.read_text("utf-8")) if m["language"] == language]
 
@@ -38,60 +48,79 @@ def prose(page):
     return BLOCK.sub("", page.read_text("utf-8"))
 
 
-def missing_part(quotation, source):
-    """The first part of a quotation, between lines `...`, that isn't in the source where it should
-    be, after the part before; None for a true quotation. Indentation counts within a part."""
-    lines, at = source.splitlines(), 0
-    for part in re.split(r"^\.\.\.\n", quotation, flags=re.MULTILINE):
-        wanted = textwrap.dedent(part).splitlines()
-        for start in range(at, len(lines) - len(wanted) + 1):
-            found = textwrap.dedent("\n".join(lines[start : start + len(wanted)]))
-            if found.splitlines() == wanted:
-                at = start + len(wanted)
-                break
-        else:
-            return part
-    return None
+# --------------------------------------------------------------------------------- quoted code
 
 
-def quotations(page):
-    return [m for m in blocks(page, "python") if (m["mark"] or "").startswith("from ")]
+@pytest.fixture(scope="module")
+def quote():
+    """The script docs/quote.py, as a module."""
+    spec = importlib.util.spec_from_file_location("quote", DOCS / "quote.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quotations_are_as_the_source_has_them(quote):
+    assert quote.main(check=True) == 0, "run python docs/quote.py"
+    quoted = [m for m in blocks(ENGLISH, "python") if (m["mark"] or "").startswith("from ")]
+    assert len(quoted) > 15
+    for block in quoted:
+        name = re.fullmatch(r"from (\S+): \S+", block["mark"])[1]
+        seen = block["shown"], block["link"]
+        assert seen == (name, f"../{name}"), "the reader sees another file's name"
+
+
+def test_a_stale_quotation_is_found_and_filled_in(quote, monkeypatch, tmp_path, capsys):
+    (tmp_path / "docs").mkdir()
+    monkeypatch.setattr(quote, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(quote, "DOCS", tmp_path / "docs")
+    source = """
+TABLE = {
+    "a": 1,  # with its comment
+}
+
+class Moon:
+    '''A class.'''
+
+    size = 3
+
+    @property
+    def area(self):
+        '''Says much
+
+        in several lines.
+        '''
+        return 4 * self.size
+"""
+    (tmp_path / "moon.py").write_text(source)
+    page = tmp_path / "docs" / "page.md"
+    names = ("TABLE", "Moon", "Moon.area")
+    mark = "<!-- from moon.py: {} -->\n```python\n{}```\n"
+    page.write_text("".join(mark.format(name, "stale = True\n") for name in names))
+    assert quote.main(check=True) == 1 and "page.md" in capsys.readouterr().err
+    assert "stale" in page.read_text()  # --check writes nothing
+    assert quote.main(check=False) == 0 and quote.main(check=True) == 0
+    area = "@property\ndef area(self):\n    return 4 * self.size\n"
+    moon = "class Moon:\n    size = 3\n\n" + "".join(f"    {x}\n" for x in area.splitlines())
+    code = ('TABLE = {\n    "a": 1,  # with its comment\n}\n', moon, area)
+    assert page.read_text() == "".join(map(mark.format, names, code))
+    (tmp_path / "moon.py").write_text(source.replace("4 *", "5 *"))
+    assert quote.main(check=True) == 1
+    page.write_text(mark.format("Moon.volume", ""))
+    with pytest.raises(LookupError, match=r"There is no Moon.volume in moon.py"):
+        quote.main(check=True)
+
+
+# -------------------------------------------------------------------------------------- examples
 
 
 def test_python_is_either_quoted_or_run():
     for page in (ENGLISH, CHINESE):
         for block in blocks(page, "python"):
-            assert re.fullmatch(r"run|from \S+\.py", block["mark"] or ""), block["text"]
+            assert re.fullmatch(r"run|from \S+\.py: [\w.]+", block["mark"] or ""), block["text"]
 
 
-def test_quotations_are_in_the_files_they_name():
-    assert len(quotations(ENGLISH)) > 20
-    for block in quotations(ENGLISH):
-        name = block["mark"].removeprefix("from ")
-        seen = block["shown"], block["link"]
-        assert seen == (name, f"../{name}"), "the reader sees another file's name"
-        part = missing_part(block["text"], (REPOSITORY / name).read_text("utf-8"))
-        assert part is None, f"{name} has no such lines:\n{part}"
-
-
-@pytest.mark.parametrize(
-    ("quotation", "true"),
-    [
-        ("    b = 1\n    c = 2\n", True),
-        ("b = 1\nc = 2\n", True),  # indented otherwise as a whole
-        ("a:\n...\nd\n", True),
-        ("d\n...\na:\n", False),  # in another order
-        ("a:\n    c = 2\n", False),  # a line left out in silence
-        ("a:\nb = 1\n", False),  # indented otherwise within
-        ("    b = 2\n", False),
-    ],
-)
-def test_a_changed_line_would_be_found(quotation, true):
-    source = "a:\n    b = 1\n    c = 2\nd\n"
-    assert (missing_part(quotation, source) is None) == true
-
-
-def test_snippets_run_one_after_the_other(monkeypatch):
+def test_the_walkthroughs_session_runs(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     snippets = [m["text"] for m in blocks(ENGLISH, "python") if m["mark"] == "run"]
     assert sum(snippet.count("assert ") for snippet in snippets) > 20
@@ -100,6 +129,54 @@ def test_snippets_run_one_after_the_other(monkeypatch):
         exec(compile(snippet, ENGLISH.name, "exec"), namespace)
     # What the text says of the last: the NumPy functions alone gave the model's answer.
     assert namespace["checkpoint"].class_names[int(np.argmax(namespace["probabilities"]))] == "rose"
+
+
+@pytest.fixture
+def run_examples(monkeypatch, tmp_path):
+    """Runs the Python of a page; returns its variables. What it writes is not in the repository."""
+    for name in ("checkpoints", "configs", "docs"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    monkeypatch.chdir(tmp_path)
+
+    def run(page):
+        namespace = {}
+        for block in blocks(page, "python"):
+            exec(compile(block["text"], name_of(page), "exec"), namespace)
+        return namespace
+
+    return run
+
+
+def test_examples_of_the_readme_run(run_examples):
+    found = run_examples(README)
+    assert found["best"].label == "rose" and found["best"].probability > 0.99
+
+
+def test_examples_of_the_api_run(run_examples):
+    found = run_examples(DOCS / "python.md")
+    assert found["logits"].shape == (1, 10)
+    assert found["features"].pooled.shape == (2, 96)
+    assert found["features"].tokens[4].shape == (2, 37, 96)
+    assert found["larger"].image_shape == (96, 96)
+    assert found["params"]["head"]["kernel"].shape == (96, 10)
+    assert found["flops"] == pytest.approx(1.11e11, rel=0.005)
+    vit_jax.load("smaller.npz")
+
+
+def test_all_other_python_is_in_the_walkthrough():
+    known = {README, DOCS / "python.md", ENGLISH, CHINESE}
+    assert not [page for page in PAGES if page not in known and blocks(page, "python")]
+
+
+def test_every_name_of_the_api_is_in_the_documents():
+    text = (DOCS / "python.md").read_text("utf-8")
+    for name in ("build", "VARIANTS", "load", "adapt", "save", "Classifier", "default_config"):
+        assert f"`{name}" in text and hasattr(vit_jax, name)
+    for name in ("train", "evaluate"):
+        assert f"`{name}(" in text and callable(getattr(vit_jax, name))
+
+
+# ------------------------------------------------------------------------------- two languages
 
 
 @pytest.mark.parametrize(
@@ -146,7 +223,7 @@ def test_equations_are_what_github_can_show():
         assert text.count("$") == 4 * len(equations), "mathematics outside of $$ … $$ lines"
 
 
-# ------------------------------------------------------------------------------- links, numbers
+# ---------------------------------------------------------------- links, numbers, commands
 
 
 def anchors(page):
@@ -155,10 +232,9 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_and_pictures_are_there(page):
     links = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    assert links
     for link in links:
         if link.startswith("https://"):
             continue
@@ -175,32 +251,88 @@ def test_every_picture_says_what_it_shows():
         assert all(len(text) > 10 for text in re.findall(r"!\[([^\]]*)\]", prose(page)))
 
 
-def test_accuracies_are_those_of_the_readme():
-    known = README.read_text("utf-8")
+def test_the_map_names_every_file():
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"\b[a-z_]+\.py\b", text))
+    package = REPOSITORY / "vit_jax"
+    there = {path.name for path in package.rglob("*.py")} - {"__init__.py"}
+    assert there <= named, f"not on the map: {sorted(there - named)}"
+    assert named <= there | {"utils.py", "test_architecture.py", "__init__.py"}
+    for room, files in re.findall(r"^ +([a-z]+)/ (.*\n(?: {20}.*\n)*)", text, re.MULTILINE):
+        for name in re.findall(r"\b[a-z_]+\.py\b", files):
+            assert list(package.rglob(f"{room}/{name}")), f"{room} has no {name}"
+
+
+def test_readme_is_short():
+    assert README.stat().st_size <= 8192
+
+
+def test_accuracies_are_those_of_the_study():
+    known = (DOCS / "experiments.md").read_text("utf-8")
     rows = [row for row in prose(ENGLISH).splitlines() if "±" in row]
     assert len(rows) == 3
     assert all(row in known for row in rows)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_name_what_there_is(page):
+def commands(page):
+    """The commands of a page, as words: those of its blocks, and those between backticks."""
     text = "".join(block["text"] for block in blocks(page, "bash")).replace("\\\n", " ")
-    commands = [shlex.split(line, comments=True) for line in text.splitlines()]
-    commands = [words for words in commands if words[:2] == ["python", "-m"]]
-    assert commands
-    known = default()
-    for words in commands:
-        assert words[2] == "pip" or importlib.util.find_spec(words[2]), words
-        for word in words[3:]:
-            if word.startswith("--config="):
-                name = word.removeprefix("--config=").partition(":")[0]
-                assert (REPOSITORY / name).is_file(), word
-            elif word.startswith("--config."):
-                key = word.removeprefix("--config.").partition("=")[0]
-                where = known
-                for part in key.split("."):
-                    assert part in where, word
-                    where = where[part]
+    lines = text.replace("&&", "\n").splitlines()
+    lines += re.findall(r"`((?:python|make) [^`]+)`", " ".join(prose(page).split()))
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        if words:
+            found.append(words)
+    return found
+
+
+def test_all_commands_are_documented_somewhere():
+    shown = {words[2] for page in PAGES for words in commands(page) if words[1:2] == ["-m"]}
+    names = [path.stem for path in (REPOSITORY / "vit_jax").glob("[!_]*.py")]
+    assert len(names) > 7
+    assert {f"vit_jax.{name}" for name in names} | {"vit_jax.data"} <= shown
+    benchmarks = (REPOSITORY / "benchmarks").glob("[!_]*.py")
+    known = "machine"  # which the others share
+    assert {f"benchmarks.{path.stem}" for path in benchmarks if path.stem != known} <= shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_name_what_there_is(page):
+    targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    sources = "".join(
+        path.read_text("utf-8")
+        for folder in ("vit_jax", "benchmarks")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    )
+    for words in commands(page):
+        if words[0] == "make":
+            assert words[1] in targets, words
+        elif words[:2] == ["python", "-m"]:
+            assert words[2] in ("pip", "venv", "pytest") or importlib.util.find_spec(words[2]), (
+                words
+            )
+            for word in words[3:]:
+                check_argument(word, sources)
+        elif words[0] == "python":
+            assert (REPOSITORY / words[1]).is_file(), words
+
+
+def check_argument(word, sources):
+    """Asserts that the file or key of a configuration, or the flag, exists."""
+    if word.startswith("--config="):
+        name = word.removeprefix("--config=").partition(":")[0]
+        assert name == "FILE" or (REPOSITORY / name).is_file(), word
+    elif word.startswith("--config."):
+        where = default()
+        for part in word.removeprefix("--config.").partition("=")[0].split("."):
+            assert part in where, word
+            where = where[part]
+    elif word.startswith("--"):
+        flag = word[2:].partition("=")[0]
+        assert f'"--{flag}"' in sources or re.search(rf'DEFINE_\w+\(\s*"{flag}"', sources), word
 
 
 def test_shown_predictions_are_the_models(monkeypatch):
@@ -208,7 +340,7 @@ def test_shown_predictions_are_the_models(monkeypatch):
     (shown,) = blocks(ENGLISH, "text")
     lines = [re.split(r"  +", line) for line in shown["text"].splitlines()]
     assert len(lines) == 5
-    classifier = Classifier.restore("checkpoints/quickstart")
+    classifier = vit_jax.Classifier("checkpoints/quickstart")
     answers = classifier.predict([line[0] for line in lines], top=2)
     for (path, *texts), predictions in zip(lines, answers, strict=True):
         label, percent, _ = texts[0].split(" ")
@@ -249,16 +381,16 @@ def test_notebook_was_run_from_top_to_bottom(notebook, code_cells):
         assert output.get("name") != "stderr", output.text
 
 
-def test_notebook_is_python_that_parses(code_cells):
-    names = {
-        alias.name
+def test_notebook_imports_what_there_is(code_cells):
+    found = [
+        node
         for cell in code_cells
         for node in ast.walk(ast.parse(cell.source))
-        if isinstance(node, ast.ImportFrom) and node.module == "vit_jax"
-        for alias in node.names
-    }
-    assert {"data", "interpret", "models", "train"} <= names
-    assert all(importlib.util.find_spec(f"vit_jax.{name}") for name in names)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("vit_jax")
+    ]
+    assert len(found) > 5
+    for node in found:
+        exec(ast.unparse(node))
 
 
 def test_notebook_has_its_sections(notebook):

@@ -33,6 +33,7 @@ KINDS = {
     "axial resnet": ("AxialResNet50", dict(layers=(1, 1))),
 }
 FORMATS = {"stablehlo": 1e-5, "onnx": 1e-4}  # of the largest output: what they may differ by
+BOTH = ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)]
 
 
 def make(kind="token", num_classes=CLASSES, image_size=(IMAGE, IMAGE)):
@@ -83,7 +84,7 @@ def need():
     return lambda format: format == "stablehlo" or pytest.importorskip("jax2onnx")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BOTH)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_computes_its_own_outputs(kind, format, batch, tmp_path, need):
     need(format)
@@ -106,7 +107,8 @@ for b in (1, 3):
 """
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.slow
+@pytest.mark.parametrize("format", BOTH)
 def test_the_printed_lines_run_it_without_the_package(format, batch, tmp_path, need):
     """From a run's folder, by the command, to logits of one image and of three."""
     need(format)
@@ -130,7 +132,7 @@ def test_the_printed_lines_run_it_without_the_package(format, batch, tmp_path, n
         close(np.load(tmp_path / f"{b}.npy"), wanted, FORMATS[format])
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", BOTH)
 def test_representations_at_another_size(format, batch, tmp_path, rng, need):
     """A checkpoint without head, whose position embeddings are resized to 24 x 16 pixels."""
     need(format)
@@ -156,6 +158,7 @@ def test_an_artifact_of_jax_is_for_all_devices_and_has_notes_beside_it(tmp_path)
     assert (images.dtype, logits.dtype) == (about["input"]["dtype"], about["output"]["dtype"])
 
 
+@pytest.mark.slow
 def test_onnx_holds_its_notes(tmp_path):
     pytest.importorskip("jax2onnx")
     about = export(make(), tmp_path / "model", format="onnx")
@@ -172,6 +175,7 @@ def test_onnx_holds_its_notes(tmp_path):
         assert (value.name, value.shape) == (noted["name"], noted["shape"])
 
 
+@pytest.mark.slow
 def test_what_jax2onnx_converts_wrongly_or_not_at_all_is_not_written(tmp_path, monkeypatch):
     jax2onnx = pytest.importorskip("jax2onnx")
     onnx = pytest.importorskip("onnx")
@@ -220,7 +224,7 @@ def test_what_exceeds_two_gigabytes_is_refused_before_it_is_read():
         (["run", "gs://bucket/x.onnx"], "ValueError: gs://bucket/x.onnx: give a local path"),
         (["run", "x.onnx", "--image_size=20"], "20x20 pixels can't be cut into patches"),
         (["run", "x.stablehlo", "--image_size=20"], "20x20 pixels can't be cut into patches"),
-        (["unsized", "x.stablehlo"], "doesn't tell the size of its images: give image_size"),
+        (["unsized", "x.stablehlo"], "doesn't say the size of its images: give image_size"),
         (["run", "x.onnx"], "ImportError: ONNX needs jax2onnx"),
         (["run"], "the following arguments are required: OUT"),
     ],

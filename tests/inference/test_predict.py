@@ -10,15 +10,17 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import IMAGE, REPOSITORY, random_params, tiny, write_jpegs
+from conftest import IMAGE, REPOSITORY, random_checkpoint, random_params, tiny, write_jpegs
 from PIL import Image
 
 import vit_jax
+from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.defaults import default
 from vit_jax.data import pipeline, sources, transforms
 from vit_jax.data.builders import rendered_flowers
 from vit_jax.inference.classifier import Classifier, Prediction, read_image, view_image
 from vit_jax.models.patches import to_float
+from vit_jax.weights import recognise
 from vit_jax.weights.api import adapt, load, save, save_params
 
 NAMES = tuple("abcdefg")
@@ -81,7 +83,7 @@ def check(predictions, row):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
 def test_predictions_are_the_models_in_the_order_of_the_images(saved, folder, expected, batch_size):
-    classifier = vit_jax.Classifier.restore(saved, batch_size=batch_size)
+    classifier = vit_jax.Classifier(saved, batch_size=batch_size)
     files = sorted(expected)[::-1]
     found = classifier.predict(files, top=3)
     assert len(found) == 21
@@ -98,9 +100,9 @@ def test_an_image_may_be_a_path_bytes_an_array_or_pillows(saved, expected):
         encoded = opened.read()
     array = transforms.decode(encoded)
     forms = [file, encoded, array, Image.fromarray(array)]
-    for found in vit_jax.Classifier.restore(saved).predict(forms, top=7):
+    for found in vit_jax.Classifier(saved).predict(forms, top=7):
         check(found, row)
-    for found in vit_jax.Classifier.restore(saved).predict(np.stack([array, array]), top=2):
+    for found in vit_jax.Classifier(saved).predict(np.stack([array, array]), top=2):
         check(found, row)
 
 
@@ -119,16 +121,18 @@ def test_weights_of_others_and_another_size(saved, tmp_path, expected):
 
 
 def test_what_cannot_classify_or_be_classified(saved, tmp_path):
-    headless = adapt(load(saved), num_classes=0)
-    with pytest.raises(ValueError, match="has no head to classify with"):
-        Classifier(headless)
+    headless = Classifier(adapt(load(saved), num_classes=0))
+    for method in headless.predict, headless.stream:
+        with pytest.raises(ValueError, match="has no head to classify with"):
+            method(iter(lambda: pytest.fail("an image was asked for"), None))
     unsized = load(saved)
     unsized.config.data.image_size = None
-    with pytest.raises(ValueError, match="doesn't tell the size of its images: give image_size"):
+    with pytest.raises(ValueError, match="doesn't say the size of its images: give image_size"):
         Classifier(unsized)
-    classifier = vit_jax.Classifier.restore(saved)
-    with pytest.raises(ValueError, match="put a single one into a list"):
-        classifier.predict("photo.jpg")
+    classifier = vit_jax.Classifier(saved)
+    for method in classifier.predict, classifier.features:
+        with pytest.raises(ValueError, match="put a single one into a list"):
+            method("photo.jpg")
     with pytest.raises(ValueError, match=r"nowhere\.jpg: No such file"):
         classifier.predict(["nowhere.jpg"])
     with pytest.raises(ValueError, match=r"An array must be uint8 \(h, w, 3\), not float32"):
@@ -136,6 +140,89 @@ def test_what_cannot_classify_or_be_classified(saved, tmp_path):
     assert classifier.predict([]) == []
     with pytest.raises(AttributeError, match="no attribute 'Klassifier'"):
         vit_jax.Klassifier  # noqa: B018
+
+
+def views_of(files, checkpoint):
+    return to_float(np.stack([view_image(read_image(file), checkpoint) for file in files]))
+
+
+@pytest.mark.parametrize("strategy", ["pmap", "sharded"])
+@pytest.mark.parametrize("attributes", [{}, dict(pool="gap", depth=2)], ids=str)
+def test_features_are_the_headless_models_and_its_blocks(folder, expected, strategy, attributes):
+    """21 images in batches of 8 on eight devices, with the head's parameters left in the tree."""
+    model = tiny(**attributes)
+    config = recognise.config_for("Ti/16", (IMAGE, IMAGE), **SIZES | attributes)
+    config.parallel = strategy
+    checkpoint = Checkpoint("tiny", random_params(model), config, NAMES, 0)
+    files, layers = sorted(expected), range(1, model.depth + 1)
+    pooled, tokens = Classifier(checkpoint, batch_size=8).features(files, layers)
+    params = jax.tree.map(np.asarray, checkpoint.params)
+    images = views_of(files, checkpoint)
+    headless = tiny(num_classes=0, **attributes)
+    wanted = headless.apply({"params": {k: v for k, v in params.items() if k != "head"}}, images)
+    assert pooled.dtype == np.float32 and pooled.shape == (21, 24)
+    np.testing.assert_allclose(pooled, wanted, atol=1e-5)
+    assert list(tokens) == list(layers)
+    count = 4 + (model.pool == "token")
+    assert all(x.dtype == np.float32 and x.shape == (21, count, 24) for x in tokens.values())
+    # The last block's tokens, normalised and pooled by hand, are what a head reads.
+    norm, last = params["Transformer"]["encoder_norm"], tokens[model.depth].astype(np.float64)
+    last = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-6)
+    last = last * norm["scale"] + norm["bias"]
+    by_hand = last[:, 0] if model.pool == "token" else last.mean(1)
+    np.testing.assert_allclose(by_hand, wanted, atol=1e-5)
+
+
+@pytest.mark.peers
+def test_features_of_timms_model(tmp_path):
+    """The same weights in timm, which returns the tokens of every block, too."""
+    import peers  # skips without torch; comes before timm, for torchvision's sake
+
+    timm, torch = pytest.importorskip("timm"), peers.torch
+    sizes = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2, mlp_ratio=2)
+    theirs = peers.randomise(timm.models.VisionTransformer(**sizes, num_classes=3)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = Classifier(
+        load(tmp_path / "timm.pth", width=24, depth=3, mlp_dim=48, num_heads=2, patch_size=8),
+        image_size=32,
+    )
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype(np.uint8)
+    views = np.stack([view_image(image, ours.checkpoint) for image in images])
+    inputs = torch.tensor(np.asarray(to_float(views))).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        pooled = theirs.forward_head(theirs.forward_features(inputs), pre_logits=True)
+        blocks = theirs.get_intermediate_layers(inputs, n=[0, 2], return_prefix_tokens=True)
+    found = ours.features(images, layers=[1, 3])
+    np.testing.assert_allclose(found.pooled, pooled.numpy(), atol=1e-4)
+    for layer, (patches, prefix) in zip((1, 3), blocks, strict=True):
+        np.testing.assert_allclose(found.tokens[layer][:, 1:], patches.numpy(), atol=1e-4)
+        np.testing.assert_allclose(found.tokens[layer][:, :1], prefix.numpy(), atol=1e-4)
+
+
+def test_features_need_no_head_and_name_what_they_cannot_have(saved, expected, tmp_path):
+    headless = Classifier(adapt(load(saved), num_classes=0))
+    files = sorted(expected)[:2]
+    np.testing.assert_allclose(
+        headless.features(files).pooled, Classifier(saved).features(files).pooled, atol=1e-6
+    )
+    empty = headless.features([], layers=[1])
+    assert empty.pooled.shape == (0, 24) and empty.tokens[1].shape == (0, 5, 24)
+    with pytest.raises(ValueError, match=r"nowhere\.jpg: No such file"):
+        headless.features([files[0], "nowhere.jpg"])
+    for layer in (0, 2):
+        with pytest.raises(ValueError, match=f"no encoder block {layer}: .* from 1 to 1"):
+            headless.features(["nowhere.jpg"], layers=[layer])
+    resnet = Classifier(random_checkpoint("R50x1", 3, layers=(1, 1)))
+    assert resnet.features(files).pooled.shape == (2, 512)
+    with pytest.raises(ValueError, match="A ResNet has no encoder blocks"):
+        resnet.features(files, layers=[1])
+
+
+def test_the_command_needs_a_head(saved, expected, tmp_path):
+    save(adapt(load(saved), num_classes=0), tmp_path / "headless", format="orbax")
+    done = run(tmp_path / "headless", next(iter(expected)), "--csv")
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.endswith("has no head to classify with: fine-tune from it.\n")
 
 
 def test_unreadable_files_are_reported_at_the_end(saved, folder, expected, tmp_path):
@@ -201,10 +288,10 @@ def test_the_shipped_checkpoint_is_small_and_knows_flowers():
     rng = np.random.default_rng(1)
     kinds = rendered_flowers.KINDS * 20
     drawn = [rendered_flowers.render(kind, rng) for kind in kinds]
-    found = vit_jax.Classifier.restore(QUICKSTART).predict(drawn, top=1)
+    found = vit_jax.Classifier(QUICKSTART).predict(drawn, top=1)
     right = [predictions[0].label == kind for predictions, kind in zip(found, kinds, strict=True)]
     assert np.mean(right) > 0.85
-    named = vit_jax.Classifier.restore(os.path.relpath(QUICKSTART)).predict(
+    named = vit_jax.Classifier(os.path.relpath(QUICKSTART)).predict(
         sorted((REPOSITORY / "docs" / "flowers").glob("*.png")), top=1
     )
     assert [p[0].label for p in named] == sorted(rendered_flowers.KINDS)

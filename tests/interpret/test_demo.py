@@ -24,8 +24,8 @@ from PIL import Image
 from vit_jax.demo import main
 from vit_jax.inference.classifier import Classifier, prepare, read_image, view_image
 from vit_jax.interpret import figures
-from vit_jax.interpret.attention import attention, read_out, rollout
-from vit_jax.interpret.page import _opened, attended, build_page, looker
+from vit_jax.interpret.attention import attention_maps, output_attention, rollout
+from vit_jax.interpret.page import _read_upload, build_page, make_look, overlay_head
 from vit_jax.weights.api import load
 
 QUICKSTART = REPOSITORY / "checkpoints" / "quickstart"
@@ -75,16 +75,16 @@ def test_importing_the_module_does_not_import_gradio():
 def test_what_is_seen_is_what_interpret_computes():
     found = prepare(checkpoint("token"))
     image = read_image(FLOWERS / "rose.png")
-    seen = looker(found)(image)
+    seen = make_look(found)(image)
     assert seen.photo.shape == (384, 576, 3)
     (expected,) = Classifier(found).predict([image])
     assert seen.classes == {p.label: p.probability for p in expected}
-    weights = attention(found.model(), found.params, view_image(image, found)[None])
+    weights = attention_maps(found.model(), found.params, view_image(image, found)[None])
     np.testing.assert_allclose(seen.places, rollout(weights, (2, 3))[0], rtol=1e-5)
-    heads = np.asarray(read_out(weights[:, 0], (2, 3)))
+    heads = np.asarray(output_attention(weights[:, 0], (2, 3)))
     np.testing.assert_allclose(seen.heads, heads, rtol=1e-5)
     for layer, head, values in [(2, 1, heads[1, 0]), (1, 0, heads[0].mean(0)), (9, 9, heads[1, 1])]:
-        drawn = attended(seen, layer, head).astype(int)
+        drawn = overlay_head(seen.photo, seen.heads, layer, head).astype(int)
         np.testing.assert_allclose(drawn, figures.overlay(seen.photo, values), atol=1)
 
 
@@ -92,19 +92,19 @@ def test_of_classes_with_one_name_the_likelier_is_shown():
     found = checkpoint("token")._replace(class_names=("crane", "crane", "crane"))
     image = read_image(FLOWERS / "rose.png")
     ((best, *_),) = Classifier(found).predict([image])
-    assert looker(prepare(found))(image).classes == {"crane": best.probability}
+    assert make_look(prepare(found))(image).classes == {"crane": best.probability}
 
 
 def test_a_resnet_without_a_head_is_refused():
     with pytest.raises(ValueError, match="a/checkpoint is a ResNet without a head"):
-        looker(prepare(checkpoint("resnet", num_classes=0)))
+        make_look(prepare(checkpoint("resnet", num_classes=0)))
 
 
 def opened(folder, data, name="image.png"):
     path = folder / name
     path.write_bytes(data)
     upload = {"path": str(path), "orig_name": name}
-    return _opened(upload, str(folder), MEGABYTES)
+    return _read_upload(upload, str(folder), MEGABYTES)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def opened(folder, data, name="image.png"):
     ],
     ids=["alpha", "grey", "16 bits", "CMYK", "WebP", "GIF", "narrow"],
 )
-def test_photos_of_every_kind_are_opened(tmp_path, data):
+def test_photos_of_every_kind_are_read_upload(tmp_path, data):
     image = opened(tmp_path, data)
     assert image.dtype == np.uint8 and image.shape[2] == 3
 
@@ -144,7 +144,7 @@ def test_what_is_no_image_is_named(tmp_path, name):
     assert str(error.value).endswith(". Try a photo as JPEG, PNG or WebP.")
 
 
-def test_files_over_the_limit_are_not_opened(tmp_path):
+def test_files_over_the_limit_are_not_read_upload(tmp_path):
     with pytest.raises(ValueError, match=r"big\.png has 1\.5 MB: files of more than 1 MB"):
         opened(tmp_path, bytes(3 * 2**19), "big.png")
 
@@ -152,12 +152,12 @@ def test_files_over_the_limit_are_not_opened(tmp_path):
 @pytest.mark.parametrize(
     "path", [str(FLOWERS / "rose.png"), "uploads/../rose.png", "uploads/gone.png", None]
 )
-def test_only_uploads_are_opened(tmp_path, path):
+def test_only_uploads_are_read_upload(tmp_path, path):
     (tmp_path / "uploads").mkdir()
     (tmp_path / "rose.png").write_bytes(encoded(flower()))
     path = path and str(tmp_path / path)
     with pytest.raises(ValueError, match="The file was not uploaded"):
-        _opened({"path": path, "orig_name": None}, str(tmp_path / "uploads"), MEGABYTES)
+        _read_upload({"path": path, "orig_name": None}, str(tmp_path / "uploads"), MEGABYTES)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "no head"])
@@ -242,6 +242,7 @@ def server(tmp_path_factory):
             process.wait()
 
 
+@pytest.mark.slow
 def test_it_listens_on_loopback_alone(server):
     socket.create_connection(("127.0.0.1", server.port), timeout=2).close()
     for other in ("127.0.0.2", "::1"):  # a socket for all addresses would answer here too
@@ -249,6 +250,7 @@ def test_it_listens_on_loopback_alone(server):
             socket.create_connection((other, server.port), timeout=2)
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(server, tmp_path):
     process, log, said = start(tmp_path, server.port)
     assert process.wait() == 1 and not said
@@ -288,12 +290,14 @@ def show(server, upload):
     raise AssertionError(said)
 
 
+@pytest.mark.slow
 def test_an_upload_over_the_limit_is_broken_off(server):
     with pytest.raises(urllib.error.HTTPError, match="413"):
         send(server, bytes(MEGABYTES * 2**20 + 1))
     assert "Traceback" not in server.said()
 
 
+@pytest.mark.slow
 def test_a_forged_request_reads_no_other_file(server):
     path = FLOWERS / "rose.png"
     said = show(server, {"path": str(path)})
@@ -375,7 +379,7 @@ def tab(server, browser):
 def rose():
     """What the quickstart's model makes of a rose."""
     image = read_image(FLOWERS / "rose.png")
-    return looker(prepare(load(QUICKSTART)))(image)
+    return make_look(prepare(load(QUICKSTART)))(image)
 
 
 def alike(picture, expected):
@@ -383,6 +387,7 @@ def alike(picture, expected):
     return np.abs(picture - expected.astype(int)).mean() < 3
 
 
+@pytest.mark.browser
 def test_a_photo_is_classified_and_the_sliders_change_the_picture(tab, server, rose):
     tab.drop_flower("rose")
     assert tab.page.locator("#classes h2").inner_text() == "rose"
@@ -393,16 +398,17 @@ def test_a_photo_is_classified_and_the_sliders_change_the_picture(tab, server, r
         ("head", "ArrowRight", [3, 1]),
         ("layer", "Home", [1, 1]),
     ]:
-        assert alike(tab.pixels("heads"), attended(rose, *position))
-        assert not alike(tab.pixels("heads"), attended(rose, *following))
+        assert alike(tab.pixels("heads"), overlay_head(rose.photo, rose.heads, *position))
+        assert not alike(tab.pixels("heads"), overlay_head(rose.photo, rose.heads, *following))
         tab.move(slider, key)
         position = following
-    assert alike(tab.pixels("heads"), attended(rose, *position))
+    assert alike(tab.pixels("heads"), overlay_head(rose.photo, rose.heads, *position))
     assert {urllib.parse.urlsplit(url).hostname for url in tab.requests} == {"127.0.0.1"}
     with pytest.raises(BlockingIOError):  # nor has the server called anyone
         server.proxy.accept()
 
 
+@pytest.mark.browser
 def test_boxes_of_sliders_may_hold_anything_with_and_without_an_image(tab, server):
     tab.wait_for("#layer input[type=range]")
     box = tab.page.locator("#head input[type=number]")
@@ -415,6 +421,7 @@ def test_boxes_of_sliders_may_hold_anything_with_and_without_an_image(tab, serve
     assert "Traceback" not in server.said()
 
 
+@pytest.mark.browser
 def test_other_files_get_a_message_and_the_next_photo_an_answer(tab, server):
     tab.drop_flower("rose")
     tab.page.get_by_label("Remove Image").click()
@@ -432,12 +439,14 @@ def test_other_files_get_a_message_and_the_next_photo_an_answer(tab, server):
     assert "Traceback" not in server.said()
 
 
+@pytest.mark.browser
 def test_a_phone_shows_all_without_scrolling_sideways(tab):
     tab.page.set_viewport_size({"width": 390, "height": 844})
     tab.drop_flower("rose")
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_uploads_are_deleted_when_it_ends(server):
     path = pathlib.Path(send(server, encoded(flower())))
     assert path.is_relative_to(server.cache)

@@ -13,9 +13,9 @@ from sklearn.decomposition import PCA
 from vit_jax import models
 from vit_jax.data.builders import rendered_flowers
 from vit_jax.inference.classifier import prepare
-from vit_jax.interpret.attention import attention, attention_distances, rollout
-from vit_jax.interpret.class_maps import class_maps
-from vit_jax.interpret.filters import filters, position_similarity
+from vit_jax.interpret.attention import attention_distances, attention_maps, rollout
+from vit_jax.interpret.class_maps import grad_cam
+from vit_jax.interpret.filters import first_layer_filters, position_similarity
 from vit_jax.models.patches import to_float
 from vit_jax.weights.api import load
 
@@ -82,7 +82,7 @@ def attention_of(block, z):
 def test_attention_is_that_of_equation_6(images, attributes):
     model = tiny(**attributes)
     params = random_tree(model, images)
-    found = attention(model, params, images)
+    found = attention_maps(model, params, images)
     tokens = 6 + (model.pool == "token")
     assert found.shape == (model.depth, 3, 2, tokens, tokens)
     expected = first_attention(params, images)
@@ -91,6 +91,7 @@ def test_attention_is_that_of_equation_6(images, attributes):
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.peers
 def test_attention_of_every_layer_is_that_of_transformers(tmp_path):
     config = transformers.ViTConfig(
         hidden_size=48,
@@ -107,7 +108,7 @@ def test_attention_of_every_layer_is_that_of_transformers(tmp_path):
     opened = load(tmp_path, depth=4, width=48, mlp_dim=64, num_heads=3)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
     params = jax.tree.map(np.asarray, opened.params)
-    found = attention(opened.model(), params, pixels)
+    found = attention_maps(opened.model(), params, pixels)
     inputs = torch.tensor(np.asarray(to_float(pixels))).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = theirs(inputs, output_attentions=True).attentions
@@ -120,7 +121,7 @@ def test_attention_of_every_layer_is_that_of_transformers(tmp_path):
 def test_axial_attention_is_along_rows_then_columns(images):
     model = tiny(axial=True, pool="gap")
     params = random_tree(model, images)
-    found = np.asarray(attention(model, params, images))
+    found = np.asarray(attention_maps(model, params, images))
     assert found.shape == (2, 3, 2, 6, 6)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
     row, column = np.divmod(np.arange(6), GRID[1])
@@ -206,7 +207,7 @@ def test_distance_is_zero_for_attention_to_oneself():
 
 def test_filters_are_the_principal_components_of_the_embedding(images):
     params = random_tree(tiny(), images)
-    found, shares = filters(params, components=5)
+    found, shares = first_layer_filters(params, components=5)
     kernel = np.asarray(params["embedding"]["kernel"], np.float64)
     expected = PCA(5, svd_solver="full").fit(kernel.reshape(192, -1).T)
     assert found.shape == (5, 8, 8, 3)
@@ -219,7 +220,7 @@ def test_filters_are_the_principal_components_of_the_embedding(images):
 
 def test_filters_of_a_resnet_are_those_of_its_root():
     kernel = np.random.default_rng(0).normal(3, 2, (7, 7, 3, 64)).astype(np.float32)
-    found, shares = filters({"conv_root": {"kernel": kernel}})
+    found, shares = first_layer_filters({"conv_root": {"kernel": kernel}})
     assert found.shape == (64, 7, 7, 3) and shares is None
     np.testing.assert_allclose(found.mean((1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(found.std((1, 2, 3)), 1, atol=1e-4)
@@ -264,7 +265,7 @@ def test_class_maps_weigh_channels_by_the_gradient_of_the_logit(images, classes)
     """The gradient by differentiating what follows the feature map, as Grad-CAM has it."""
     model = models.build("R50x1", num_classes=CLASSES, layers=(1,))
     params = random_tree(model, images)
-    found = class_maps(model, params, images, classes)
+    found = grad_cam(model, params, images, classes)
     logits, state = captured(model, params, images, "gn_pre_head")
     features = jax.nn.relu(state["gn_pre_head"]["__call__"][0])
     chosen = np.asarray(logits).argmax(-1) if classes is None else classes
@@ -291,7 +292,7 @@ def test_the_rollout_lies_on_the_flower(top, left):
         image[48 * top :, 48 * left :][:48, :48] = flower
         view = cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
         model = checkpoint.model()
-        weights = attention(model, checkpoint.params, view[None])
+        weights = attention_maps(model, checkpoint.params, view[None])
         found = np.asarray(rollout(weights, (6, 6)))[0]
         quarters = found.reshape(2, 3, 2, 3).sum((1, 3))
         shares.append(quarters[top, left] / quarters.sum())

@@ -13,7 +13,7 @@ from PIL import Image
 
 from vit_jax.inference.classifier import Classifier, read_image, view_image
 from vit_jax.interpret import figures
-from vit_jax.interpret.attention import attention, rollout
+from vit_jax.interpret.attention import attention_maps, rollout
 from vit_jax.interpret.report import write_report
 
 FLOWERS = sorted(map(str, (REPOSITORY / "docs" / "flowers").glob("*.png")))
@@ -95,7 +95,7 @@ def test_the_rollout_picture_is_the_photo_beside_its_rollout(tmp_path):
     photo = view_image(image, found, (height, width))
     np.testing.assert_array_equal(picture[:, :width], photo)
     view = view_image(image, found)[None]
-    weights = attention(found.model(), found.params, view)
+    weights = attention_maps(found.model(), found.params, view)
     contributions = np.asarray(rollout(weights, (2, 3)))[0]
     np.testing.assert_allclose(
         picture[:, -width:].astype(int), figures.overlay(photo, contributions), atol=1
@@ -128,6 +128,7 @@ def run(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command_prints_where_the_page_is(tmp_path):
     out = f"--out={tmp_path / 'out'}"
     done = run("checkpoints/quickstart", "docs/flowers", out, "--layers=1,4")

@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import jax
@@ -15,11 +14,10 @@ from conftest import REPOSITORY, TINY, environment, launch, rows, rows_of, write
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import read_checkpoint
-from vit_jax.convert import convert
 from vit_jax.jobs.evaluate import evaluate
 from vit_jax.jobs.fewshot import few_shot
 from vit_jax.jobs.train import train
-from vit_jax.weights.api import load_params, save_params
+from vit_jax.weights.api import load, load_params, save, save_params
 
 
 def test_training_learns_and_writes_what_it_promises(settings, tmp_path):
@@ -41,49 +39,12 @@ def test_training_learns_and_writes_what_it_promises(settings, tmp_path):
     assert float(table[0]["train_loss"]) > float(table[-1]["train_loss"])
 
 
+@pytest.mark.slow
 def test_a_warm_up_longer_than_the_run_is_warned_of(settings, tmp_path, caplog):
     settings.update(total_steps=2)
     settings.optim.warmup_steps = 2
     train(settings, tmp_path)
     assert "optim.warmup_steps=2 is no shorter than the run of 2 steps" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("platforms", "expected"), [("cpu", True), ("cuda", False), ("tpu,cpu", False)]
-)
-def test_memory_settings_are_for_the_cpu_alone(platforms, expected):
-    code = "from vit_jax import main; print(main._on_cpu())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        env=environment() | {"JAX_PLATFORMS": platforms},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == str(expected)
-
-
-def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
-    """In the user's cache, where JAX was not told another place."""
-    code = (
-        "import jax; from vit_jax import main; main.keep_programs();"
-        "print(jax.config.jax_compilation_cache_dir)"
-    )
-
-    def place(**variables):
-        env = environment() | {"XDG_CACHE_HOME": str(tmp_path), **variables}
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            env={k: v for k, v in env.items() if v},
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-
-    assert place(JAX_COMPILATION_CACHE_DIR="/told") == "/told"
-    assert place(JAX_COMPILATION_CACHE_DIR="").startswith(str(tmp_path / "vit_jax"))
 
 
 def test_a_finished_run_started_again_only_evaluates(settings, tmp_path):
@@ -132,6 +93,7 @@ def test_fine_tuning_starts_from_the_other_run_at_a_higher_resolution(settings, 
     assert new["head"]["kernel"].shape == (16, 2)
 
 
+@pytest.mark.slow
 def test_masked_patches_then_fine_tuning(settings, tmp_path):
     """No label is read; the encoder goes on, the prediction head and the mask stay behind."""
     settings.update(objective="masked_patches", total_steps=2, accumulate_steps=2)
@@ -169,12 +131,13 @@ def test_masked_patches_then_fine_tuning(settings, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, tuned[name], pretrained.params[name])
 
     with pytest.raises(ValueError, match="place for its mask_token and patch_head: leave"):
-        convert(str(tmp_path / "masked"), str(tmp_path / "x.npz"))
-    convert(str(tmp_path / "masked"), str(tmp_path / "y.npz"), num_classes=0)
+        save(load(tmp_path / "masked"), tmp_path / "x.npz")
+    save(load(tmp_path / "masked", num_classes=0), tmp_path / "y.npz")
     found = load_params(tmp_path / "y.npz", **TINY, pool="gap")
     assert set(found) == {"Transformer", "embedding"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["downsized", "pixels"])
 def test_the_other_targets_of_masked_patches_train(settings, tmp_path, target):
     settings.update(objective="masked_patches", total_steps=2)
@@ -184,6 +147,7 @@ def test_the_other_targets_of_masked_patches_train(settings, tmp_path, target):
     assert ("test_accuracy" in summary) == (target == "downsized")
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_evaluated_beside_the_last(settings, tmp_path):
     settings.optim.polyak = 0.9
     summary = train(settings, tmp_path / "run")
@@ -225,10 +189,11 @@ def converted(settings, tmp_path, destination, format):
     settings.update(total_steps=10, eval_every=0)
     settings.checkpoint.every = 0
     summary = train(settings, tmp_path / "run")
-    convert(str(tmp_path / "run"), str(destination), format=format)
+    save(load(tmp_path / "run"), destination, format=format)
     return summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["x.npz", "x.safetensors", "hf", "orbax"])
 def test_fine_tuning_starts_from_weights_of_any_format(settings, tmp_path, ending):
     format = "hf" if ending == "hf" else None
@@ -243,6 +208,7 @@ def test_fine_tuning_starts_from_weights_of_any_format(settings, tmp_path, endin
     assert np.abs(new["head"]["kernel"]).max() < 1e-20  # a new one, of zeros
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["x.npz", "x.safetensors", "hf"])
 def test_evaluating_weights_of_any_format(settings, tmp_path, ending):
     """Where a file has no class names, as many classes will do."""
@@ -263,6 +229,7 @@ def test_evaluating_weights_of_any_format(settings, tmp_path, ending):
         evaluate(settings, tmp_path)
 
 
+@pytest.mark.slow
 def test_what_weights_are_computed_with_outlives_their_file(settings, tmp_path):
     """GELU and epsilon of a Hugging Face folder, in the run's checkpoint and when it goes on."""
     model = models.build(num_classes=0, **TINY)
@@ -279,6 +246,7 @@ def test_what_weights_are_computed_with_outlives_their_file(settings, tmp_path):
         assert {key: getattr(saved, key) for key in mathematics} == mathematics
 
 
+@pytest.mark.slow
 def test_weights_of_another_variant_are_refused_before_training(settings, tmp_path):
     model = models.build(num_classes=0, **TINY)
     params = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3)))["params"]
@@ -290,6 +258,7 @@ def test_weights_of_another_variant_are_refused_before_training(settings, tmp_pa
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [
@@ -320,6 +289,7 @@ def test_every_kind_of_model_trains_and_is_opened_again(settings, tmp_path, mode
     assert again["test_loss"] == pytest.approx(first["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config_file", ["pretrain", "finetune"])
 @pytest.mark.parametrize("splits", [True, False])
 def test_the_command_runs_with_and_without_split_folders(tmp_path, config_file, splits):
@@ -342,6 +312,7 @@ def test_the_command_runs_with_and_without_split_folders(tmp_path, config_file, 
     assert {"test_accuracy", "test_loss", "images_per_second", "checkpoint"} <= set(summary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, number):
     command = launch(
@@ -372,6 +343,7 @@ def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, n
     assert json.loads(done.stdout)["step"] == saved + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -4,6 +4,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vit_jax.jobs.metric_writer import MetricWriter
 
+COLUMNS = (
+    *("step", "train_loss", "train_accuracy", "learning_rate", "images_per_second"),
+    *("test_loss", "test_accuracy"),
+)
 ROW = {"train_loss": 1.0, "train_accuracy": 0.5, "images_per_second": 10.0}
 
 
@@ -13,7 +17,7 @@ def rows(folder):
 
 
 def write(folder, steps, first_step=0, **more):
-    writer = MetricWriter(folder, first_step=first_step, total_steps=10, active=True)
+    writer = MetricWriter(folder, COLUMNS, first_step=first_step, active=True)
     for step in steps:
         writer.write({"step": step, **ROW, **more})
     writer.close()
@@ -28,9 +32,7 @@ def test_writes_a_row_a_step_and_leaves_missing_columns_empty(tmp_path):
 
 def test_more_columns_can_come_and_go(tmp_path):
     for first, columns in ((0, ["fewshot_5"]), (1, ["fewshot_5", "fewshot_10"]), (2, [])):
-        writer = MetricWriter(
-            tmp_path, first_step=first, total_steps=3, active=True, more_columns=columns
-        )
+        writer = MetricWriter(tmp_path, [*COLUMNS, *columns], first_step=first, active=True)
         writer.write({"step": first + 1, **ROW, **dict.fromkeys(columns, 0.5)})
         writer.close()
         found = rows(tmp_path)
@@ -40,7 +42,7 @@ def test_more_columns_can_come_and_go(tmp_path):
 
 def test_a_row_without_an_accuracy_is_written(tmp_path):
     """As training on pixels gives."""
-    writer = MetricWriter(tmp_path, first_step=0, total_steps=1, active=True)
+    writer = MetricWriter(tmp_path, COLUMNS, first_step=0, active=True)
     writer.write({"step": 1, "train_loss": 1.0, "images_per_second": 10.0})
     writer.close()
     assert rows(tmp_path)[0]["train_accuracy"] == ""
@@ -72,8 +74,17 @@ def test_tensorboard_reads_every_number_and_forgets_what_was_done_again(tmp_path
 
 
 def test_an_inactive_writer_leaves_nothing(tmp_path):
-    writer = MetricWriter(tmp_path, first_step=0, total_steps=1, active=False)
-    writer.advance()
+    writer = MetricWriter(tmp_path, COLUMNS, first_step=0, active=False)
     writer.write({"step": 1, **ROW})
     writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_without_a_column_is_told_once_and_reaches_tensorboard(tmp_path, caplog):
+    write(tmp_path, [1, 2], surprise=3.0)
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2"]
+    assert "surprise" not in rows(tmp_path)[0]
+    assert [r.getMessage().count("has no column surprise") for r in caplog.records] == [1]
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert [event.value for event in read.Scalars("surprise")] == [3.0, 3.0]

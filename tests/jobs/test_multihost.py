@@ -16,6 +16,8 @@ from conftest import IMAGE, REPOSITORY
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 from vit_jax import config as config_lib
 

@@ -3,13 +3,14 @@
 import csv
 import json
 
-import matplotlib
+import matplotlib.axes
+import matplotlib.image
 import pytest
 from ml_collections import ConfigDict
 
 from vit_jax.config.defaults import default
 from vit_jax.data import checks, splits
-from vit_jax.jobs import validation
+from vit_jax.jobs import runs, validation
 from vit_jax.jobs.compare import Point, accuracy_against_compute, compare
 from vit_jax.jobs.runs import train_once
 from vit_jax.jobs.sweep import sweep
@@ -36,6 +37,7 @@ def noted(folder):
     return json.loads((folder / "summary.json").read_text())["config"]
 
 
+@pytest.mark.slow
 def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
     settings, tmp_path, monkeypatch, caplog
 ):
@@ -47,7 +49,7 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
         calls.append(workdir.name)
         return original(config, workdir)
 
-    monkeypatch.setattr(train, "train", counted)
+    monkeypatch.setattr(runs, "train", counted)
     checked = []
     monkeypatch.setattr(
         checks, "find_undecodable", lambda source, **_: checked.append(len(source)) or []
@@ -82,12 +84,14 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
     assert calls == ["best"]
 
 
+@pytest.mark.slow
 def test_equal_rates_are_decided_for_the_lowest(settings, tmp_path):
     settings.job, settings.total_steps = "sweep", 1
     settings.sweep.lr = (3e-50, 1e-50, 2e-50)  # nothing is learned by any
     assert sweep(settings, tmp_path)["lr"] == 1e-50
 
 
+@pytest.mark.slow
 def test_a_result_of_another_configuration_is_not_taken(settings, tmp_path):
     settings.total_steps = 1
     train_once(settings, tmp_path)
@@ -105,6 +109,7 @@ def comparison(settings):
     return settings
 
 
+@pytest.mark.slow
 def test_a_comparison_counts_what_it_spent(comparison, tmp_path):
     result = compare(comparison, tmp_path)
     rows = table(result["table"])

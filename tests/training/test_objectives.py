@@ -7,14 +7,13 @@ import optax
 import pytest
 from conftest import CLASSES, IMAGE, random_params, tiny
 
-from vit_jax.evaluation.classification import means
 from vit_jax.models import masked
 from vit_jax.models.patches import to_float, to_patches
-from vit_jax.training.classification import classification, mixup
+from vit_jax.training.classification import apply_mixup, classification
 from vit_jax.training.masked_patches import (
     TARGETS,
-    corruption,
     downsized_colours,
+    draw_corruption,
     masked_patches,
     mean_colour,
 )
@@ -34,7 +33,8 @@ def test_cross_entropy_with_smoothing_by_hand(rng):
 def test_evaluation_counts_only_unmasked_examples(batch):
     model = tiny()
     params = random_params(model)
-    sums = jax.jit(classification(model, confusion=True).evaluate)(params, batch)
+    objective = classification(model, confusion=True)
+    sums = jax.jit(objective.evaluate)(params, batch)
     sums = jax.tree.map(np.asarray, sums)
 
     kept = batch["mask"]
@@ -51,7 +51,7 @@ def test_evaluation_counts_only_unmasked_examples(batch):
     assert sums["correct"] == (ranks == 0).sum()
     assert sums["top5"] == (ranks < 5).sum()
     np.testing.assert_array_equal(sums["confusion"], confusion)
-    assert means(sums)["accuracy"] == pytest.approx((ranks == 0).mean())
+    assert objective.summarize(sums)["accuracy"] == pytest.approx((ranks == 0).mean())
 
 
 # ------------------------------------------------------------------------------------------ mixup
@@ -59,7 +59,7 @@ def test_evaluation_counts_only_unmasked_examples(batch):
 
 def test_mixup_blends_each_image_with_the_one_before(rng):
     images, labels = rng.normal(size=(6, 4, 4, 3)).astype(np.float32), np.arange(6)
-    mixed, label, other, share = mixup(images, labels, jax.random.key(3), 0.2)
+    mixed, label, other, share = apply_mixup(images, labels, jax.random.key(3), 0.2)
     share = float(share)
     before = images[[5, 0, 1, 2, 3, 4]]
     np.testing.assert_allclose(mixed, share * images + (1 - share) * before, rtol=1e-5, atol=1e-6)
@@ -68,7 +68,7 @@ def test_mixup_blends_each_image_with_the_one_before(rng):
 
 
 def test_the_share_of_mixup_has_the_beta_distribution_folded():
-    draw = jax.vmap(lambda key: mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), key, 0.2)[3])
+    draw = jax.vmap(lambda key: apply_mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), key, 0.2)[3])
     shares = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     expected = np.random.default_rng(0).beta(0.2, 0.2, 200_000)
     expected = np.maximum(expected, 1 - expected)
@@ -84,7 +84,9 @@ def test_the_loss_with_mixup_is_that_of_the_mixed_targets(batch):
     params = random_params(model)
     objective = classification(model, label_smoothing=0.1, mixup=0.5)
     total, metrics = objective.loss(params, batch, key)
-    share = float(mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), jax.random.fold_in(key, 0), 0.5)[3])
+    share = float(
+        apply_mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), jax.random.fold_in(key, 0), 0.5)[3]
+    )
     images = batch["image"].astype(np.float32) / 127.5 - 1
     mixed = share * images + (1 - share) * np.roll(images, 1, axis=0)
     log_p = np.asarray(jax.nn.log_softmax(model.apply({"params": params}, mixed)), np.float64)
@@ -156,7 +158,7 @@ def test_downsized_colours_by_numpy(rng):
 
 def test_half_of_the_patches_are_corrupted_in_the_papers_proportions():
     n, draws = 50, 2000
-    draw = jax.vmap(lambda key: corruption(key, n, 0.5))
+    draw = jax.vmap(lambda key: draw_corruption(key, n, 0.5))
     selected, is_masked, source = map(np.asarray, draw(jax.random.split(jax.random.key(0), draws)))
     own = np.arange(n)
     assert (selected.sum(1) == 25).all()
@@ -170,6 +172,7 @@ def test_half_of_the_patches_are_corrupted_in_the_papers_proportions():
     assert where[0] == 0 and where[1:].min() > 0.5 * where[1:].mean()  # any other patch
 
 
+@pytest.mark.slow
 def test_the_predictor_sees_the_corrupted_embeddings_alone(batch):
     """Against the encoder fed by hand with embeddings corrupted in NumPy."""
     vit = tiny(num_classes=0)
@@ -220,11 +223,11 @@ def test_masked_sums_by_numpy(batch, target):
     loss, right, count = 0.0, 0.0, 0
     for image in batch["image"][batch["mask"]]:
         key = jax.random.fold_in(jax.random.key(0), int(image.astype(np.int64).sum()))
-        corrupted = corruption(key, 4, 0.5)
+        corrupted = draw_corruption(key, 4, 0.5)
         one = jax.tree.map(lambda x: x[None], corrupted)
         images = image[None].astype(np.float32) / 127.5 - 1
         predicted = np.asarray(objective.model.apply({"params": params}, images, one), np.float64)
-        for i in np.flatnonzero(corruption.selected):
+        for i in np.flatnonzero(corrupted.selected):
             patch, output = patches_by_hand(image[None], 8)[0, i], predicted[0, i]
             count += 1
             if target == "pixels":
@@ -238,7 +241,7 @@ def test_masked_sums_by_numpy(batch, target):
     assert sums["count"] == count == 26
     assert sums["loss"] == pytest.approx(loss, rel=1e-5)
     if target == "pixels":
-        assert set(means(sums)) == {"loss"}
+        assert set(objective.summarize(sums)) == {"loss"}
     else:
         assert sums["correct"] == pytest.approx(right)
 
@@ -262,10 +265,10 @@ def test_masked_training_learns_what_surrounds_a_patch():
     state = initial_state(objective.model, optimizer, (IMAGE, IMAGE), jax.random.key(0))
     update = jax.jit(make_update(objective, optimizer, lambda count: 3e-3))
     evaluate = jax.jit(objective.evaluate)
-    before = means(evaluate(state.params, batch))
+    before = objective.summarize(evaluate(state.params, batch))
     for _ in range(150):
         state, metrics = update(state, batch, jax.random.key(1))
-    after = means(evaluate(state.params, batch))
+    after = objective.summarize(evaluate(state.params, batch))
     assert before["loss"] == pytest.approx(np.log(512), rel=1e-3)  # the new head is zero
     assert after["loss"] < 1.0 and after["accuracy"] > 0.8
     assert 0 <= float(metrics["accuracy"]) <= 1

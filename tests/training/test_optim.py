@@ -1,3 +1,5 @@
+"""Schedules, optimizers and the average of the parameters, computed by hand."""
+
 import jax
 import numpy as np
 import optax
@@ -139,3 +141,16 @@ def test_momentum_in_bfloat16_takes_half_the_memory_and_nearly_the_same_steps(se
     assert sizes["float32"] - sizes["bfloat16"] == saved
     difference = np.abs(found["bfloat16"] - found["float32"]).max()
     assert 0 < difference < 0.02 * np.abs(found["float32"] - flat(PARAMS)).max()
+
+
+def test_a_row_of_the_tables_is_all_that_a_new_name_needs(settings, monkeypatch):
+    """The sign of the gradient, and a rate that falls in one step."""
+    monkeypatch.setitem(optim.OPTIMIZERS, "sign", lambda config: optax.scale_by_sign())
+    monkeypatch.setitem(
+        optim.SCHEDULES, "step", lambda lr, steps: lambda count: lr * (count < steps / 2)
+    )
+    settings.update(name="sign", decay="step", lr=0.5, clip_norm=0.0)
+    rate = optim.learning_rate_schedule(settings, total_steps=4)
+    assert [float(rate(step)) for step in range(4)] == [0.5, 0.5, 0.0, 0.0]
+    first = run(settings, 0.5)[0]
+    np.testing.assert_allclose(first, flat(PARAMS) - 0.5 * np.sign(flat(GRADS[0])), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Both ways to spread a step over devices, against the step of one device with the whole batch."""
+"""Each sharding strategy, against the step of one device with the whole batch."""
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,14 @@ from vit_jax.evaluation import fewshot
 from vit_jax.jobs.train import train
 from vit_jax.training import parallel
 from vit_jax.training.classification import classification
-from vit_jax.training.step import TrainState, identity, make_update
+from vit_jax.training.step import TrainState, make_update
 
-SMALLEST = 64  # elements: divides most of a tiny model's parameters
+SMALLEST = 64  # elements: shards most of a tiny model's parameters
 FSDP = [1, 4, None]
 
 
-def made(fsdp, **options):
+def sharded(fsdp, **options):
+    """The strategy, which also shards the small arrays of a tiny model."""
     return parallel.sharded(fsdp=fsdp, smallest=SMALLEST, **options)
 
 
@@ -39,29 +40,29 @@ def assert_close(found, expected):
 @pytest.mark.parametrize(
     ("shape", "devices", "expected"),
     [
-        ((3, 8, 64), 8, (None, None, "fsdp")),  # the longest that eight divide
+        ((3, 8, 64), 8, (None, None, "fsdp")),  # the longest that eight devices divide
         ((64, 8), 8, ("fsdp",)),
-        ((96, 100), 8, ("fsdp",)),  # eight don't divide 100
+        ((96, 100), 8, ("fsdp",)),  # eight doesn't divide 100
         ((5, 7, 13), 8, ()),
         ((15,), 1, ()),
         ((8,), 8, ()),  # too small
         ((), 8, ()),
     ],
 )
-def test_the_longest_axis_that_can_be_is_divided(shape, devices, expected):
+def test_the_longest_axis_that_the_devices_divide_is_sharded(shape, devices, expected):
     assert parallel.partition(shape, devices, smallest=16) == PartitionSpec(*expected)
 
 
 @pytest.mark.parametrize("accumulate_steps", [1, 2])
 @pytest.mark.parametrize("fsdp", FSDP)
-def test_a_divided_state_takes_the_steps_of_a_whole_one(batch, fsdp, accumulate_steps):
+def test_a_sharded_state_takes_the_steps_of_one_device(batch, fsdp, accumulate_steps):
     objective, optimizer = classification(tiny()), optax.sgd(0.1, momentum=0.9)
     update = make_update(
         objective, optimizer, lambda count: 0.1, polyak=0.9, accumulate_steps=accumulate_steps
     )
     key, expected = jax.random.key(7), state_of(optimizer, polyak=True)
-    program = made(fsdp, update=update, key=key)
-    state = program.init(identity, expected)
+    program = sharded(fsdp, update=update, key=key)
+    state = program.place(expected)
     single = jax.jit(update)
     for _ in range(3):
         expected, metrics = single(expected, batch, key)
@@ -74,53 +75,57 @@ def test_a_divided_state_takes_the_steps_of_a_whole_one(batch, fsdp, accumulate_
 def test_each_device_holds_its_part_before_and_after_a_step(batch, fsdp):
     optimizer = optax.adam(1e-3)
     update = make_update(classification(tiny()), optimizer, lambda count: 0.1)
-    program = made(fsdp, update=update, key=jax.random.key(0))
-    state = program.init(identity, state_of(optimizer))
+    program = sharded(fsdp, update=update, key=jax.random.key(0))
+    state = program.place(state_of(optimizer))
     updated, _ = program.update(state, program.put_batch(batch))
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))  # its buffers were reused
     again, _ = program.update(updated, program.put_batch(batch))
     arrays = jax.tree.leaves((again.params, again.opt_state))
-    whole = sum(x.nbytes for x in arrays)
+    total = sum(x.nbytes for x in arrays)
     held = sum(x.addressable_shards[0].data.nbytes for x in arrays)
-    share = whole / (fsdp or 8)
-    assert share <= held < 1.5 * share  # small arrays stay whole
+    share = total / (fsdp or 8)
+    assert share <= held < 1.5 * share  # small arrays are replicated
 
 
 @pytest.mark.parametrize("name", ["pmap", "sharded"])
-def test_both_evaluate_and_represent_all_examples(batch, name):
+def test_every_strategy_evaluates_and_extracts_features_of_all_examples(batch, name):
     params = random_params(tiny())
-    objective, represent = classification(tiny(), confusion=True), fewshot.feature_extractor(tiny())
-    program = parallel.STRATEGIES[name](objective.evaluate, represent=represent)
-    placed = program.init(identity, params)
+    objective = classification(tiny(), confusion=True)
+    extract_features = fewshot.feature_extractor(tiny())
+    program = parallel.STRATEGIES[name](
+        evaluate=objective.evaluate, extract_features=extract_features
+    )
+    placed = program.place(params)
     sums = program.gather(program.evaluate(placed, program.put_batch(batch)))
     assert_close(sums, jax.jit(objective.evaluate)(params, batch))
-    found = program.gather(program.represent(placed, program.put_batch(batch)))
-    assert_close(found, jax.jit(represent)(params, batch))
+    found = program.gather(program.extract_features(placed, program.put_batch(batch)))
+    assert_close(found, jax.jit(extract_features)(params, batch))
 
 
 def test_devices_that_cannot_share_evenly():
     with pytest.raises(ValueError, match=r"fsdp=3 doesn't divide the 8 devices"):
-        made(3)
+        sharded(3)
 
 
 @pytest.mark.parametrize(("saved_by", "read_by"), [("pmap", "sharded"), ("sharded", "pmap")])
-def test_a_checkpoint_of_one_is_read_by_the_other(tmp_path, saved_by, read_by):
+def test_a_checkpoint_of_one_strategy_is_read_by_another(tmp_path, saved_by, read_by):
     settings = default()
-    bodies = {"pmap": parallel.pmap, "sharded": lambda: made(4)}
+    strategies = {"pmap": parallel.pmap, "sharded": lambda: sharded(4)}
     optimizer = optax.adam(1e-3)
     expected = state_of(optimizer)
     store = CheckpointManager(tmp_path, keep=1)
-    store.save(bodies[saved_by]().init(identity, expected), settings, CLASSES * ("a",))
+    store.save(strategies[saved_by]().place(expected), settings, CLASSES * ("a",))
     store.close()
-    program = bodies[read_by]()
-    empty = program.init(identity, jax.tree.map(jnp.zeros_like, expected))
+    program = strategies[read_by]()
+    empty = program.place(jax.tree.map(jnp.zeros_like, expected))
     found, _ = CheckpointManager(tmp_path, keep=1).restore(empty)
     jax.tree.map(np.testing.assert_array_equal, program.gather(found), jax.device_get(expected))
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(empty), strict=True):
         assert x.sharding == y.sharding
 
 
-def test_a_run_with_a_divided_state_has_the_losses_of_pmap(image_folder, tmp_path):
+@pytest.mark.slow
+def test_a_run_with_a_sharded_state_has_the_losses_of_pmap(image_folder, tmp_path):
     losses = {}
     for name, fsdp in (("pmap", None), ("sharded", None), ("sharded", 2)):
         settings = default()
@@ -153,11 +158,35 @@ def test_a_lowered_update_is_the_update(batch, name):
     """Of shapes alone; compiled, it takes the state and batch that the update takes."""
     optimizer = optax.sgd(0.1)
     update = make_update(classification(tiny()), optimizer, lambda count: 0.1)
-    bodies = {"pmap": parallel.pmap, "sharded": lambda **options: made(4, **options)}
-    program = bodies[name](update=update, key=jax.random.key(0), devices=jax.devices())
+    strategies = {"pmap": parallel.pmap, "sharded": lambda **options: sharded(4, **options)}
+    program = strategies[name](update=update, key=jax.random.key(0), devices=jax.devices())
     start = state_of(optimizer)
     shapes = jax.eval_shape(lambda: (start, jax.tree.map(jnp.asarray, batch)))
     lowered = program.lower(*shapes).compile()
-    found = lowered(program.init(identity, start), program.put_batch(batch))
-    expected = program.update(program.init(identity, start), program.put_batch(batch))
+    found = lowered(program.place(start), program.put_batch(batch))
+    expected = program.update(program.place(start), program.put_batch(batch))
     jax.tree.map(np.testing.assert_array_equal, program.gather(found), program.gather(expected))
+
+
+class Lazy:
+    """What is read from a file when it is needed: an array only for `np.asarray`."""
+
+    def __init__(self, array):
+        self.shape, self.dtype, self._array = array.shape, array.dtype, np.asarray(array)
+
+    def __array__(self, dtype=None, copy=None):
+        return self._array
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray, Lazy])
+@pytest.mark.parametrize("name", ["pmap", "sharded"])
+def test_what_is_placed_lies_as_what_is_initialised(name, kind):
+    """And its values stay, whether it comes from the host, from a device, or from a file."""
+    strategies = {"pmap": parallel.pmap, "sharded": lambda: sharded(4)}
+    program = strategies[name]()
+    params = random_params(tiny())
+    expected = program.init(lambda: params)
+    found = program.place(jax.tree.map(kind, params))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert x.sharding == y.sharding
+        np.testing.assert_array_equal(x, y)

@@ -1,3 +1,5 @@
+"""One step: its gradient, dropout, accumulation and average, on one device and on eight."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from conftest import IMAGE, random_params, tiny
 from vit_jax.training import parallel
 from vit_jax.training.classification import classification
 from vit_jax.training.masked_patches import masked_patches
-from vit_jax.training.step import TrainState, identity, make_update
+from vit_jax.training.step import TrainState, make_update
 
 
 def random_state(model, optimizer, seed=0):
@@ -103,7 +105,7 @@ def test_eight_devices_equal_one(batch, accumulate_steps, dropout):
     update = make_update(
         classification(model), optimizer, lambda count: 0.1, accumulate_steps=accumulate_steps
     )
-    program = parallel.pmap(classification(model).evaluate, update, key)
+    program = parallel.pmap(update=update, key=key)
 
     def one_device(state):
         """The mean of the updates that devices 0 to 7 would do alone with their part."""
@@ -113,16 +115,16 @@ def test_eight_devices_equal_one(batch, accumulate_steps, dropout):
         return jax.tree.map(lambda x: x.mean(0).astype(x.dtype), results)
 
     one_device = jax.jit(one_device)
-    expected, spread = state, program.init(identity, state)
+    expected, replicated = state, program.place(state)
     for _ in range(3):
         expected, expected_metrics = one_device(expected)
-        spread, metrics = program.update(spread, program.put_batch(batch))
-        assert_close(program.gather(spread.params), expected.params, rtol=1e-5, atol=1e-6)
+        replicated, metrics = program.update(replicated, program.put_batch(batch))
+        assert_close(program.gather(replicated.params), expected.params, rtol=1e-5, atol=1e-6)
         assert float(metrics["loss"]) == pytest.approx(float(expected_metrics["loss"]), rel=1e-5)
     if not dropout:
         whole, _ = jax.jit(update)(state, batch, key)
-        spread, _ = program.update(program.init(identity, state), program.put_batch(batch))
-        assert_close(program.gather(spread.params), whole.params)
+        replicated, _ = program.update(program.place(state), program.put_batch(batch))
+        assert_close(program.gather(replicated.params), whole.params)
 
 
 def test_the_average_is_that_of_the_parameters_after_each_update(batch):
@@ -131,7 +133,7 @@ def test_the_average_is_that_of_the_parameters_after_each_update(batch):
     state = TrainState(jnp.int32(0), params, optimizer.init(params), params)
     update = make_update(classification(model), optimizer, lambda count: 0.5, polyak=0.8)
     program = parallel.pmap(update=update, key=jax.random.key(0))
-    state, history = program.init(identity, state), []
+    state, history = program.place(state), []
     for _ in range(3):
         state, _ = program.update(state, program.put_batch(batch))
         history.append(program.gather(state.params))
@@ -148,13 +150,13 @@ def test_masked_patches_on_eight_devices_are_the_mean_of_their_updates(batch):
     update = make_update(objective, optimizer, lambda count: 0.1, accumulate_steps=2)
     params = random_params(objective.model)
     state = TrainState(jnp.int32(0), params, optimizer.init(params))
-    program = parallel.pmap(objective.evaluate, update, key)
+    program = parallel.pmap(evaluate=objective.evaluate, update=update, key=key)
     parts = jax.tree.map(lambda x: x.reshape(8, 2, *x.shape[1:]), batch)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(8))
     expected = jax.jit(jax.vmap(update, (None, 0, 0)))(state, parts, keys)
     expected = jax.tree.map(lambda x: x.mean(0), expected)
-    sums = program.evaluate(program.init(identity, params), program.put_batch(batch))
-    found = program.update(program.init(identity, state), program.put_batch(batch))
+    sums = program.evaluate(program.place(params), program.put_batch(batch))
+    found = program.update(program.place(state), program.put_batch(batch))
     assert_close(found[0].params, expected[0].params)
     for name in ("loss", "accuracy"):  # the norm is that of the mean gradient
         assert float(found[1][name]) == pytest.approx(float(expected[1][name]), rel=1e-5)
@@ -165,16 +167,16 @@ def test_eight_devices_evaluate_as_one(batch):
     model = tiny()
     params = random_state(model, optax.sgd(0.0)).params
     evaluate = classification(model, confusion=True).evaluate
-    program = parallel.pmap(evaluate)
-    sums = program.evaluate(program.init(identity, params), program.put_batch(batch))
+    program = parallel.pmap(evaluate=evaluate)
+    sums = program.evaluate(program.place(params), program.put_batch(batch))
     assert_close(program.gather(sums), jax.jit(evaluate)(params, batch))
 
 
 def test_update_reuses_the_buffers_of_the_state(batch):
     model, optimizer = tiny(), optax.sgd(0.1)
     update = make_update(classification(model), optimizer, lambda count: 0.1)
-    program = parallel.pmap(classification(model).evaluate, update, jax.random.key(0))
-    state = program.init(identity, random_state(model, optimizer))
+    program = parallel.pmap(update=update, key=jax.random.key(0))
+    state = program.place(random_state(model, optimizer))
     program.update(state, program.put_batch(batch))
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 

@@ -1,17 +1,22 @@
 """The command that converts weights."""
 
 import itertools
+import os
+import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from flax.traverse_util import flatten_dict
 
 from vit_jax import models
-from vit_jax.convert import _format, convert, main
+from vit_jax.convert import main
 from vit_jax.models.params import parameter_shapes
+from vit_jax.weights import npz
 from vit_jax.weights.api import load, save_params
 
 VARIANT = "Ti/16"
@@ -64,7 +69,7 @@ def test_a_dry_run_lists_the_parameters_and_writes_nothing(published, tmp_path):
         (["{}", "x", "--variant=S/16"], "isn't a S/16, it looks most like Ti/16"),
         (["{}", "x", "--variant=B/17"], "There is no model variant 'B/17'"),
         (["{}", "x", "--image_size=100"], "100x100 pixels can't be cut into patches"),
-        (["{}", "x", "--image_size=1x2x3"], "invalid size value"),
+        (["{}", "x", "--image_size=1x2x3"], "invalid image_size value"),
         (["{}"], "a destination is needed, or --dry_run"),
     ],
 )
@@ -76,21 +81,6 @@ def test_mistakes_get_one_clear_message(published, arguments, message, capsys, m
     assert [p.name for p in published.parent.iterdir()] == ["published.npz"]
 
 
-@pytest.mark.parametrize(
-    ("destination", "format"),
-    [
-        ("x.npz", "npz"),
-        ("x.safetensors", "timm"),
-        ("x.pth", "timm"),
-        ("x.bin", "timm"),
-        ("x", "orbax"),
-        ("checkpoints/run.1", "orbax"),
-    ],
-)
-def test_formats_go_by_the_suffix(destination, format):
-    assert _format(destination) == format
-
-
 def test_every_format_round_trips_through_the_command(published, tmp_path):
     """npz -> Orbax -> timm -> Hugging Face -> npz: the same file, byte for byte but for the zip."""
     chain = [
@@ -100,12 +90,48 @@ def test_every_format_round_trips_through_the_command(published, tmp_path):
         tmp_path / "hf",
         tmp_path / "again.npz",
     ]
-    convert(str(chain[0]), str(tmp_path / "headless.npz"), num_classes=0)
+    main([str(chain[0]), str(tmp_path / "headless.npz"), "--num_classes=0"])
     chain[0] = tmp_path / "headless.npz"
     for source, destination in itertools.pairwise(chain):
-        format = "hf" if destination.name == "hf" else None
-        convert(str(source), str(destination), format=format)
+        format = ["--format=hf"] if destination.name == "hf" else []
+        main([str(source), str(destination), *format])
     with np.load(chain[0]) as first, np.load(chain[-1]) as last:
         assert set(first) == set(last)
         for name in first:
             np.testing.assert_array_equal(first[name], last[name], strict=True)
+
+
+@pytest.mark.slow
+def test_l16_converts_fast_and_in_little_memory(tmp_path):
+    """1.2 GB: under a minute and under twice the file's size, from and to each kind of format."""
+    tree = parameter_shapes(models.build("L/16", num_classes=1000), 224)
+    shapes = flatten_dict(tree, sep="/")
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=4 * 1024 * 1024).astype(np.float32)  # of the largest array
+    arrays = {
+        n: np.resize(values, x.shape) if x.size > values.size else values[: x.size].reshape(x.shape)
+        for n, x in shapes.items()
+    }
+    npz.write_arrays(arrays.items(), tmp_path / "l16.npz")
+    size = (tmp_path / "l16.npz").stat().st_size
+    assert size == pytest.approx(4 * 304_326_632, rel=1e-3)
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("this system doesn't report a process's largest size")
+    program = (
+        "import sys; from vit_jax import convert; convert.main(sys.argv[1:]); "
+        f"print(open('{status}').read().split('VmHWM:')[1].split()[0])"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    for source, destination in (("l16.npz", "orbax"), ("orbax", "x.safetensors")):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program, tmp_path / source, tmp_path / destination],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        )
+        assert time.monotonic() - start < 60
+        assert "304,326,632 parameters" in done.stdout
+        assert 1024 * int(done.stdout.split()[-1]) < 2 * size

@@ -13,6 +13,8 @@ from vit_jax.weights.api import load, load_params, save, save_params
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.peers
+
 SIZES = {
     "Ti/16": dict(hidden_size=192, intermediate_size=768, num_attention_heads=3, patch_size=16),
     "S/32": dict(hidden_size=384, intermediate_size=1536, num_attention_heads=6, patch_size=32),
@@ -168,10 +170,10 @@ def test_sizes_that_no_variant_has_are_taken_from_the_config(tmp_path):
         ({"pooler_act": "relu"}, "pooler_act is 'relu'"),
         ({"hidden_size": None}, "lacks the key 'hidden_size'"),
         ({"hidden_size": "x"}, "width='x' must be a whole number above 0"),
-        ({"num_hidden_layers": 10**12}, "it tells of 1000000000000 blocks, but holds"),
+        ({"num_hidden_layers": 10**12}, "it notes 1000000000000 blocks, but has"),
         ({"intermediate_size": 10**20}, "model.safetensors"),
         ({"image_size": [1, 2, 3]}, "image_size must be one or two whole numbers above 0"),
-        ({"id2label": {"0": "a"}}, "it names 1 classes and has logits of 2"),
+        ({"id2label": {"0": "a"}}, "it names 1 classes, but has 2 logits"),
         ({"id2label": "a"}, "id2label must be a dict, not 'a'"),
         ({"num_attention_heads": 5}, "width=192 is not a multiple of num_heads=5"),
     ],

@@ -65,7 +65,7 @@ def test_a_linear_ramp_stays_a_ramp():
 
 
 def adapt(params, wanted, old_grid=(2, 2), new_grid=(4, 3), **kwargs):
-    return surgery.adapt(
+    return surgery.adapt_params(
         params, wanted, old_grid=old_grid, new_grid=new_grid, where="the old run", **kwargs
     )
 

@@ -15,6 +15,8 @@ from vit_jax.weights.api import load, load_params, save_params
 timm = pytest.importorskip("timm")
 flop_counter = pytest.importorskip("torch.utils.flop_counter")
 
+pytestmark = pytest.mark.peers
+
 # All ViTs and hybrids up to B, and the smallest BiT ResNet.
 NAMES = {
     "Ti/16": "vit_tiny_patch16_224",

@@ -1,4 +1,4 @@
-"""hardware"""
+"""Devices to compile for: this machine's, or TPUs and GPUs that need not be there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -15,17 +15,24 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """A chip's published numbers: bytes, bf16 FLOP/s, bytes/s, bytes/s sent over all its links."""
+    """A chip's published numbers.
 
-    hbm: float
-    peak: float
-    bandwidth: float
-    interconnect: float
+    Attributes:
+      memory: bytes.
+      peak_flops: bfloat16 operations a second.
+      memory_bandwidth: bytes a second.
+      interconnect_bandwidth: bytes a second that it sends over all its links together.
+    """
+
+    memory: float
+    peak_flops: float
+    memory_bandwidth: float
+    interconnect_bandwidth: float
 
 
 # By JAX's name of the kind. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and NVIDIA's
-# data sheets of the A100, H100 and H200 with NVLink, whose peaks are those without sparsity; both
-# give the interconnect's bandwidth for both directions, of which half is here.
+# data sheets of the A100, H100 and H200 with NVLink. NVIDIA's peaks are those without sparsity.
+# Both publish the interconnect's bandwidth for two directions; half of it is here.
 CHIPS = {
     "TPU v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
     "TPU v5 lite": Chip(16 * GIB, 197e12, 819e9, 200e9),
@@ -35,30 +42,30 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(79 * GIB, 989e12, 3350e9, 450e9),
     "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9, 450e9),
 }
-RESERVED = GIB // 4  # bytes of a TPU's memory that XLA keeps: 15.75 of a v5e's 16 GiB are left
+RESERVED = GIB // 4  # bytes of a TPU's memory that XLA keeps: it leaves 15.75 of a v5e's 16 GiB
 EXAMPLES = ("v5e:4x4", "v4:2x2x4", "v5p:2x2x2", "v6e:2x4", "h100:8", "local")
 
 
 class Gpu(NamedTuple):
-    """What XLA asks of a GPU to compile for it.
+    """What XLA has to know of a GPU to compile for it.
 
     Source: CUDA C++ Programming Guide, compute capabilities; NVIDIA's data sheets.
 
     Attributes:
       kind: JAX's name.
-      capability: compute capability.
+      capability: compute capability, its major number.
       cores: streaming multiprocessors.
-      shared: bytes of shared memory of each.
-      cache: bytes of the second-level cache.
-      ghz: clock rate.
+      shared_memory: bytes, of each multiprocessor.
+      l2_cache: bytes.
+      clock_rate: GHz.
     """
 
     kind: str
     capability: int
     cores: int
-    shared: int
-    cache: int
-    ghz: float
+    shared_memory: int
+    l2_cache: int
+    clock_rate: float
 
 
 GPUS = {
@@ -67,12 +74,18 @@ GPUS = {
     "h200": Gpu("NVIDIA H200", 9, 132, 228 * 1024, 50 * 2**20, 1.98),
 }
 _GPU_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-# XLA chooses between its own products and cuBLAS's by trying them, which takes a GPU.
-GPU_COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# XLA chooses between its own matmuls and cuBLAS's by timing both, for which it needs a GPU.
+GPU_COMPILER_OPTIONS: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 
-class Target(NamedTuple):
-    """What is planned for: devices, a device's memory in bytes, and its numbers, where known."""
+class Topology(NamedTuple):
+    """Devices of one kind to compile for.
+
+    Attributes:
+      devices: real ones, or descriptions that JAX compiles for.
+      memory: bytes that a program may use of one device.
+      chip: the device's published numbers; None if they are not in `CHIPS`.
+    """
 
     devices: Sequence[jax.Device]
     memory: int
@@ -84,57 +97,62 @@ class Target(NamedTuple):
         return self.devices[0].device_kind
 
 
-def find_target(topology: str) -> Target:
-    """Returns the devices of this machine, for "local", or of a topology.
+def find_topology(name: str) -> Topology:
+    """Returns the devices that a name stands for.
 
-    That is one of TPUs, such as "v5e:4x4", where a device is a chip with all its cores, or up to
-    eight GPUs of a host, such as "h100:8".
+    Args:
+      name: "local", for this machine's devices; TPUs, such as "v5e:4x4", where a device is a chip
+        with all its cores; or up to eight GPUs of one host, such as "h100:8".
 
     Raises:
       ValueError: there is no such topology.
-      ModuleNotFoundError: it takes libtpu or JAX's plug-in for GPUs, which is not installed.
+      ModuleNotFoundError: libtpu, or JAX's plug-in for GPUs, is needed and not installed.
       OSError: libtpu or the plug-in can't be used.
     """
-    if topology == "local":
+    if name == "local":
         devices = jax.local_devices()
         stats = devices[0].memory_stats() or {}
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         memory = stats.get("bytes_limit", ram // len(devices))
-        return Target(devices, memory, CHIPS.get(devices[0].device_kind))
-    if topology.partition(":")[0] in GPUS:
-        return _gpus(topology)
+        return Topology(devices, memory, CHIPS.get(devices[0].device_kind))
+    if name.partition(":")[0] in GPUS:
+        return _find_gpus(name)
+    return _find_tpus(name)
+
+
+def _find_tpus(name: str) -> Topology:
     if not _installed("libtpu"):
         raise ModuleNotFoundError(
-            f"--topology={topology} takes libtpu, which compiles for TPUs without one: pip install "
+            f"--topology={name} takes libtpu, which compiles for TPUs without one: pip install "
             f'"vit_jax[tpu]". For this machine\'s devices: --topology=local.'
         )
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
-    if re.search(r":1(x1)*$", topology):
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
+    if re.search(r":1(x1)*$", name):
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:
-        devices = topologies.get_topology_desc(topology, "tpu", **options).devices
+        devices: Any = topologies.get_topology_desc(name, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
-        told = str(error).splitlines()[0]
-        if not told.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
-            raise OSError(f"libtpu can't be used: {told}") from error
+        message = str(error).splitlines()[0]
+        if not message.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
+            raise OSError(f"libtpu can't be used: {message}") from error
         raise ValueError(
-            f"--topology={topology} is unknown: write one like {', '.join(EXAMPLES)}. ({told})"
+            f"--topology={name} is unknown: write one like {', '.join(EXAMPLES)}. ({message})"
         ) from error
     chip = CHIPS.get(devices[0].device_kind)
     if chip is None:
         known = ", ".join(CHIPS)
         raise ValueError(f"The memory of a {devices[0].device_kind} is unknown, unlike {known}'s.")
-    return Target(devices, int(chip.hbm) - RESERVED, chip)
+    return Topology(devices, int(chip.memory) - RESERVED, chip)
 
 
-def _gpus(topology: str) -> Target:
-    match = re.fullmatch(r"(\w+):([1-8])", topology)
+def _find_gpus(name: str) -> Topology:
+    match = re.fullmatch(r"(\w+):([1-8])", name)
     if match is None:
-        name = topology.partition(":")[0]
-        raise ValueError(f"--topology={topology}: write {name}:1 to {name}:8, GPUs of one host.")
+        kind = name.partition(":")[0]
+        raise ValueError(f"--topology={name}: write {kind}:1 to {kind}:8, GPUs of one host.")
     if not any(map(_installed, _GPU_PLUGINS)):
         raise ModuleNotFoundError(
-            f"--topology={topology} takes JAX's plug-in for GPUs, which compiles for them without "
+            f"--topology={name} takes JAX's plug-in for GPUs, which compiles for them without "
             f'one: pip install "vit_jax[cuda]". For this machine\'s devices: --topology=local.'
         )
     gpu, count = GPUS[match[1]], int(match[2])
@@ -142,13 +160,13 @@ def _gpus(topology: str) -> Target:
     config = f"""
         gpu_device_info {{
           threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-          shared_memory_per_block: {48 * 1024} shared_memory_per_core: {gpu.shared}
-          shared_memory_per_block_optin: {gpu.shared - 1024}
+          shared_memory_per_block: {48 * 1024} shared_memory_per_core: {gpu.shared_memory}
+          shared_memory_per_block_optin: {gpu.shared_memory - 1024}
           registers_per_core_limit: 65536 registers_per_block_limit: 65536
           core_count: {gpu.cores} fpus_per_core: {128 if gpu.capability >= 9 else 64}
           block_dim_limit_x: {2**31 - 1} block_dim_limit_y: 65535 block_dim_limit_z: 65535
-          memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: {gpu.cache}
-          clock_rate_ghz: {gpu.ghz} device_memory_size: {chip.hbm}
+          memory_bandwidth: {chip.memory_bandwidth:.0f} l2_cache_size: {gpu.l2_cache}
+          clock_rate_ghz: {gpu.clock_rate} device_memory_size: {chip.memory}
           cuda_compute_capability {{ major: {gpu.capability} }}
         }}
         platform_name: "CUDA" device_description_str: "{gpu.kind}"
@@ -159,32 +177,36 @@ def _gpus(topology: str) -> Target:
             platform="cuda", target_config=config, topology=f"1x1x{count}"
         ).devices
     except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
-        told = str(error).splitlines()[0]
-        raise OSError(f"JAX's plug-in for GPUs can't be used: {told}") from error
-    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # that JAX takes
-    return Target(devices, int(share * chip.hbm), chip)
+        message = str(error).splitlines()[0]
+        raise OSError(f"JAX's plug-in for GPUs can't be used: {message}") from error
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))  # that JAX allocates
+    return Topology(devices, int(share * chip.memory), chip)
 
 
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package it would be in
+    except ModuleNotFoundError:  # the package that would hold it is missing, too
         return False
 
 
-def roofline(flops: float, moved: float, sent: float, chip: Chip) -> dict[str, float]:
-    """Returns the seconds that the parts of a step take, and `step`, the longest.
+def roofline(
+    flops: float, bytes_accessed: float, bytes_sent: float, chip: Chip
+) -> dict[str, float]:
+    """Returns seconds: of `compute`, `memory` and `interconnect`, and of the `step`, the longest.
 
-    The parts overlap at best (Williams et al. 2009, "Roofline"), and no program reaches the peaks:
-    a step takes longer.
+    At best the three overlap (Williams et al. 2009, "Roofline"). No program reaches the peaks, so a
+    step takes longer.
 
     Args:
-      flops, moved, sent: of a step and device: operations, bytes of memory, bytes sent to others.
+      flops: operations of one device in a step.
+      bytes_accessed: bytes that it reads from and writes to its memory.
+      bytes_sent: bytes that it sends to other devices.
       chip: what the device can do.
     """
-    parts = {
-        "compute": flops / chip.peak,
-        "memory": moved / chip.bandwidth,
-        "interconnect": sent / chip.interconnect,
+    seconds = {
+        "compute": flops / chip.peak_flops,
+        "memory": bytes_accessed / chip.memory_bandwidth,
+        "interconnect": bytes_sent / chip.interconnect_bandwidth,
     }
-    return {**parts, "step": max(parts.values())}
+    return {**seconds, "step": max(seconds.values())}

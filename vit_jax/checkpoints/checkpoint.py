@@ -1,4 +1,4 @@
-"""checkpoint"""
+"""One checkpoint: a model's parameters and what is known of them, read from Orbax and written."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from vit_jax import models
-from vit_jax.checkpoints.integrity import MANIFEST, check_whole, write_manifest
+from vit_jax.checkpoints.integrity import MANIFEST, check_undamaged, write_manifest
 from vit_jax.common.files import absolute, is_bucket
 from vit_jax.config.keys import image_shape, model_attributes
+from vit_jax.models.attributes import without
+
+_WRITTEN_AT_ONCE_GB = 0.1  # more would be in memory twice: as parameters and as Orbax's copies
 
 
 class Checkpoint(NamedTuple):
     """A model's parameters, and what is known of them.
 
     Attributes:
-      path: where it was opened.
-      params: tree of float32 arrays, or of what becomes one when NumPy asks for it.
-      config: of the run; of weights from elsewhere, `model` and `data.image_size` alone mean
-        something.
-      class_names: in the order of the logits; () where they are not known.
-      step: updates done, 0 for weights from elsewhere.
-      average: the Polyak average of the parameters, as `params`; None where there is none.
+      path: where the checkpoint was read.
+      params: a nested dictionary with Linen names. Its leaves are float32 arrays, or objects with a
+        shape that NumPy turns into such arrays, and which are read from disk at that moment.
+      config: the configuration of the run. For weights of another code base only `model` and
+        `data.image_size` have a meaning.
+      class_names: in the order of the logits. () if they are not known.
+      step: number of updates. 0 for weights of another code base.
+      average: the Polyak average of the parameters, a tree like `params`. None if there is none.
     """
 
     path: str
@@ -45,48 +49,94 @@ class Checkpoint(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """The size of the head, 0 where there is none."""
+        """The number of logits. 0 if the model has no head."""
         return self.params["head"]["bias"].shape[0] if "head" in self.params else 0
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(h, w) in pixels of the images the parameters are for, None where it is not known."""
+        """(height, width), in pixels, of the model's images. None if the size is not known."""
         size = self.config.data.image_size
         return None if size is None else image_shape(size)
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of the patches of an image. None if the image size is not known."""
+        return None if self.image_shape is None else self.model().grid(self.image_shape)
+
     def averaged(self) -> Checkpoint:
-        """Returns the checkpoint with the Polyak average in the place of its parameters.
+        """Returns the checkpoint with the Polyak average in place of the parameters.
 
         Raises:
-          ValueError: there is none.
+          ValueError: there is no average.
         """
         if self.average is None:
             raise ValueError(f"{self.path} has no Polyak average: its run had optim.polyak=0.")
         return self._replace(params=self.average, average=None)
 
     def model(self, **changes: Any) -> nn.Module:
-        """Returns the module that the parameters belong to, or one that departs from it."""
-        attributes = {"num_classes": self.num_classes, **model_attributes(self.config)}
-        attributes.pop("implementation", None)  # was for the devices it was trained on
-        return models.build(self.config.model.variant, **{**attributes, **changes})
+        """Returns the Flax module that the parameters belong to.
+
+        Args:
+          **changes: attributes that the module gets in place of the checkpoint's, such as `dtype`.
+        """
+        # The run chose how to compute on its devices; these may be others.
+        own = without(model_attributes(self.config), "device")
+        attributes = {"num_classes": self.num_classes, **own, **changes}
+        return models.build(self.config.model.variant, **attributes)
 
 
-def steps_in(folder: epath.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder, the oldest first."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+# ----------------------------------------------------------------------------------------- reading
 
 
-def is_checkpoint(folder: epath.Path) -> bool:
-    """Tells whether a folder whose name is a step's is a checkpoint, whole or damaged."""
-    return any((folder / name).exists() for name in ("params", MANIFEST))
+def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkpoint:
+    """Returns a checkpoint that Orbax wrote; its configuration is read from it.
+
+    Args:
+      path: a run's workdir, of which the newest checkpoint is read, or the folder of a checkpoint.
+      lazy: if True, parameters are read when NumPy asks for them. If False, all are read at once.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint at `path`.
+      ValueError: the checkpoint is damaged; names the files. Or its bucket can't be used.
+    """
+    folder = find_checkpoint(path)
+    check_undamaged(folder, "params", "average", "metadata")
+    metadata = read_metadata(folder)
+    average = folder / "average"
+    return Checkpoint(
+        path=str(folder),
+        params=_read_tree(folder / "params", lazy),
+        config=ConfigDict(metadata["config"]),
+        class_names=tuple(metadata["class_names"]),
+        step=metadata["step"],
+        average=_read_tree(average, lazy) if average.is_dir() else None,
+    )
+
+
+def read_config(path: str | epath.PathLike) -> ConfigDict:
+    """Returns the configuration in a checkpoint, without reading the parameters.
+
+    Args:
+      path: as for `read_checkpoint`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint at `path`.
+      ValueError: the checkpoint's metadata are damaged, or its bucket can't be used.
+    """
+    folder = find_checkpoint(path)
+    check_undamaged(folder, "metadata")
+    return ConfigDict(read_metadata(folder)["config"])
 
 
 def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
-    """Returns the folder of a checkpoint: `path` itself, or the newest one of the run in `path`.
+    """Returns the folder of a checkpoint: `path` itself, or the newest checkpoint in it.
+
+    Args:
+      path: the folder of a checkpoint, a run's workdir, or the folder `checkpoints` in it.
 
     Raises:
-      FileNotFoundError: there is no checkpoint there.
-      ValueError: it is in a bucket that can't be read, see `absolute`.
+      FileNotFoundError: there is no checkpoint at `path`.
+      ValueError: the bucket can't be used, see `common.files.absolute`.
     """
     root = absolute(path)
     if (root / "params").is_dir():
@@ -101,63 +151,60 @@ def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
     )
 
 
-def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkpoint:
-    """Opens a checkpoint without its configuration.
-
-    Args:
-      path: a run's workdir (its newest checkpoint), or one checkpoint's folder.
-      lazy: leaves parameters on disk until NumPy asks for them; else they are NumPy arrays.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint there.
-      ValueError: it is damaged; names the files.
-    """
-    folder = find_checkpoint(path)
-    check_whole(folder, "params", "average", "metadata")
-    metadata = read_metadata(folder)
-    average = folder / "average"
-    return Checkpoint(
-        path=str(folder),
-        params=_parameters(folder / "params", lazy),
-        config=ConfigDict(metadata["config"]),
-        class_names=tuple(metadata["class_names"]),
-        step=metadata["step"],
-        average=_parameters(average, lazy) if average.is_dir() else None,
-    )
+def steps_in(folder: epath.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, the smallest first."""
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
-def _parameters(folder: epath.Path, lazy: bool) -> Any:
-    """Returns the tree in a folder, of arrays or, if lazy, of what reads them when asked."""
+def is_checkpoint(folder: epath.Path) -> bool:
+    """Returns True if a folder whose name is a number is a checkpoint, even a damaged one."""
+    return any((folder / name).exists() for name in ("params", MANIFEST))
+
+
+def read_metadata(folder: epath.Path) -> dict[str, Any]:
+    """Returns what `metadata_of` returned when the checkpoint in a folder was written."""
+    return ocp.JsonCheckpointHandler().restore(folder / "metadata", args=ocp.args.JsonRestore())
+
+
+def stored_shapes(folder: epath.Path) -> Any:
+    """Returns the tree that is stored in a folder such as STEP/params; each leaf has a `shape`."""
+    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
+
+
+def _read_tree(folder: epath.Path, lazy: bool) -> Any:
+    """Returns the stored tree with leaves that are arrays, or `_StoredArray`s if lazy."""
     shapes = flatten_dict(stored_shapes(folder), sep="/")
-    restore = functools.partial(_restore, folder)
+    read = functools.partial(_read_arrays, folder)
     if not lazy:
-        return unflatten_dict(restore(shapes), sep="/")
+        return unflatten_dict(read(shapes), sep="/")
 
+    # One block is kept: reading each array by itself would be slow, all of them would need much
+    # memory.
     @functools.lru_cache(maxsize=1)
-    def restore_group(group):  # a block at a time: fewer reads, little memory
-        return restore([name for name in shapes if _group(name) == group])
+    def read_block(block: str) -> dict[str, np.ndarray]:
+        return read([name for name in shapes if _block_of(name) == block])
 
-    stored = {name: _StoredArray(name, x, restore_group) for name, x in shapes.items()}
+    stored = {name: _StoredArray(name, x.shape, read_block) for name, x in shapes.items()}
     return unflatten_dict(stored, sep="/")
 
 
 class _StoredArray:
-    """A parameter on disk: `np.asarray` reads it."""
+    """A parameter on disk, which `np.asarray` reads."""
 
-    def __init__(self, name: str, metadata: Any, restore_group: Callable[[str], dict]):
-        self.shape = tuple(metadata.shape)
-        self._name, self._restore_group = name, restore_group
+    def __init__(self, name: str, shape: Any, read_block: Callable[[str], dict[str, np.ndarray]]):
+        self.shape = tuple(shape)
+        self._name, self._read_block = name, read_block
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._restore_group(_group(self._name))[self._name], dtype)
+        return np.asarray(self._read_block(_block_of(self._name))[self._name], dtype)
 
 
-def _group(name: str) -> str:
+def _block_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def _restore(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    def tree(leaf):
+def _read_arrays(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    def tree(leaf: Any) -> Any:
         return unflatten_dict(dict.fromkeys(names, leaf), sep="/")
 
     args = ocp.args.PyTreeRestore(
@@ -168,19 +215,24 @@ def _restore(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray
     return flatten_dict(ocp.PyTreeCheckpointHandler().restore(folder, args=args), sep="/")
 
 
+# ----------------------------------------------------------------------------------------- writing
+
+
 def write_checkpoint(checkpoint: Checkpoint, path: str | epath.PathLike) -> None:
-    """Writes a checkpoint of its own, which `read_checkpoint` opens: `PATH/{params,metadata,manifest.json}`.
+    """Writes a checkpoint that `read_checkpoint` reads, without the Polyak average.
+
+    The folder gets `params/`, `metadata/` and, on this machine, `manifest.json`.
 
     Args:
-      checkpoint: its parameters are read one by one, and need to fit into memory once.
-      path: a folder that does not exist yet.
+      checkpoint: all its parameters must fit into memory once.
+      path: a folder that does not exist yet, on this machine or in a bucket.
     """
     handler = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=_SAVED_AT_ONCE_GB),
+        params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=_WRITTEN_AT_ONCE_GB),
         metadata=ocp.JsonCheckpointHandler(),
     )
     metadata = metadata_of(checkpoint.config, checkpoint.class_names, checkpoint.step)
-    params = jax.tree.map(jnp.asarray, checkpoint.params)  # NumPy arrays would be copied
+    params = jax.tree.map(jnp.asarray, checkpoint.params)  # Orbax would copy NumPy's arrays
     with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
         checkpointer.save(
             absolute(path),
@@ -192,32 +244,10 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | epath.PathLike) -> None
         write_manifest(absolute(path))
 
 
-_SAVED_AT_ONCE_GB = 0.1
-
-
 def metadata_of(config: ConfigDict, class_names: tuple[str, ...], step: int) -> dict[str, Any]:
+    """Returns what a checkpoint's JSON says beside the arrays."""
     return {
         "config": json.loads(config.to_json()),
         "class_names": list(class_names),
         "step": step,
     }
-
-
-def read_config(path: str | epath.PathLike) -> ConfigDict:
-    """Returns the configuration noted in a checkpoint, without reading its parameters.
-
-    Raises:
-      FileNotFoundError: there is no checkpoint there.
-      ValueError: it is damaged.
-    """
-    folder = find_checkpoint(path)
-    check_whole(folder, "metadata")
-    return ConfigDict(read_metadata(folder)["config"])
-
-
-def read_metadata(folder: epath.Path) -> dict[str, Any]:
-    return ocp.JsonCheckpointHandler().restore(folder / "metadata", args=ocp.args.JsonRestore())
-
-
-def stored_shapes(folder: epath.Path) -> Any:
-    return ocp.PyTreeCheckpointHandler().metadata(folder).tree

@@ -1,4 +1,4 @@
-"""integrity"""
+"""The manifest of a checkpoint: sizes and hashes of its files, by which damage is found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from collections.abc import Collection
 from etils import epath
 
 from vit_jax.common.files import is_bucket
+from vit_jax.common.messages import first_few
 
 MANIFEST = "manifest.json"
 
 
 def write_manifest(folder: epath.Path) -> None:
+    """Writes FOLDER/manifest.json: the bytes and the SHA-256 of every file in a subfolder.
+
+    Args:
+      folder: a complete checkpoint on this machine.
+    """
     folder = pathlib.Path(folder)
     manifest = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -24,17 +30,15 @@ def write_manifest(folder: epath.Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def find_damage(folder: epath.Path, items: Collection[str] | None = None) -> list[str]:
     """Returns a sentence for each file of a checkpoint that is not as it was written.
 
+    The list is empty for a checkpoint in a bucket, which hashes its objects itself, and for one
+    without a manifest.
+
     Args:
-      folder: of the checkpoint; without a manifest, nothing is known.
-      items: the parts of it to look at; None for all.
+      folder: the checkpoint's folder.
+      items: the subfolders to check, such as "params". None if all are to be checked.
     """
     if is_bucket(folder) or not (path := pathlib.Path(folder) / MANIFEST).is_file():
         return []
@@ -57,11 +61,27 @@ def find_damage(folder: epath.Path, items: Collection[str] | None = None) -> lis
     return found
 
 
-def damage_message(folder: epath.Path, found: list[str]) -> str:
-    more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-    return f"The checkpoint {folder} is damaged: {'; '.join(found[:5])}{more}."
+def check_undamaged(folder: epath.Path, *items: str) -> None:
+    """Raises ValueError if files of a checkpoint are damaged, and names them.
+
+    Args:
+      folder: the checkpoint's folder.
+      *items: the subfolders to check.
+    """
+    if damage := find_damage(folder, items):
+        raise ValueError(damage_message(folder, damage))
 
 
-def check_whole(folder: epath.Path, *items: str) -> None:
-    if found := find_damage(folder, items):
-        raise ValueError(damage_message(folder, found))
+def damage_message(folder: epath.Path, damage: list[str]) -> str:
+    """Returns the message on a damaged checkpoint.
+
+    Args:
+      folder: the checkpoint's folder.
+      damage: what `find_damage` returned.
+    """
+    return f"The checkpoint {folder} is damaged: {first_few(damage, separator='; ')}."
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

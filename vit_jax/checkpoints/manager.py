@@ -1,11 +1,11 @@
-"""manager"""
+"""The checkpoints of one run: saved in the background, restored, and never taken if damaged."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,42 +30,44 @@ from vit_jax.training.step import TrainState
 
 logger = logging.getLogger(__name__)
 
-_PARTIAL = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax is writing
+_PARTIAL = ".orbax-checkpoint-tmp"  # part of the names of folders that Orbax has not finished
+_PENDING = "window"  # the key of the pending metrics in a checkpoint's metadata
 
 
 class CheckpointManager:
     """The checkpoints of one run, written in the background.
 
-    What an interrupted run left of one that it was writing is removed.
+    Unfinished checkpoints of an interrupted run are removed.
 
     Args:
       workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
-      keep: how many of the newest checkpoints stay.
-      fallback: take the newest that is whole, and rename those that are not to STEP.damaged.
+      keep: number of newest checkpoints that are kept.
+      fallback: if True, damaged checkpoints are renamed to STEP.damaged, and the newest undamaged
+        one counts as the newest.
 
     Raises:
-      ValueError: the newest is damaged, and `fallback` False or none whole; names folder and files.
-        Or a folder with a number for a name is none of ours.
+      ValueError: the newest checkpoint is damaged, and `fallback` is False or all are damaged;
+        names the folder and its files. Or a folder that has a number for a name is no checkpoint.
     """
 
     def __init__(self, workdir: str | epath.PathLike, keep: int, *, fallback: bool = False):
         self._folder = absolute(workdir) / "checkpoints"
         self._failed = False
-        for partial in _partial(self._folder):
+        for partial in _unfinished(self._folder):
             logger.info("%s was not finished, and is removed", partial)
-        _check_ours(self._folder)
-        _skip_damaged(self._folder, fallback)
+        _check_numbered_folders(self._folder)
+        _set_damaged_aside(self._folder, fallback)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(keep),
                 cleanup_tmp_directories=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
 
     def latest_step(self) -> int | None:
-        """Returns the newest complete checkpoint's step, None where there is none."""
+        """Returns the step of the newest complete checkpoint. None if there is none."""
         return self._manager.latest_step()
 
     def path(self, step: int) -> str:
@@ -77,17 +79,21 @@ class CheckpointManager:
         state: TrainState,
         config: ConfigDict,
         class_names: tuple[str, ...],
-        window: list[dict[str, np.ndarray]] = (),
+        pending: Sequence[Mapping[str, np.ndarray]] = (),
     ) -> None:
-        """Starts to save a state; returns as soon as the arrays may change again.
+        """Starts to save a state, and returns as soon as its arrays may be overwritten.
+
+        Nothing happens if the newest checkpoint is of the same step.
 
         Args:
-          state: to save.
-          config, class_names: to open it with.
-          window: metrics of the steps that metrics.csv has no row of yet.
+          state: the state after an update.
+          config: the run's configuration.
+          class_names: in the order of the logits.
+          pending: scalar metrics of each step that metrics.csv has no row of yet.
 
         Raises:
-          OSError: this one, or the one before it, can't be written; says why, and what there is.
+          OSError: this checkpoint or the one before it can't be written; says why, and which
+            checkpoint is left.
         """
         step = int(state.step)
         if step == self.latest_step():
@@ -95,10 +101,10 @@ class CheckpointManager:
         metadata = metadata_of(config, class_names, step) | {
             "nonfinite": int(state.nonfinite),
             "skipped": int(state.skipped),
-            "window": [{name: x.item() for name, x in metrics.items()} for metrics in window],
+            _PENDING: [{name: x.item() for name, x in metrics.items()} for metrics in pending],
         }
-        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        with self._told():
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
+        with self._explain_failure():
             if not (is_bucket(self._folder) or self._folder.is_dir()):
                 raise FileNotFoundError(f"the folder {self._folder} is gone")
             self._manager.save(
@@ -106,14 +112,14 @@ class CheckpointManager:
             )
 
     def restore(self, state: TrainState) -> tuple[TrainState, list[dict[str, np.ndarray]]]:
-        """Returns the newest checkpoint's state and window, as `save` was given them.
+        """Returns the state and the pending metrics of the newest checkpoint, as they were saved.
 
         Args:
-          state: gives structure, shapes and placement on the devices.
+          state: a state with the structure, the shapes and the placement that the result gets.
 
         Raises:
-          ValueError: the parameters are not those of `state`; each difference is named. Or only
-            one of the two has a Polyak average.
+          ValueError: the stored parameters are not those of `state`; each difference is named. Or
+            only one of the two has a Polyak average.
         """
         step = self._manager.latest_step()
         folder = epath.Path(self.path(step))
@@ -126,7 +132,7 @@ class CheckpointManager:
             )
         arrays = {
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
-            for name, tree in _items(state).items()
+            for name, tree in _trees(state).items()
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
         metadata = read_metadata(folder)
@@ -136,47 +142,56 @@ class CheckpointManager:
         }
         average = {"average": restored.average} if "average" in arrays else {}
         state = TrainState(params=restored.params, **restored.optimizer, **average, **counts)
-        window = [
+        pending = [
             {
                 name: np.asarray(x, np.int32 if isinstance(x, int) else np.float32)[()]
                 for name, x in metrics.items()
             }
-            for metrics in metadata.get("window", [])
+            for metrics in metadata.get(_PENDING, [])
         ]
-        return state, window
+        return state, pending
 
     def close(self) -> None:
-        """Waits until everything is written.
+        """Waits until every checkpoint is written.
 
         Raises:
-          OSError: it can't be written, as `save`.
+          OSError: the last checkpoint can't be written; the message is that of `save`.
         """
         if not self._failed:
-            with self._told():
+            with self._explain_failure():
                 self._manager.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turns what Orbax raises when it can't write into one paragraph, and cleans up."""
+    def _explain_failure(self) -> Iterator[None]:
+        """Turns any error of Orbax into an OSError of one paragraph, and removes partial files."""
         try:
             yield
-        except Exception as error:  # of many kinds: a full disk is a ValueError of TensorStore
+        except Exception as error:  # of many kinds: TensorStore reports a full disk as ValueError
             self._failed = True
-            for partial in _partial(self._folder):
+            for partial in _unfinished(self._folder):
                 shutil.rmtree(partial, ignore_errors=True)
-            whole = max(steps_in(self._folder), default=None)
-            there = "None was saved before" if whole is None else f"{self.path(whole)} is whole"
-            goes_on = "begins again" if whole is None else "goes on from there"
+            newest = max(steps_in(self._folder), default=None)
+            left = "None was saved before" if newest is None else f"{self.path(newest)} is whole"
+            next_run = "begins again" if newest is None else "goes on from there"
             raise OSError(
-                f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {there}. "
-                f"When there is space for it, and permission, the same command {goes_on}."
+                f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {left}. "
+                f"When there is space for it, and permission, the same command {next_run}."
             ) from error
 
-    def _seal(self) -> None:
-        """Notes what is in a checkpoint's files, just before the checkpoint gets its name."""
+    def _write_manifest(self) -> None:
+        """Writes the manifest of a complete checkpoint, just before Orbax gives it its name."""
         if jax.process_index() == 0:
-            for partial in _partial(self._folder):
+            for partial in _unfinished(self._folder):
                 write_manifest(partial)
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """Returns the trees of arrays that a checkpoint stores, by the name of their subfolder."""
+    trees = {
+        "params": state.params,
+        "optimizer": {"step": state.step, "opt_state": state.opt_state},
+    }
+    return trees if state.average is None else {**trees, "average": state.average}
 
 
 def _first_line(error: Exception) -> str:
@@ -184,15 +199,15 @@ def _first_line(error: Exception) -> str:
     return line if len(line) < 600 else f"{line[:300]} … {line[-300:]}"  # the cause comes last
 
 
-def _partial(folder: epath.Path) -> list[epath.Path]:
-    """Returns the folders of checkpoints that are not whole; in buckets, Orbax alone knows them."""
+def _unfinished(folder: epath.Path) -> list[epath.Path]:
+    """Returns the folders that Orbax has not finished. In a bucket they have their final names."""
     if is_bucket(folder) or not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _PARTIAL in path.name)
 
 
-def _check_ours(folder: epath.Path) -> None:
-    """Raises ValueError if what counts as one of our checkpoints is none."""
+def _check_numbered_folders(folder: epath.Path) -> None:
+    """Raises ValueError if Orbax would take a user's folder for an old checkpoint and delete it."""
     for step in steps_in(folder):
         path = folder / str(step)
         if not is_checkpoint(path):
@@ -202,31 +217,24 @@ def _check_ours(folder: epath.Path) -> None:
             )
 
 
-def _skip_damaged(folder: epath.Path, fallback: bool) -> None:
-    """Renames the newest checkpoints until one is whole; or raises, see `CheckpointManager`."""
+def _set_damaged_aside(folder: epath.Path, fallback: bool) -> None:
+    """Renames the newest checkpoints until one is undamaged; raises as `CheckpointManager`."""
     steps = steps_in(folder)
-    while steps and (found := find_damage(newest := folder / str(steps[-1]))):
+    while steps and (damage := find_damage(newest := folder / str(steps[-1]))):
         steps.pop()
+        message = damage_message(newest, damage)
         if not steps:
-            way = "There is none before it: start in another workdir."
-        elif not fallback:
-            way = f"--config.checkpoint.fallback=true goes on from {steps[-1]}, the one before."
-        else:
-            aside = folder / f"{newest.name}.damaged"
-            logger.warning("%s It is kept as %s.", damage_message(newest, found), aside.name)
-            multihost_utils.sync_global_devices("damage seen")
-            if jax.process_index() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
-                newest.rename(aside)
-            multihost_utils.sync_global_devices("damage put aside")
-            continue
-        raise ValueError(f"{damage_message(newest, found)} {way}")
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """Returns the trees of arrays that a checkpoint of a state has, by the folder's name."""
-    items = {
-        "params": state.params,
-        "optimizer": {"step": state.step, "opt_state": state.opt_state},
-    }
-    return items if state.average is None else {**items, "average": state.average}
+            raise ValueError(f"{message} There is none before it: start in another workdir.")
+        if not fallback:
+            raise ValueError(
+                f"{message} --config.checkpoint.fallback=true goes on from {steps[-1]}, the one "
+                f"before."
+            )
+        aside = folder / f"{newest.name}.damaged"
+        logger.warning("%s It is kept as %s.", message, aside.name)
+        # All processes have looked before one renames, and none goes on before it is renamed.
+        multihost_utils.sync_global_devices("damage seen")
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            newest.rename(aside)
+        multihost_utils.sync_global_devices("damage put aside")

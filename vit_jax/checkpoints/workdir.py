@@ -1,4 +1,4 @@
-"""workdir"""
+"""The folder of a run: made, and locked for one run at a time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ logger = logging.getLogger(__name__)
 
 
 def make_workdir(path: str | os.PathLike) -> epath.Path:
-    """Returns where a workdir is, after making it where there is none.
+    """Returns the absolute path of a workdir, and makes the folder if it does not exist.
+
+    Args:
+      path: a folder on this machine, or in a bucket (`gs://BUCKET/PATH`).
 
     Raises:
-      OSError: it can't be made.
-      ValueError: as `absolute`.
+      OSError: the folder can't be made.
+      ValueError, FileNotFoundError: the bucket can't be used, see `common.files.absolute`.
     """
     workdir = absolute(path)
     try:
@@ -37,13 +40,14 @@ def make_workdir(path: str | os.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def lock(workdir: epath.Path) -> Iterator[None]:
-    """Holds a workdir for one run, by a lock on WORKDIR/.lock that ends with the process.
+    """Holds a workdir for one run.
 
-    Of several processes the first holds it. Buckets, and some network file systems, have no locks:
-    there, a second run is not noticed.
+    The first process of the run locks WORKDIR/.lock. The system releases the lock when that process
+    ends, however it ends. Buckets and some network file systems have no locks: a second run in the
+    same workdir is not noticed there.
 
     Raises:
-      OSError: another run has it, or nothing can be written there.
+      OSError: another run holds the workdir, or nothing can be written to it.
     """
     with contextlib.ExitStack() as stack:
         problem = ""
@@ -58,7 +62,7 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 
 
 def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> str:
-    """Locks a workdir until the stack is left; returns what is in the way."""
+    """Locks a workdir until the stack is left; returns why that is impossible, or ""."""
     try:
         file = stack.enter_context(open(pathlib.Path(workdir, ".lock"), "a+"))  # noqa: SIM115
         try:

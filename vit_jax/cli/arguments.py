@@ -1,49 +1,19 @@
-"""arguments"""
+"""Arguments that several commands take, and what their texts mean."""
 
 from __future__ import annotations
 
 import argparse
 import glob
-import math
 import os
 import pathlib
 from collections.abc import Iterable
 
-from flax.traverse_util import flatten_dict
-
-from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.data import sources
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Returns (h, w) of "SIDE" or "HxW"; raises ValueError for anything else."""
-    sides = [int(side) for side in text.lower().split("x")]
-    if len(sides) > 2:
-        raise ValueError(text)
-    return sides[0], sides[-1]
-
-
-def describe(checkpoint: Checkpoint, *, parameters: bool) -> str:
-    """Returns a line on what a checkpoint holds, after a line for each parameter if asked for."""
-    flat = flatten_dict(checkpoint.params, sep="/")
-    width = max(map(len, flat))
-    lines = [f"{name:{width}}  {tuple(x.shape)}" for name, x in flat.items()]
-    total = sum(math.prod(x.shape) for x in flat.values())
-    if shape := checkpoint.image_shape:
-        images = f"{shape[0]} x {shape[1]} pixels"
-    else:  # patches in one of several grids, or a ResNet
-        images = f"{'an unknown' if 'Transformer' in checkpoint.params else 'any'} image size"
-    classes = f"{checkpoint.num_classes} classes" if checkpoint.num_classes else "no head"
-    summary = f"{checkpoint.config.model.variant}, {images}, {classes}: {total:,} parameters"
-    return "\n".join([*lines, summary] if parameters else [summary])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what `predict` and `visualize` have in common: checkpoint, images, `--image_size`."""
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds `checkpoint`, and `--image_size`, which is None if it is not given."""
     parser.add_argument("checkpoint", help="whatever config.init_from may name: path, URL or name")
-    parser.add_argument(
-        "images", nargs="+", metavar="image", help="files, folders, globs, or - for names on stdin"
-    )
     parser.add_argument(
         "--image_size",
         type=image_size,
@@ -52,31 +22,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def find_images(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[str]:
-    """Returns the files that command-line arguments name, each argument's in order.
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Adds `images`, one or more, which `find_images` reads."""
+    parser.add_argument(
+        "images", nargs="+", metavar="image", help="files, folders, globs, or - for names on stdin"
+    )
 
-    Args:
-      arguments: files; folders, of which all images below are meant; globs; or "-".
-      listed: what "-" stands for: lines of a file name each.
+
+def image_size(text: str) -> tuple[int, int]:
+    """Returns (h, w) for "SIDE" or "HxW".
 
     Raises:
-      FileNotFoundError: there are no images in a folder, for a glob, or in the list.
+      ValueError: the text is neither.
+    """
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+def layer_numbers(text: str) -> list[int]:
+    """Returns the numbers in "1,6,12".
+
+    Raises:
+      ValueError: something in it is not a number.
+    """
+    return [int(number) for number in text.split(",")]
+
+
+def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str]:
+    """Returns the paths of the files that command-line arguments name, in the arguments' order.
+
+    Args:
+      arguments: files; folders, which stand for all images in them, at any depth; globs; or "-".
+      stdin: the lines that "-" stands for, each a file's name.
+
+    Raises:
+      FileNotFoundError: a folder, a glob or the list has no images.
     """
     images = []
     for argument in arguments:
         path = pathlib.Path(argument).expanduser()
         if argument == "-":
-            found = [name for line in listed if (name := line.rstrip("\r\n"))]
+            found = [name for line in stdin if (name := line.rstrip("\r\n"))]
         elif path.is_dir():
-            found = [
-                str(p)
-                for p in sorted(path.rglob("*"))
-                if p.suffix.lower() in sources.IMAGE_SUFFIXES
-            ]
+            files = sorted(path.rglob("*"))
+            found = [str(x) for x in files if x.suffix.lower() in sources.IMAGE_SUFFIXES]
         elif path.exists() or not glob.has_magic(argument):
             found = [str(path)]
         else:
-            found = sorted(p for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
+            found = sorted(x for x in glob.glob(str(path), recursive=True) if os.path.isfile(x))
         if not found:
             raise FileNotFoundError(
                 f"There are no images in {'the list on stdin' if argument == '-' else argument}: "
@@ -84,7 +79,3 @@ def find_images(arguments: Iterable[str], listed: Iterable[str] = ()) -> list[st
             )
         images += found
     return images
-
-
-def layer_numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]

@@ -1,4 +1,4 @@
-"""environment"""
+"""The process that a command runs in: memory, compiled programs, other processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import sys
 
 import jax
 
+_CPUINFO = pathlib.Path("/proc/cpuinfo")
+
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next step, where training runs on the CPU.
+    """Makes glibc keep freed memory for the next step, if JAX runs on the CPU.
 
-    A training step on a CPU allocates and frees the same large arrays over and over; giving them
-    back to the system and faulting them in again took a third of its time. On the host of a GPU
-    the same settings stalled training, so they are left alone there. It must come before JAX
-    starts its threads. Other C libraries go on as they are.
+    A training step on a CPU allocates and frees the same large arrays again and again. A third of
+    its time went into giving them back to the system and getting them again. On the host of a GPU
+    the same settings stalled training: there, nothing is changed. Call it before JAX starts its
+    threads. With other C libraries it has no effect.
     """
     if not _on_cpu():
         return
@@ -36,42 +38,42 @@ def keep_freed_memory() -> None:
 
 
 def keep_programs() -> None:
-    """Keeps compiled programs for the next start, in ~/.cache/vit_jax, unless JAX is told where.
+    """Keeps compiled programs for the next start, in ~/.cache/vit_jax.
 
-    JAX_COMPILATION_CACHE_DIR tells it; JAX_ENABLE_COMPILATION_CACHE=false keeps none. Programs for
-    a CPU are for the instructions it has, so every kind of CPU gets a folder.
+    JAX_COMPILATION_CACHE_DIR names another folder. JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+    A program for a CPU uses the instructions that it has, so every kind of CPU gets a folder.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
     try:
-        flags_line = re.search(r"^(flags|Features)\s*:.*", _CPUINFO.read_text(), re.MULTILINE)[0]
-    except (OSError, TypeError):
-        flags_line = platform.processor()
-    kind = hashlib.sha256(flags_line.encode()).hexdigest()[:8]
+        match = re.search(r"^(flags|Features)\s*:.*", _CPUINFO.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    instructions = match[0] if match else platform.processor()
+    kind = hashlib.sha256(instructions.encode()).hexdigest()[:8]
     jax.config.update("jax_compilation_cache_dir", str(cache / f"{platform.machine()}-{kind}"))
 
 
-_CPUINFO = pathlib.Path("/proc/cpuinfo")
-
-
 def _on_cpu() -> bool:
-    """Tells whether JAX will run on the CPU, without making it start its devices."""
-    if platforms := jax.config.jax_platforms:
+    """Returns True if JAX will run on the CPU. Doesn't start JAX's devices."""
+    if platforms := jax.config.values["jax_platforms"]:
         return platforms == "cpu"
     tpu = importlib.util.find_spec("libtpu") and (
-        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")  # else it is there to compile for one
+        glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")  # without a TPU, libtpu only compiles
     )
     return not tpu and not importlib.util.find_spec("jax_plugins")
 
 
 def join_processes(address: str | None, count: int | None, number: int | None) -> None:
-    """Connects this process to the others; exits with one paragraph where that fails.
+    """Connects this process to the others; exits with one paragraph if that fails.
+
+    None for an argument takes what the cluster's environment says.
 
     Args:
-      address: HOST:PORT of process 0; None, as for the others, takes what the cluster tells.
-      count: how many processes there are.
-      number: which this is, from 0.
+      address: HOST:PORT of process 0.
+      count: the number of processes.
+      number: of this process, from 0.
     """
     try:
         jax.distributed.initialize(address, count, number)
@@ -83,9 +85,9 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
 
 
 def without_tpu() -> None:
-    """Makes libtpu compile without looking for a TPU; must come before JAX starts its devices.
+    """Makes libtpu compile without looking for a TPU. Call it before JAX starts its devices.
 
-    libtpu lets one process in at a time, for the sake of the TPU, which is not touched here.
+    libtpu admits one process at a time, to protect the TPU. Here no TPU is used.
     """
     jax.config.update("jax_platforms", "cpu")
     for name, value in (

@@ -1,4 +1,4 @@
-"""flags"""
+"""Command lines with `--config=FILE` and `--config.KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from vit_jax.config.keys import no_such_key, what_fits
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Returns what is left of the command line; exits with what is wrong with it.
+    """Parses a command line with a configuration; returns the arguments that are no flags.
 
-    That can be a flag, a key of the configuration or its value, or the configuration file: that it
-    isn't there, or what it raises.
+    Exits with one paragraph if a flag, a key of the configuration or its value is wrong, or if the
+    configuration file doesn't exist or raises an error.
     """
     try:
         left = values(argv)
         getattr(values["config"].value, "lock", None)  # a file that can't be read raises when used
         return left
     except flags.Error as error:
-        told = str(error).strip()
-        if "Traceback" in told:  # of what a configuration file raised
-            told = f"{told.partition(': Error')[0]}: {told.splitlines()[-1].strip()}"
-        elif key := re.match(r"flag --config\.([\w.]+)=", told):
-            told = f"{told.rstrip('.')}. {key[1]} must be {what_fits(key[1])}."
-        sys.exit(told)
+        message = str(error).strip()
+        if "Traceback" in message:  # the configuration file raised an error
+            message = f"{message.partition(': Error')[0]}: {message.splitlines()[-1].strip()}"
+        elif key := re.match(r"flag --config\.([\w.]+)=", message):
+            message = f"{message.rstrip('.')}. {key[1]} must be {what_fits(key[1])}."
+        sys.exit(message)
     except Exception as error:  # a configuration file can raise anything
         hidden = error.__cause__ if isinstance(error, OSError) else None
-        sys.exit(_told(argv, hidden or error))
+        sys.exit(_config_message(argv, hidden or error))
 
 
-def _told(argv: list[str], error: BaseException) -> str:
+def _config_message(argv: list[str], error: BaseException) -> str:
     """Returns what is wrong with the configuration file of a command line, or with its keys."""
     found = re.search(r"--?config[= ]([^: ]*)", " ".join(argv))
     file = found[1] if found else ""
@@ -50,8 +50,8 @@ def _told(argv: list[str], error: BaseException) -> str:
     unknown = [key for key in keys if no_such_key(key)]
     unknown = [key for key in unknown if not key.startswith("compare.runs.")] or unknown
     if unknown and not lines and not isinstance(error, SyntaxError):
-        told = "\n- ".join(map(no_such_key, unknown))
-        return f"The command line can't be used:\n- {told}"
+        problems = "\n- ".join(map(no_such_key, unknown))
+        return f"The command line can't be used:\n- {problems}"
     where = f"{file}, line {lines[-1]}" if lines else f"--config={file}"
-    told = re.sub(r' Other fields present: ".*?"(?=\n|$)', "", str(error).replace("\\n", "\n"))
-    return f"{where}: {type(error).__name__}: {' '.join(told.split())}"
+    message = re.sub(r' Other fields present: ".*?"(?=\n|$)', "", str(error).replace("\\n", "\n"))
+    return f"{where}: {type(error).__name__}: {' '.join(message.split())}"

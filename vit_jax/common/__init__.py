@@ -1,1 +1,10 @@
-"""What every room needs: whole files and buckets, and the wording of messages."""
+"""What every room needs: files that are written whole or not at all, and parts of messages."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    # files and folders, on this machine or in a bucket
+    from vit_jax.common.files import absolute, is_bucket, replacing, write_csv
+
+    # parts of messages
+    from vit_jax.common.messages import closest, first_few

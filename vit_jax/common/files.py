@@ -1,4 +1,4 @@
-"""Files and folders, on this machine or in a bucket: whole or not at all."""
+"""Files and folders, on this machine or in a bucket of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -7,27 +7,34 @@ import csv
 import io
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
+PathT = TypeVar("PathT", pathlib.Path, epath.Path)
+_BUCKETS = "gs://"  # the beginning of every path in a bucket
 
-def is_bucket(folder: epath.Path) -> bool:
-    return os.fspath(folder).startswith("gs://")
+
+def is_bucket(path: str | os.PathLike[str]) -> bool:
+    """Returns True if a path is in a bucket: if it begins with `gs://`."""
+    return os.fspath(path).startswith(_BUCKETS)
 
 
-def absolute(path: str | epath.PathLike) -> epath.Path:
-    """Returns where a folder is, on this machine or, as `gs://BUCKET/PATH`, in a bucket.
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """Returns the absolute path of a file or folder.
+
+    Args:
+      path: on this machine, where "~" stands for the home folder, or `gs://BUCKET/PATH`. Nothing
+        needs to exist there; a bucket is looked for.
 
     Raises:
-      ValueError: what reads and writes buckets is not installed, or Google doesn't know us.
+      ValueError: the path is in a bucket, and gcsfs is not installed, or the bucket can't be read.
       FileNotFoundError: there is no such bucket.
     """
-    path = os.fspath(path)
-    if not path.startswith("gs://"):
+    if not is_bucket(path):
         return epath.Path(path).expanduser().resolve()
+    path = os.fspath(path)
     try:
         from gcsfs.retry import HttpError
     except ImportError as error:
@@ -35,34 +42,45 @@ def absolute(path: str | epath.PathLike) -> epath.Path:
             f"{path} is in a bucket of Google Cloud Storage, and reading and writing there needs "
             f'gcsfs: pip install "vit_jax[gcs]", in a checkout pip install -e ".[gcs]".'
         ) from error
-    bucket = epath.Path("gs://" + path.split("/")[2])
+    bucket = epath.Path(_BUCKETS + path.split("/")[2])
     try:
-        there = bucket.exists()
+        exists = bucket.exists()
     except HttpError as error:
         raise ValueError(
             f"{bucket} can't be read: {error}. `gcloud auth application-default login` logs in."
         ) from error
-    if not there:  # gcsfs would create it, wherever
+    if not exists:  # writing there would create it, in a place of gcsfs's choice
         raise FileNotFoundError(f"There is no bucket {bucket}, or none that we may see: create it.")
-    return epath.Path(path)  # without resolve(), which takes it for a folder of this one
+    return epath.Path(path)  # resolve() would make it a path of this machine
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path`, which takes its place if all goes well, else vanishes."""
+def replacing(path: PathT) -> Iterator[PathT]:
+    """Yields a partial path to write a file to. When the block ends, the file replaces `path`.
+
+    So a half-written file is never at `path`. If the block raises an error, the file is removed
+    and `path` stays as it was. The partial path is hidden, beside `path`, and has its suffix. If
+    `path` does not exist, the block may also write a folder.
+
+    Raises:
+      FileNotFoundError: the block wrote nothing.
+      OSError: the file can't replace `path`.
+    """
     partial = path.with_name(f".partial-{path.name}")
     try:
         yield partial
-        partial.rename(path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
+        partial.replace(path)
+    except BaseException:  # an interrupt, too, leaves nothing half written
+        written = epath.Path(partial)
+        if written.is_dir():
+            written.rmtree()
         else:
-            partial.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
+        raise
 
 
-def write_csv(path: epath.Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes a CSV file, on this machine or in a bucket."""
+def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Writes rows as a CSV file, on this machine or in a bucket."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
-    path.write_bytes(text.getvalue().encode())
+    epath.Path(path).write_bytes(text.getvalue().encode())

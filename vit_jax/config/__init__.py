@@ -1,6 +1,19 @@
-"""The configuration of a run."""
+"""The configuration of a run: its keys, their defaults and their types."""
 
-from vit_jax.config.defaults import default
-from vit_jax.config.keys import image_shape, model_attributes
+from etils import epy
 
-__all__ = ["default", "image_shape", "model_attributes"]
+with epy.lazy_api_imports(globals()):
+    # every key with its default
+    from vit_jax.config.defaults import default
+
+    # names and types of keys, and what several rooms derive from their values
+    from vit_jax.config.keys import (
+        all_keys,
+        image_shape,
+        is_folder,
+        model_attributes,
+        no_such_key,
+        run_config,
+        type_problem,
+        what_fits,
+    )

@@ -1,4 +1,4 @@
-"""The configuration of a run: every key with its default, meaning and unit."""
+"""The configuration of a run: every key with its default, its meaning and its unit."""
 
 from __future__ import annotations
 
@@ -9,48 +9,62 @@ from ml_collections.config_dict import placeholder
 def default() -> ConfigDict:
     """Returns the configuration that all others start from: the paper's fine-tuning, small data.
 
-    Keys that are None by default can be set to the type their comment names. "Paper" gives what
-    the paper used; its pre-training and fine-tuning tables are in `configs/`.
+    `placeholder(type)` is None, and can be set to that type. "Paper" says what the paper used; its
+    tables of pre-training and fine-tuning are in `configs/`. Where the comment names a table of
+    choices, such as training.optim.OPTIMIZERS, the key takes any name in that table.
+
+    Example:
+      >>> config = vit_jax.default_config()
+      >>> config.model.variant, config.optim.lr = "S/16", 0.003
+      >>> config.batch_size
+      512
     """
     config = ConfigDict()
-    # "train" (and evaluate on the way); "evaluate" a checkpoint, or its representations by
-    # "fewshot"; "sweep" learning rates; "compare" several runs.
+    # What is done, in jobs.table.JOBS: "train" also evaluates on the way; "evaluate" and "fewshot"
+    # test the checkpoint in init_from; "sweep" tries learning rates; "compare" trains several runs.
     config.job = "train"
-    config.objective = "classification"  # or "masked_patches", without labels; paper: B.1.2
-    config.seed = 0  # of parameters, data order, augmentation and dropout
+    # What is trained for, in training.setup.OBJECTIVES. "masked_patches" needs no labels (paper:
+    # B.1.2).
+    config.objective = "classification"
+    config.seed = 0  # of parameters, order of the data, augmentation and dropout
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are always float32
-    # How the step is spread over the devices: "pmap", each holds the whole state, or "sharded",
-    # they divide it, for models too large for one.
+    # How the devices share the work, in training.parallel.STRATEGIES: with "pmap" each holds the
+    # whole state; with "sharded" each holds a part, for models too large for one device.
     config.parallel = "pmap"
-    config.fsdp = placeholder(int)  # devices that divide one state, "sharded"; None: all of them
+    # With "sharded": number of devices that hold one copy of the state together. None: all of them.
+    config.fsdp = placeholder(int)
 
+    # The model. Keys that are set replace the variant's values; None keeps them. ResNets take only
+    # axial, kernel_epsilon, layers and width_factor. See models.attributes.ATTRIBUTES.
     config.model = ConfigDict()
-    config.model.variant = "B/16"  # a row of vit_jax.models.VARIANTS
-    # The rest replaces the row's values; None keeps them. ResNets have axial and the last three.
+    config.model.variant = "B/16"  # a row of models.VARIANTS, in any usual spelling
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
     config.model.stochastic_depth = placeholder(float)  # probability at the last block; paper: 0
-    config.model.pool = placeholder(str)  # head reads "token" (paper) or "gap"; None: as init_from
+    config.model.pool = placeholder(str)  # the head reads the "token" (paper) or the "gap" (mean)
     config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training
     config.model.positions = placeholder(str)  # "1d" (paper), "2d", "relative", "sincos", "none"
-    config.model.positions_at = placeholder(str)  # "stem" (paper), "layers", "shared" by layers
-    config.model.patch_size = placeholder(int)  # pixels, of the feature map where there is a stem
+    # Where positions are added: before the encoder, "stem" (paper), or before every block, from a
+    # table for each, "layers", or from one table, "shared".
+    config.model.positions_at = placeholder(str)
+    config.model.patch_size = placeholder(int)  # pixels; of the feature map if there is a stem
     config.model.width = placeholder(int)  # size of a token (paper: D)
     config.model.depth = placeholder(int)  # encoder blocks (paper: L)
     config.model.mlp_dim = placeholder(int)  # hidden size of the MLP
     config.model.num_heads = placeholder(int)  # attention heads
-    config.model.stem = placeholder(tuple)  # units of each stage of a hybrid's ResNet
-    config.model.axial = placeholder(bool)  # attention along rows, then columns
-    # None takes these from init_from's weights, or else what the published checkpoints are for.
-    config.model.gelu = placeholder(str)  # "tanh" approximation (published), or "exact"
+    config.model.stem = placeholder(tuple)  # of a hybrid: units of each stage of its ResNet
+    config.model.axial = placeholder(bool)  # attention along rows, then along columns (paper: D.6)
+    # For these three, and for positions, positions_at and pool, None takes the value that the
+    # weights in init_from were trained with.
+    config.model.gelu = placeholder(str)  # the "tanh" approximation (published), or "exact"
     config.model.norm_epsilon = placeholder(float)  # added to LayerNorm's variance; published: 1e-6
     config.model.kernel_epsilon = placeholder(float)  # added to a standardised kernel's variance
-    # Computes again in the backward pass, to save memory: "none", "dots" (all but products with
-    # parameters), "full" (everything of a block).
+    # What the backward pass computes a second time, to save memory: "none", "dots" (all but matmuls
+    # with parameters) or "full" (everything of a block). None: "none".
     config.model.remat = placeholder(str)
-    # How the encoder computes: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, bfloat16),
-    # see vit_jax/models/layers.py. None: the one for the devices.
+    # How the encoder is computed: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, in
+    # bfloat16), see models/layers.py. None: the one for the devices.
     config.model.implementation = placeholder(str)
-    # Trains the blocks as one loop: compiles in a fraction of the time, takes more memory.
+    # True trains the blocks as one loop: compiles in a fraction of the time, takes more memory.
     config.model.scan = placeholder(bool)
     config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage
     config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
@@ -58,78 +72,84 @@ def default() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "rendered_flowers"  # a tfds name, or a folder of images
     config.data.dir = placeholder(str)  # where tfds keeps its data; None: ~/tensorflow_datasets
-    config.data.train = placeholder(str)  # split, such as "train[:85%]"; None: see data.py
-    config.data.test = placeholder(str)  # split to evaluate on; None: its own, or 15 % of train
+    # Splits in the syntax of tfds, such as "train[:85%]". None: see data.splits.default_splits.
+    config.data.train = placeholder(str)  # to train on
+    config.data.test = placeholder(str)  # to evaluate on
     # Pixels: one side or (height, width). Paper: 224 in pre-training, 384 in fine-tuning.
     config.data.image_size = placeholder(object)
     config.data.image_size = 224
-    config.data.crop = "inception"  # in training; or "resize": resize, then crop at random
-    config.data.crop_area = 0.05  # smallest share of the image's area in an inception crop
-    config.data.crop_fraction = 0.875  # side of the crop / side resized to: "resize", "central"
-    config.data.eval_crop = "central"  # in evaluation; or "whole": the image, whatever its aspect
-    config.data.flip = True  # mirror half of the training images
+    # How training images are cropped, in data.transforms.TRAIN_CROPS: "inception" takes a random
+    # part of the image; "resize" resizes, then crops at a random place.
+    config.data.crop = "inception"
+    config.data.crop_area = 0.05  # of "inception": smallest share of the image's area
+    config.data.crop_fraction = 0.875  # of "resize" and "central": side of the crop / side resized
+    # How images are cropped in evaluation, in data.transforms.EVAL_CROPS: "central" keeps the
+    # aspect; "whole" resizes the whole image.
+    config.data.eval_crop = "central"
+    config.data.flip = True  # mirrors half of the training images
     config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
     config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
-    config.data.threads = 2  # that read and decode, in each process
-    config.data.prefetch = 4  # batches that wait ready, in each process
-    config.data.check = True  # decode every image of a folder before a run's first step
-    config.data.on_error = "stop"  # at an image that can't be decoded; or "skip" it, see data.py
+    config.data.threads = 2  # threads that read and decode, in each process
+    config.data.prefetch = 4  # batches that are made ahead, in each process
+    config.data.check = True  # decodes every image of a folder before a run's first step
+    config.data.on_error = "stop"  # at an image that can't be decoded; or "skip" it
 
     config.batch_size = 512  # images a step, over all devices; paper: 4096, fine-tuning 512
-    config.eval_batch_size = 512  # images an evaluation step, over all devices
+    config.eval_batch_size = 512  # images a step of evaluation, over all devices
     config.total_steps = placeholder(int)  # length of the run in steps; if set, epochs isn't read
     config.epochs = placeholder(float)  # length of the run in passes over the training split
-    config.accumulate_steps = 1  # micro-batches that a step's batch is computed in, to save memory
+    config.accumulate_steps = 1  # micro-batches that make up a step's batch, to save memory
 
     config.optim = ConfigDict()
-    config.optim.name = "sgd"  # or "adam"; paper: adam in pre-training, sgd in fine-tuning
+    config.optim.name = "sgd"  # in training.optim.OPTIMIZERS; paper: "adam" in pre-training
     config.optim.lr = 0.01  # base learning rate, reached after the warm-up
     config.optim.warmup_steps = 0  # linear from 0; paper: 10,000 in pre-training
-    config.optim.decay = "cosine"  # to 0 at the end; or "linear", or "constant"
-    config.optim.momentum = 0.9  # of sgd
-    config.optim.beta1 = 0.9  # of adam: first moment
-    config.optim.beta2 = 0.999  # of adam: second moment
+    config.optim.decay = "cosine"  # to 0 at the end of the run, in training.optim.SCHEDULES
+    config.optim.momentum = 0.9  # of SGD
+    config.optim.beta1 = 0.9  # of Adam: first moment
+    config.optim.beta2 = 0.999  # of Adam: second moment
     config.optim.weight_decay = 0.0  # decoupled, kernels only, times the rate; paper: 0.03 to 0.3
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0: no clipping
-    config.optim.label_smoothing = 0.0  # probability mass spread evenly over the classes
-
+    config.optim.label_smoothing = 0.0  # probability that is spread evenly over the classes
     config.optim.momentum_dtype = "float32"  # of momentum (Adam: the first moment), or "bfloat16"
-    config.optim.polyak = 0.0  # factor of the averaged parameters, 0: none; paper: 0.9999
+    config.optim.polyak = 0.0  # decay of the averaged parameters; 0: no average; paper: 0.9999
 
-    config.masked = ConfigDict()  # of masked_patches
-    config.masked.target = "mean_colour"  # 512 classes; "downsized": 4x4 of them; "pixels": L2
-    config.masked.fraction = 0.5  # of the patches that are corrupted; paper: 0.5
+    config.masked = ConfigDict()  # of objective="masked_patches"
+    # What is predicted of a patch: its "mean_colour", one of 512 classes; the same of a patch
+    # "downsized" to 4x4; or its "pixels", with a squared error.
+    config.masked.target = "mean_colour"
+    config.masked.fraction = 0.5  # share of the patches that are corrupted; paper: 0.5
 
-    config.fewshot = ConfigDict()  # linear evaluation of frozen representations; paper: 4.1
-    config.fewshot.every = 0  # steps of training between two, and at the end; 0: none
+    config.fewshot = ConfigDict()  # linear classifiers on frozen features; paper: 4.1
+    config.fewshot.every = 0  # steps of training between two evaluations, and at the end; 0: none
     config.fewshot.shots = (1, 5, 10, 25)  # examples of each class; paper: 5 in most tables
-    config.fewshot.seeds = 3  # draws of the examples
-    config.fewshot.name = placeholder(str)  # data set; None: as data.name and its splits
+    config.fewshot.seeds = 3  # how many times the examples are drawn
+    config.fewshot.name = placeholder(str)  # data set; None: data.name and its splits
     config.fewshot.train = placeholder(str)  # split that examples are drawn from
     config.fewshot.test = placeholder(str)  # split that the classifiers are tested on
 
-    config.sweep = ConfigDict()  # of learning rates; paper: table 4
+    config.sweep = ConfigDict()  # of job="sweep"; paper: table 4
     config.sweep.lr = (0.001, 0.003, 0.01, 0.03)  # the values of optim.lr to try
     config.sweep.held_out = 0.1  # share of the training split that chooses; paper: 0.01 to 0.1
 
-    config.compare = ConfigDict()  # several runs; paper: figure 5
+    config.compare = ConfigDict()  # of job="compare"; paper: figure 5
     config.compare.runs = ConfigDict()  # name -> the keys, as in this file, that make it different
-    config.compare.epochs = ()  # lengths to train each of them for; (): as the configuration says
-    config.compare.seeds = 3  # times each is trained, from seed, seed + 1…
+    config.compare.epochs = ()  # lengths to train each of them for; (): as epochs or total_steps
+    config.compare.seeds = 3  # how many times each is trained: from seed, seed + 1…
 
     config.log_every = 50  # steps
-    config.eval_every = 500  # steps; the last step is always evaluated; 0: only that
+    config.eval_every = 500  # steps; the last step is always evaluated; 0: only the last
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500  # steps; the last step is always saved; 0: only that
-    config.checkpoint.keep = 2  # newest checkpoints that stay
-    config.checkpoint.fallback = False  # go on from an older one where the newest is damaged
-    config.checkpoint.other_config = False  # go on with a workdir of another configuration
+    config.checkpoint.every = 500  # steps; the last step is always saved; 0: only the last
+    config.checkpoint.keep = 2  # how many of the newest checkpoints stay
+    config.checkpoint.fallback = False  # goes on from an older one if the newest is damaged
+    config.checkpoint.other_config = False  # goes on in a workdir of another configuration
     config.on_nonfinite = "stop"  # at a NaN or infinite loss or gradient; or "skip" that update
     config.max_skipped_updates = 10  # in a row, by on_nonfinite="skip"; one more stops the run
-    # What to start from, or to evaluate: a workdir, a checkpoint's folder, a file of weights, a URL
-    # or a name, see vit_jax.interop.restore.
+    # What to start from, or to evaluate: a workdir, a folder of one checkpoint, a file of weights,
+    # a URL or a name, see vit_jax.load. None: random parameters.
     config.init_from = placeholder(str)
-    config.init_resize = "linear"  # how init_from's positions are resized; or "cubic"
-    config.init_average = False  # start from init_from's Polyak average
+    config.init_resize = "linear"  # how the positions of init_from are resized; or "cubic"
+    config.init_average = False  # starts from the Polyak average of init_from
     return config.lock()

@@ -1,39 +1,94 @@
-"""Keys of a configuration: their types, names close to a wrong one, and values that several rooms derive."""
+"""The keys of a configuration: types of values, nearest names, and what several rooms derive."""
 
 from __future__ import annotations
 
 import difflib
+import functools
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from vit_jax.config.defaults import default
 
-
-def model_attributes(config: ConfigDict) -> dict:
-    """Returns what `config.model` sets besides the variant, as `models.build` takes it."""
-    return {k: v for k, v in config.model.items() if k != "variant" and v is not None}
+# --------------------------------------------------------------------------- types of the values
 
 
-def run_config(config: ConfigDict, name: str) -> ConfigDict:
-    """Returns the configuration of one of `compare.runs`, for `job="train"`.
+class ValueType(NamedTuple):
+    """What a key can be set to, before its range is looked at.
 
-    Raises:
-      KeyError, TypeError: it changes keys that there are not, or to another type; says which.
+    Attributes:
+      fits: value -> True if it is of the type; takes anything, and None is not of any type.
+      rule: what the values are, such as "a finite number".
+      example: such as ", such as (3, 4)" for keys that hold several numbers, "" for others.
+      optional: True if the key can be None.
     """
-    resolved = config.copy_and_resolve_references()
-    single = default()
-    single.update({key: value for key, value in resolved.items() if key != "compare"})
-    single.update(resolved.compare.runs[name])
-    single.job = "train"
-    return single
+
+    fits: Callable[[Any], bool]
+    rule: str
+    example: str
+    optional: bool
 
 
-def overlap(a: str, b: str) -> bool:
-    """Tells whether two keys are the same, or one is a section that the other is in."""
-    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
+def _is_whole(x: Any) -> bool:  # of 32 bits, as JAX counts
+    return isinstance(x, int) and not isinstance(x, bool) and -(2**31) <= x < 2**31
+
+
+def _is_number(x: Any) -> bool:
+    real = isinstance(x, int | float) and not isinstance(x, bool)
+    return real and abs(x) <= sys.float_info.max  # False for NaN
+
+
+def _are_all(fits: Callable[[Any], bool], x: Any) -> bool:
+    # At most 100: each stage of a ResNet doubles the stride, which would grow beyond counting.
+    return isinstance(x, tuple | list) and len(x) <= 100 and all(map(fits, x))
+
+
+def _is_image_size(x: Any) -> bool:
+    sides = [x, x] if _is_whole(x) else x
+    return _are_all(_is_whole, sides) and len(sides) == 2 and min(sides) > 0
+
+
+_WHOLES = (functools.partial(_are_all, _is_whole), "whole numbers (of 32 bits)")
+_NUMBERS = (functools.partial(_are_all, _is_number), "finite numbers")
+_TYPES: Mapping[type, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda x: isinstance(x, bool), "True or False"),
+    int: (_is_whole, "a whole number (of 32 bits)"),
+    float: (_is_number, "a finite number"),
+    str: (lambda x: isinstance(x, str), "text"),
+    tuple: _WHOLES,
+    object: (_is_image_size, "pixels: one side or (height, width)"),  # only data.image_size
+    ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
+}
+_TUPLES_OF_NUMBERS = ("sweep.lr", "compare.epochs")
+
+
+@functools.cache
+def value_types() -> Mapping[str, ValueType]:
+    """Returns the type of every key of `default`, sections among them, by the key in full."""
+    types, config = {}, default()
+    for key in all_keys(config):
+        section, _, name = key.rpartition(".")
+        kind = (config[section] if section else config).get_type(name)
+        fits, rule = _NUMBERS if key in _TUPLES_OF_NUMBERS else _TYPES[kind]
+        example = f", such as {config[key] or (3, 4)}" if kind is tuple else ""
+        types[key] = ValueType(fits, rule, example, optional=config[key] is None)
+    return types
+
+
+def type_problem(key: str, value: Any) -> str:
+    """Returns "optim.lr='x' must be a finite number.", or "" if the value is of the key's type.
+
+    Args:
+      key: of `default`, in full.
+      value: anything.
+    """
+    fits, rule, example, optional = value_types()[key]
+    if fits(value) or (optional and value is None):
+        return ""
+    return f"{key}={short_repr(value)} must be {rule}{example}{' or None' * optional}."
 
 
 def what_fits(key: str) -> str:
@@ -42,55 +97,11 @@ def what_fits(key: str) -> str:
     Args:
       key: of `default`, in full.
     """
-    section, _, name = key.rpartition(".")
-    known = default()[section] if section else default()
-    return "".join(type_of(key, known[name], known.get_type(name))[1:])
+    return value_types()[key].rule + value_types()[key].example
 
 
-def type_of(key: str, usual: Any, kind: type) -> tuple[Callable[[Any], bool], str, str]:
-    """Returns whether a value is of a key's type, what that is called, and an example, or ""."""
-    if kind is not tuple:
-        return *_TYPES[kind], ""
-    whole = key not in ("sweep.lr", "compare.epochs")
-    fits, rule = (_wholes, "whole numbers (of 32 bits)") if whole else (_numbers, "finite numbers")
-    return fits, rule, f", such as {usual or (3, 4)}"
-
-
-def _whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and -(2**31) <= x < 2**31
-
-
-def _number(x: Any) -> bool:
-    real = isinstance(x, int | float) and not isinstance(x, bool)
-    return real and abs(x) <= sys.float_info.max  # NaN isn't
-
-
-def _wholes(x: Any) -> bool:  # a hundred at most: each stage of a ResNet doubles the stride
-    return isinstance(x, tuple | list) and len(x) <= 100 and all(map(_whole, x))
-
-
-def _numbers(x: Any) -> bool:
-    return isinstance(x, tuple | list) and len(x) <= 100 and all(map(_number, x))
-
-
-def _sides(x: Any) -> bool:
-    sides = [x, x] if _whole(x) else x
-    return _wholes(sides) and len(sides) == 2 and min(sides) > 0
-
-
-# Whether a value is of a key's type, and what that is called; `type_of` has tuples.
-_TYPES = {
-    bool: (lambda x: isinstance(x, bool), "True or False"),
-    int: (_whole, "a whole number (of 32 bits)"),
-    float: (_number, "a finite number"),
-    str: (lambda x: isinstance(x, str), "text"),
-    object: (_sides, "pixels: one side or (height, width)"),  # data.image_size
-    ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
-}
-
-
-def shown(value: Any) -> str:
-    """Returns a value as it is written, cut where that is long."""
+def short_repr(value: Any) -> str:
+    """Returns a value as Python writes it, cut after 100 characters."""
     try:
         text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except Exception:  # such as a number with more digits than Python writes
@@ -98,21 +109,35 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
-def get(config: Any, key: str, usual: Any) -> Any:
-    for part in key.split("."):
-        if not isinstance(config, ConfigDict) or part not in config:
-            return usual
-        config = config[part]
-    return config
+# --------------------------------------------------------------------------- names of the keys
 
 
 def all_keys(config: ConfigDict, prefix: str = "") -> Iterator[str]:
-    """Yields all keys in full, sections among them."""
+    """Yields every key in full, sections among them; `compare.runs` counts as one key.
+
+    Args:
+      config: a configuration, or a section of one.
+      prefix: what the section's keys start with, such as "optim.".
+    """
     for key, value in config.items():
         name = f"{prefix}{key}"
         yield name
         if isinstance(value, ConfigDict) and name != "compare.runs":
             yield from all_keys(value, f"{name}.")
+
+
+def look_up(config: Any, key: str, otherwise: Any) -> Any:
+    """Returns the value of a key in full, or `otherwise` if the configuration lacks the key."""
+    for part in key.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return otherwise
+        config = config[part]
+    return config
+
+
+def overlap(a: str, b: str) -> bool:
+    """Returns True if two keys are the same, or one is a section that holds the other."""
+    return f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")
 
 
 def no_such_key(key: str) -> str:
@@ -121,17 +146,17 @@ def no_such_key(key: str) -> str:
     Args:
       key: in full, such as "optim.lrr".
     """
-    known = list(all_keys(default()))
+    known = list(value_types())
     if key in known:
         return ""
     section, _, name = key.rpartition(".")
     here = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     shallow_last = sorted(known, key=lambda k: (k.count("."), k), reverse=True)
-    elsewhere = {k.rpartition(".")[2]: k for k in shallow_last}
+    everywhere = {k.rpartition(".")[2]: k for k in shallow_last}  # of equal names the shallowest
     for wanted, names, likeness in (
-        (name, elsewhere, 1.0),
+        (name, everywhere, 1.0),  # the right name in another section
         (name, here, 0.6),
-        (name, elsewhere, 0.7),
+        (name, everywhere, 0.7),
         (key, {k: k for k in known}, 0.8),
     ):
         if close := difflib.get_close_matches(wanted, names, n=1, cutoff=likeness):
@@ -139,12 +164,38 @@ def no_such_key(key: str) -> str:
     return f"there is no key {key}."
 
 
-def one_of(known: tuple[str, ...], value: str) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return " or ".join(map(repr, known)) + (f" (did you mean {close[0]!r}?)" if close else "")
+# --------------------------------------------------------------------------- derived values
+
+
+def model_attributes(config: ConfigDict) -> dict[str, Any]:
+    """Returns what `config.model` sets besides the variant, for `models.build(variant, …)`."""
+    return {k: v for k, v in config.model.items() if k != "variant" and v is not None}
 
 
 def image_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Returns (height, width) in pixels for a `config.data.image_size`: a side, or both."""
+    """Returns (height, width) in pixels of a `config.data.image_size`: one side, or both."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return height, width
+
+
+def is_folder(name: str) -> bool:
+    """Returns True if a `config.data.name` is a folder of images, False if it names a data set.
+
+    A folder is what starts with "/", "." or "~", whether it exists or not, and any other name of
+    a directory that exists, seen from the working directory.
+    """
+    return name.startswith(("/", ".", "~")) or os.path.isdir(name)  # False if the name is too long
+
+
+def run_config(config: ConfigDict, name: str) -> ConfigDict:
+    """Returns the configuration of one of `compare.runs`, with `job="train"`.
+
+    Raises:
+      KeyError, TypeError: the run sets a key that does not exist, or one to another type.
+    """
+    resolved = config.copy_and_resolve_references()
+    single = default()
+    single.update({key: value for key, value in resolved.items() if key != "compare"})
+    single.update(resolved.compare.runs[name])
+    single.job = "train"
+    return single

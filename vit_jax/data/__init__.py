@@ -1,1 +1,59 @@
-"""From a data set to batches of uint8 images."""
+"""From a data set to batches of uint8 images.
+
+A data set is opened by its name; a split of it is a source of encoded examples; the pipeline makes
+batches of a source. `open_inputs` does all of it for a training run.
+"""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    # the layout of a batch
+    from vit_jax.data.batch import Batch, empty_batch, layout
+
+    # checks before a run
+    from vit_jax.data.checks import check_folder, require_decodable, require_trainable
+
+    # all that a run reads, in one call
+    from vit_jax.data.inputs import Inputs, evaluation_batches, open_inputs
+
+    # from a source to batches
+    from vit_jax.data.pipeline import (
+        ON_ERROR,
+        Shard,
+        SkippedImages,
+        batch_ids,
+        eval_batches,
+        seek,
+        train_batches,
+    )
+
+    # random operations on a training image
+    from vit_jax.data.randaugment import rand_augment
+
+    # data sets, and the examples of their splits
+    from vit_jax.data.sources import (
+        Dataset,
+        Example,
+        ExampleError,
+        FolderDataset,
+        Source,
+        TfdsDataset,
+        open_dataset,
+        open_source,
+    )
+
+    # splits, in the syntax of tfds
+    from vit_jax.data.splits import default_splits, hold_out, parse_split, split_size
+
+    # operations on one image
+    from vit_jax.data.transforms import (
+        EVAL_CROPS,
+        TRAIN_CROPS,
+        central_crop,
+        decode,
+        evaluation_view,
+        inception_crop,
+        random_flip,
+        resize,
+        resize_and_random_crop,
+    )

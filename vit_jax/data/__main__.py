@@ -1,4 +1,7 @@
-"""Command"""
+"""Checks a folder of images, or prepares and converts tfds data sets, ahead of a run.
+
+None of it needs TensorFlow, but for `prepare` with those data sets whose own code does.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vit_jax.data import checks
 from vit_jax.data.builders import prepare
-from vit_jax.data.checks import report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m vit_jax.data`."""
+    """Runs `python -m vit_jax.data`; `argv` are its arguments, or None for the command line's."""
     parser = argparse.ArgumentParser(prog="python -m vit_jax.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser(
-        "check", help="list the images of a folder that can't be decoded; status 1 if there are any"
+        "check",
+        help="list the images of a folder that can't be decoded, and the classes without images; "
+        "status 1 if there are any",
     )
     checking.add_argument("directory", help="<class>/* or train|val|test/<class>/*")
     preparing = commands.add_parser("prepare", help="download and prepare a tfds data set")
@@ -26,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         if args.command == "check":
-            sys.exit(1 if report(args.directory) else 0)
+            problems, summary = checks.check_folder(args.directory)
+            print(*problems, summary, sep="\n")
+            sys.exit(1 if problems else 0)
         elif args.command == "prepare":
             prepare.prepare(args.name, args.data_dir)
         else:

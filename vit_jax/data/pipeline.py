@@ -1,10 +1,17 @@
-"""Batches"""
+"""From a source to batches: the order of training, decoding and cropping, and bad images.
+
+An image that can't be read or decoded stops the run, or is skipped with
+`config.data.on_error="skip"`: in training the next image of the source takes its place, in
+evaluation its mask is False. Which image that is depends on the files alone, so that a run that is
+resumed still sees the same batches, bit for bit.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -12,19 +19,29 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.keys import image_shape
 from vit_jax.data import transforms
+from vit_jax.data.batch import Batch, empty_batch
 from vit_jax.data.randaugment import rand_augment
 from vit_jax.data.sources import Example, ExampleError, Source
-from vit_jax.data.transforms import evaluation_view
 
 logger = logging.getLogger(__name__)
 
-Batch = dict[str, np.ndarray]
+ON_ERROR = ("stop", "skip")  # what `config.data.on_error` takes
+
+
+class Shard(NamedTuple):
+    """The part of the examples that one process reads: every `processes`th of the global order."""
+
+    process: int = 0  # the number of this process
+    processes: int = 1  # how many there are
+
+
+WHOLE = Shard()  # of a single process
 
 
 class SkippedImages:
-    """The ids of the images that a process skipped; its threads share one. Each is logged once."""
+    """The ids of the images that a process skipped, each logged once. Threads may share it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._ids: set[str] = set()
         self._lock = threading.Lock()
 
@@ -35,12 +52,15 @@ class SkippedImages:
         return id in self._ids
 
     def add(self, error: ExampleError) -> None:
-        """Notes what could not be used."""
+        """Adds the id of an image that can't be used, and logs why if it is new."""
         with self._lock:
             known = error.id in self._ids
             self._ids.add(error.id)
         if not known:
             logger.warning("skipped %s", error)
+
+
+# ------------------------------------------------------------------------------------- training
 
 
 def train_batches(
@@ -50,51 +70,81 @@ def train_batches(
     num_classes: int,
     batch_size: int,
     seed: int,
-    process: int = 0,
-    processes: int = 1,
+    shard: Shard = WHOLE,
     skipped: SkippedImages | None = None,
 ) -> grain.DatasetIterator:
-    """Returns an endless iterator of training batches; `seek` changes its position.
+    """Returns an endless iterator of training batches, of `batch.layout`; `seek` moves it.
 
-    All processes go through one global order, reshuffled every epoch; process p takes examples
-    p, p + processes, … of it, so the batches of two processes interleave to that of one. Each
-    example's random numbers depend on (seed, position in the order) alone.
+    All processes follow one global order, which is shuffled again every epoch. Process p takes the
+    examples p, p + processes, … of it, so that the batches of two processes interleave to that of
+    one. An example's random numbers depend on the seed and on its position in the order alone.
 
     Args:
       source: the examples.
-      options: `config.data`: sizes, crops, threads, and what to do about bad images.
-      num_classes: labels must be below it.
-      batch_size: examples a batch of this process.
-      seed: of order and augmentation.
-      process, processes: which of how many processes this is.
-      skipped: gets the images that `options.on_error="skip"` skips, as they are read ahead.
+      options: `config.data`.
+      num_classes: every label must be below it.
+      batch_size: number of examples in a batch of this process.
+      seed: of the order and of the augmentation.
+      shard: which part of the order this process takes.
+      skipped: gets the images that are skipped, as they are read ahead; None if nobody asks.
 
-    Raises (when iterated):
-      ValueError: an image can't be read or decoded, or none can, or a label is out of range; it
-        is named.
+    Raises (when a batch is taken):
+      ValueError: an image can't be read or decoded, or a label is out of range, and the message
+        names the image; or none of all images can be used.
     """
     size = image_shape(options.image_size)
+    crop = transforms.TRAIN_CROPS[options.crop]
     reader = _Reader(source, options, skipped)
 
-    def augmented(position: int, number: int) -> tuple[np.ndarray, Example]:
+    def augment(position: int, number: int) -> tuple[np.ndarray, Example]:
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
-        image, example = reader.usable(number)
-        if options.crop == "inception":
-            image = transforms.inception_crop(image, size, rng, area=(options.crop_area, 1.0))
-        else:
-            image = transforms.resize_and_random_crop(image, size, rng, options.crop_fraction)
+        image, example = reader.read_usable(number)
+        image = crop(image, size, rng, options)
         image = transforms.random_flip(image, rng) if options.flip else image
         image = rand_augment(
             image, rng, operations=options.randaugment, magnitude=options.randaugment_magnitude
         )
         return image, example
 
-    def batch(examples: list[tuple[np.ndarray, Example]]) -> Batch:
+    def collate(examples: list[tuple[np.ndarray, Example]]) -> Batch:
         return _collate(examples, num_classes, batch_size, size)
 
-    examples = _order(len(source), seed).map_with_index(augmented)[process::processes]
-    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=batch)
+    examples = _order(len(source), seed).map_with_index(augment)[shard.process :: shard.processes]
+    batches = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
     return iter(batches.to_iter_dataset(_read_options(options)))
+
+
+def seek(batches: grain.DatasetIterator, step: int) -> None:
+    """Moves an iterator of `train_batches` to where it is after `step` batches; reading starts.
+
+    The place in the global order does not depend on the number of processes, so that a run can be
+    resumed with more or fewer of them.
+    """
+    batches.set_state({"next_index": step})
+    batches.start_prefetch()
+
+
+def batch_ids(
+    source: Source, step: int, *, batch_size: int, seed: int, skipped: SkippedImages | None = None
+) -> list[str]:
+    """Returns the ids of the examples in one batch of `train_batches`, of all processes together.
+
+    Args:
+      source: the examples.
+      step: the number of the batch, counted from 1.
+      batch_size: number of examples in a batch of all processes together.
+      seed: of the order.
+      skipped: the images that this process skipped, or None if it skips none. Where another process
+        skipped an image, the id is that image's, not that of the one that took its place.
+    """
+    order = _order(len(source), seed)
+    ids = []
+    for position in range((step - 1) * batch_size, step * batch_size):
+        number = order[position]
+        while (id := example_id(source, number)) in (skipped or ()):
+            number = (number + 1) % len(source)
+        ids.append(id)
+    return ids
 
 
 def _order(count: int, seed: int) -> grain.MapDataset:
@@ -102,37 +152,7 @@ def _order(count: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
-def batch_ids(
-    source: Source, step: int, *, batch_size: int, seed: int, skipped: SkippedImages | None = None
-) -> list[str]:
-    """Returns the ids of the examples of one batch of `train_batches`, of all processes together.
-
-    Args:
-      source: the examples.
-      step: of the batch, counted from 1.
-      batch_size: examples a step, over all processes.
-      seed: of the order.
-      skipped: what `train_batches` was given; what took the place of an image that another process
-        skipped isn't known.
-    """
-    order = _order(len(source), seed)
-    ids = []
-    for position in range((step - 1) * batch_size, step * batch_size):
-        number = order[position]
-        while (id := _id(source, number)) in (skipped or ()):
-            number = (number + 1) % len(source)
-        ids.append(id)
-    return ids
-
-
-def seek(batches: grain.DatasetIterator, step: int) -> None:
-    """Moves a `train_batches` iterator to where it is after `step` batches, and starts to read.
-
-    All processes are at the same number, however many they are, so that a run can go on with
-    more or fewer of them.
-    """
-    batches.set_state({"next_index": step})
-    batches.start_prefetch()
+# ----------------------------------------------------------------------------------- evaluation
 
 
 def eval_batches(
@@ -141,15 +161,14 @@ def eval_batches(
     *,
     num_classes: int,
     batch_size: int,
-    process: int = 0,
-    processes: int = 1,
+    shard: Shard = WHOLE,
     skipped: SkippedImages | None = None,
 ) -> Iterable[Batch]:
-    """Returns an iterable of batches that hold every example exactly once over all processes.
+    """Returns an iterable of batches in which every example is once, over all processes.
 
-    Every process gets the same number of batches of the same size: what is missing in the last
-    ones is filled up with black images whose mask is False, and so is what is skipped. Arguments
-    and errors are those of `train_batches`.
+    Every process gets the same number of batches of the same size. The last ones are filled up
+    with black images whose mask is False. So is the place of a skipped image. Arguments and errors
+    are those of `train_batches`.
     """
     size = image_shape(options.image_size)
     reader = _Reader(source, options, skipped)
@@ -158,34 +177,65 @@ def eval_batches(
         if number >= len(source) or (found := reader.read(number)) is None:
             return None
         image, example = found
-        return evaluation_view(image, size, options), example
+        return transforms.evaluation_view(image, size, options), example
 
-    def batch(numbers: list[int]) -> Batch:
+    def collate(numbers: list[int]) -> Batch:
         examples = [view(number) for number in numbers]
         if not any(examples):
-            reader.usable(0)  # an error if there is none in the whole source
+            reader.read_usable(0)  # raises an error if no image of the source can be used
         return _collate(examples, num_classes, batch_size, size)
 
-    steps = -(-len(source) // (batch_size * processes))
-    numbers = grain.MapDataset.range(steps * batch_size * processes)
-    batches = numbers[process::processes].batch(batch_size, batch_fn=list).map(batch)
+    steps = -(-len(source) // (batch_size * shard.processes))
+    numbers = grain.MapDataset.range(steps * batch_size * shard.processes)
+    numbers = numbers[shard.process :: shard.processes]
+    batches = numbers.batch(batch_size, batch_fn=list).map(collate)
     return batches.to_iter_dataset(_read_options(options))
 
 
-def _read_options(options: ConfigDict) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=options.prefetch)
+# ------------------------------------------------------------------------------ reading examples
+
+
+def decode_example(source: Source, number: int) -> tuple[np.ndarray, Example]:
+    """Returns an example's image, uint8 RGB (height, width, 3), and the example.
+
+    Raises:
+      ExampleError: the example can't be read, or its image can't be decoded.
+    """
+    example = source[number]
+    try:
+        return transforms.decode(example.image), example
+    except ValueError as error:
+        raise ExampleError(example.id, str(error).rstrip(".")) from error
+
+
+def check_label(example: Example, num_classes: int) -> None:
+    """Raises ExampleError if an example's label is not in 0 … `num_classes` - 1."""
+    if not 0 <= example.label < num_classes:
+        raise ExampleError(
+            example.id,
+            f"has the label {example.label}, but there are {num_classes} classes counted from 0: "
+            f"a split without labels can't be trained or evaluated on",
+        )
+
+
+def example_id(source: Source, number: int) -> str:
+    """Returns the id of an example, even if the example can't be read."""
+    try:
+        return source[number].id
+    except ExampleError as error:
+        return error.id
 
 
 class _Reader:
-    """Reads and decodes the examples of a source, and does with bad ones what `on_error` says."""
+    """Reads the examples of a source, and stops at bad ones or skips them, as `on_error` says."""
 
     def __init__(self, source: Source, options: ConfigDict, skipped: SkippedImages | None):
         self._source, self._skip = source, options.on_error == "skip"
         self._skipped = SkippedImages() if skipped is None else skipped
-        self._bad: dict[int, ExampleError] = {}  # by number: they aren't decoded again
+        self._bad: dict[int, ExampleError] = {}  # by number: these are not decoded again
 
     def read(self, number: int) -> tuple[np.ndarray, Example] | None:
-        """Returns the image, uint8 RGB (h, w, 3), and its example; None for what is skipped."""
+        """Returns what `decode_example` does, or None if the example is skipped."""
         if number in self._bad:
             return None
         try:
@@ -200,37 +250,13 @@ class _Reader:
             self._skipped.add(error)
             return None
 
-    def usable(self, number: int) -> tuple[np.ndarray, Example]:
-        """Returns what `read` does, of the first from this number on that isn't skipped."""
+    def read_usable(self, number: int) -> tuple[np.ndarray, Example]:
+        """Returns the first example that is not skipped, from this number on, as `read` does."""
         count = len(self._source)
         for i in range(count):
             if (found := self.read((number + i) % count)) is not None:
                 return found
         raise ValueError(f"None of {count} images can be used, such as {self._bad[number]}.")
-
-
-def decode_example(source: Source, number: int) -> tuple[np.ndarray, Example]:
-    example = source[number]
-    try:
-        return transforms.decode(example.image), example
-    except ValueError as error:
-        raise ExampleError(example.id, str(error).rstrip(".")) from error
-
-
-def _id(source: Source, number: int) -> str:
-    try:
-        return source[number].id
-    except ExampleError as error:
-        return error.id
-
-
-def check_label(example: Example, num_classes: int) -> None:
-    if not 0 <= example.label < num_classes:
-        raise ExampleError(
-            example.id,
-            f"has the label {example.label}, but there are {num_classes} classes counted from 0: "
-            f"a split without labels can't be trained or evaluated on",
-        )
 
 
 def _collate(
@@ -239,15 +265,15 @@ def _collate(
     batch_size: int,
     size: tuple[int, int],
 ) -> Batch:
-    """Returns a batch of what there is, in its place; the mask is False elsewhere."""
-    batch = {
-        "image": np.zeros((batch_size, *size, 3), np.uint8),
-        "label": np.zeros(batch_size, np.int32),
-        "mask": np.zeros(batch_size, bool),
-    }
+    """Returns a batch of the examples, each in its place; where one is None, the mask is False."""
+    batch = empty_batch(batch_size, size)
     for i, found in enumerate(examples):
         if found is not None:
             image, example = found
             check_label(example, num_classes)
             batch["image"][i], batch["label"][i], batch["mask"][i] = image, example.label, True
     return batch
+
+
+def _read_options(options: ConfigDict) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=options.prefetch)

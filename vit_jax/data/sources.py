@@ -1,4 +1,9 @@
-"""Data sets: a folder of images, a tfds data set, or a task of VTAB."""
+"""Where examples come from: a folder of images, a tfds data set, or a task of VTAB.
+
+`open_dataset` opens a data set by its name. `open_source` opens a split of it: a `Source`, which
+reads encoded examples by their numbers. A further kind of data set is a class with the attributes
+of `Dataset` and a line in `open_dataset`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +15,27 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
 from vit_jax.data.splits import absolute_parts, default_splits, parse_split
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
-_JFT = ("jft", "jft300m", "jft_300m", "jft-300m")
+JFT = ("jft", "jft300m", "jft_300m", "jft-300m")  # names, in small letters, of JFT-300M
 _FOLDER_SEED = 0  # of the order inside a folder, which decides what `train[:85%]` holds
 
 
+# -------------------------------------------------------------- examples, sources and data sets
+
+
 class Example(NamedTuple):
-    """One encoded example: the file's bytes, its class, and a name for error messages."""
+    """An example as it is stored.
+
+    Attributes:
+      image: the bytes of an encoded image, such as a JPEG file's.
+      label: the class, counted from 0; negative if the split has no labels.
+      id: a name for messages, such as the file's path.
+    """
 
     image: bytes
     label: int
@@ -31,8 +46,8 @@ class ExampleError(ValueError):
     """An example can't be used.
 
     Attributes:
-      id: the example's, such as its file.
-      reason: what is wrong with it.
+      id: the example's.
+      reason: what is wrong with it, without a full stop.
     """
 
     def __init__(self, id: str, reason: str):
@@ -44,7 +59,10 @@ class ExampleError(ValueError):
 
 
 class Source(Protocol):
-    """A sequence of `Example`s with random access; one that can't be read is an `ExampleError`."""
+    """A sequence of examples that are read by number, by several threads at once.
+
+    Reading raises `ExampleError` if the example can't be read.
+    """
 
     def __len__(self) -> int: ...
 
@@ -52,23 +70,39 @@ class Source(Protocol):
 
 
 class Dataset(Protocol):
-    """What `open_dataset` returns: names of the classes, sizes of the splits, and the splits."""
+    """A set of images, each of one class.
+
+    Attributes:
+      class_names: the name of each class; a label is a position in it.
+      splits: names of the splits, with their numbers of examples.
+    """
 
     class_names: tuple[str, ...]
     splits: Mapping[str, int]
 
-    def source(self, split: str) -> Source: ...
+    def source(self, split: str) -> Source:
+        """Returns the examples of a split such as "train[:85%]" or "train+validation"."""
+        ...
 
 
-class _FolderSource:
+# -------------------------------------------------------------------------- a folder of images
+
+
+class FolderSource:
+    """Examples that are files.
+
+    Attributes:
+      files: the path and the label of each.
+    """
+
     def __init__(self, files: Sequence[tuple[pathlib.Path, int]]):
-        self._files = files
+        self.files = files
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Example:
-        path, label = self._files[index]
+        path, label = self.files[index]
         try:
             return Example(path.read_bytes(), label, str(path))
         except OSError as error:
@@ -76,16 +110,18 @@ class _FolderSource:
 
 
 class FolderDataset:
-    """Images in `<class>/*` (one split, "train") or `train|val|test/<class>/*`.
+    """Images in `<class>/*`, which are one split, "train", or in `train|val|test/<class>/*`.
 
-    The order inside a split is a fixed permutation in which every slice holds all classes in
-    their proportions, so that `train[:85%]` and `train[85%:]` are a stratified partition.
+    The order inside a split is a fixed permutation. Every slice of it holds all classes in their
+    proportions, so that `train[:85%]` and `train[85%:]` are a stratified partition.
 
     Attributes:
-      folder: where they are.
+      folder: the path of the folder.
+      class_names: names of the class folders in alphabetical order, of all splits together.
+      splits: names of the splits, with their numbers of images.
 
     Raises:
-      FileNotFoundError: there is no such folder, or there are no images in it.
+      FileNotFoundError: there is no such folder, or it has no images.
     """
 
     def __init__(self, folder: str | pathlib.Path):
@@ -99,7 +135,7 @@ class FolderDataset:
             split.name if split_folders else "train": self._stratified(split)
             for split in split_folders or [root]
         }
-        self.splits = {split: len(files) for split, files in self._files.items()}
+        self.splits: Mapping[str, int] = {name: len(files) for name, files in self._files.items()}
         if not sum(self.splits.values()):
             raise FileNotFoundError(
                 f"There are no images in {root}: expected <class>/* or train|val|test/<class>/* "
@@ -107,6 +143,10 @@ class FolderDataset:
             )
 
     def _stratified(self, folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
+        """Returns the files and labels below a folder, with the classes mixed evenly.
+
+        The files of a class are shuffled and spread evenly over [0, 1]; this sorts all classes.
+        """
         rng = np.random.Generator(np.random.Philox(_FOLDER_SEED))
         ranked = []
         for label, name in enumerate(self.class_names):
@@ -116,22 +156,40 @@ class FolderDataset:
             ranked += [((i + 0.5) / len(files), label, path) for i, path in enumerate(shuffled)]
         return [(path, label) for _, label, path in sorted(ranked)]
 
-    def source(self, split: str) -> Source:
-        """Returns the examples of a split such as `train[:85%]` or `train+val`."""
+    def source(self, split: str) -> FolderSource:
+        """Returns the examples of a split such as "train[:85%]" or "train+val".
+
+        Raises:
+          ValueError: the syntax is wrong, or there is no such split.
+        """
         parts = absolute_parts(split, self.splits)
-        return _FolderSource([x for p in parts for x in self._files[p.splitname][p.from_ : p.to]])
+        return FolderSource([x for p in parts for x in self._files[p.splitname][p.from_ : p.to]])
 
     def empty_classes(self, split: str) -> list[str]:
-        """Returns the names of the classes without an image where a split is a part of.
+        """Returns the names of the classes that have no image in the named splits.
 
-        That is all of train/ for `train[:85%]`. Raises ValueError for a split that there is not.
+        Of a slice, all of the named split is searched: all of train/ for "train[:85%]".
+
+        Raises:
+          ValueError: the syntax is wrong, or there is no such split.
         """
         parts = absolute_parts(split, self.splits)
         found = {label for part in parts for _, label in self._files[part.splitname]}
         return [name for label, name in enumerate(self.class_names) if label not in found]
 
 
-class _TfdsSource:
+# ---------------------------------------------------------------------- tfds data sets, and VTAB
+
+
+class TfdsSource:
+    """Examples that are records of a tfds data set.
+
+    Args:
+      records: the split's, with images still encoded.
+      read: takes a record, returns the image's bytes and the label.
+      name: of the data set and split, for the examples' ids.
+    """
+
     def __init__(
         self,
         records: Sequence[vtab.Record],
@@ -144,70 +202,82 @@ class _TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(*self._read(self._records[index]), f"{self._name} #{index}")
+        image, label = self._read(self._records[index])
+        return Example(image, label, f"{self._name} #{index}")
 
 
 class TfdsDataset:
-    """A tfds data set of images and class labels, prepared first where it is not yet.
+    """A tfds data set of images with class labels. It is prepared first if it is not yet.
 
     Args:
-      name: tfds's, with a config and version or without.
-      data_dir: see `open_dataset`.
-      task: what the images and labels are where they aren't just two of the features.
+      name: tfds's name, with or without a config and a version.
+      data_dir: tfds's folder, or None for its default, see `open_dataset`.
+      task: a task of VTAB, which says how to make image and label, or None if they are features.
 
     Raises:
-      ValueError: it is not a set of images with one class label each.
-      Exception: what `prepare.open_builder` raises.
+      ValueError: the data set does not have images with one class label each.
+      DataError, FileNotFoundError, ImportError, ConnectionError: as `prepare.open_builder`.
     """
 
     def __init__(self, name: str, data_dir: str | None = None, task: vtab.Task | None = None):
         self._builder = prepare.open_builder(name, data_dir)
         info = self._builder.info
         features = dict(info.features)
-        image, label = info.supervised_keys or ("image", "label")
-        recode, label = (task.image, task.label) if task else (bytes, label)
+        image_key, label_key = info.supervised_keys or ("image", "label")
+        recode, label = (task.image, task.label) if task else (bytes, label_key)
         if isinstance(label, str):
-            names = getattr(features.get(label), "names", None)
-            label = vtab.Labels(names, operator.itemgetter(label))
-        if not isinstance(features.get(image), tfds.features.Image) or not label.names:
+            names = getattr(features.get(label), "names", None) or ()
+            label = vtab.Labels(tuple(names), operator.itemgetter(label))
+        if not isinstance(features.get(image_key), tfds.features.Image) or not label.names:
             raise ValueError(
                 f"The tfds data set {name} can't be used for classification: it has the features "
                 f"{', '.join(features)}, and an image with one class label is needed."
             )
-        self._read = lambda record: (recode(record[image]), int(label.of(record)))
-        self.class_names = tuple(label.names)
-        self.splits = {split: info.splits[split].num_examples for split in info.splits}
+        label_of = label.of
+        self._read = lambda record: (recode(record[image_key]), int(label_of(record)))
+        self.class_names = label.names
+        self.splits: Mapping[str, int] = {
+            split: info.splits[split].num_examples for split in info.splits
+        }
 
-    def source(self, split: str) -> Source:
-        """Returns the examples of a split such as `train[:85%]` or `train+validation`."""
+    def source(self, split: str) -> TfdsSource:
+        """Returns the examples of a split such as "train[:85%]" or "train+validation".
+
+        Raises:
+          ValueError: the syntax is wrong, or there is no such split.
+        """
         info = self._builder.info
         images = [k for k, v in info.features.items() if isinstance(v, tfds.features.Image)]
-        parse_split(split)
+        parse_split(split)  # its error says more than tfds's
         records = self._builder.as_data_source(
             split, decoders={key: tfds.decode.SkipDecoding() for key in images}
         )
-        return _TfdsSource(records, self._read, f"{info.full_name} {split}")
+        return TfdsSource(records, self._read, f"{info.full_name} {split}")
+
+
+# ------------------------------------------------------------------------------------- opening
 
 
 def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
-    """Opens a folder of images, a tfds data set or a task of VTAB.
+    """Returns the data set of a name.
 
     Args:
-      name: a folder (any existing one, or what starts with "/", "." or "~"), else the name of a
-        tfds data set, such as `tf_flowers` or `name/config`, or `vtab/` and a task of
-        `vtab.TASKS`, whose splits are in its row.
-      data_dir: where tfds keeps prepared data; None for its default, ~/tensorflow_datasets.
+      name: a folder of images, see `config.keys.is_folder`; or "vtab/" and a task of `vtab.TASKS`;
+        or the name of a tfds data set, such as "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
+      data_dir: where tfds keeps prepared data, or None for ~/tensorflow_datasets, its default.
 
     Raises:
-      FileNotFoundError: no such folder, or no images in it.
-      ValueError: no such data set, not one of images and labels, or not a public one.
+      FileNotFoundError: there is no such folder, it has no images, or files of a data set are lost.
+      ValueError: there is no such data set, it has no images with labels, or it is not public.
+      ImportError: preparing the data set needs TensorFlow.
+      ConnectionError: the data set can't be downloaded.
     """
-    if name.startswith(("/", ".", "~")) or pathlib.Path(name).is_dir():
+    if is_folder(name):
         return FolderDataset(name)
-    if name.lower() in _JFT:
+    if name.lower() in JFT:
         raise ValueError(
-            f"data.name={name}: JFT-300M is not public. The recipe is, for data of your own: let "
-            f"data.name be a folder of images or a tfds data set, and keep the rest."
+            f"data.name={name}: JFT-300M is not public. To follow the recipe with data of your "
+            f"own, let data.name be a folder of images or a tfds data set, and keep the rest."
         )
     if name.startswith("vtab/"):
         task = vtab.task(name.removeprefix("vtab/"))
@@ -216,18 +286,19 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
 
 
 def open_source(dataset: Dataset, part: str, split: str | None = None) -> tuple[str, Source]:
-    """Returns a split to train or test on, and its examples.
+    """Returns a split to train or to test on, and its examples.
 
     Args:
       dataset: what `open_dataset` returns.
       part: "train" or "test".
-      split: such as "train[:85%]"; None for the one of `default_splits`.
+      split: such as "train[:85%]", or None for the one that `default_splits` chooses.
 
     Raises:
-      ValueError: the split is wrong or empty.
+      ValueError: the split's syntax is wrong, there is no such split, or it is empty.
     """
     if split is None:
-        split = default_splits(dataset.splits)[("train", "test").index(part)]
+        train, test = default_splits(dataset.splits)
+        split = {"train": train, "test": test}[part]
     source = dataset.source(split)
     if not len(source):
         sizes = ", ".join(f"{name} has {n} images" for name, n in dataset.splits.items())

@@ -1,4 +1,4 @@
-"""Splits in the syntax of tfds: parsed, divided and counted."""
+"""Splits of a data set, in the syntax of tfds: parsed, chosen, divided and counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import tensorflow_datasets as tfds
 
 
 def parse_split(split: str) -> tfds.core.ReadInstruction:
-    """Parses tfds's split syntax: "train", "train[:85%]", "train[:800]+validation".
+    """Returns a split as tfds reads it.
+
+    Args:
+      split: such as "train", "train[:85%]" or "train[:800]+validation".
 
     Raises:
       ValueError: the syntax is wrong; the message gives examples.
@@ -23,26 +26,54 @@ def parse_split(split: str) -> tfds.core.ReadInstruction:
         ) from error
 
 
-def default_splits(splits: Iterable[str]) -> tuple[str, str]:
-    """Returns the (train, test) splits to use where the configuration names none.
+def absolute_parts(split: str, splits: Mapping[str, int]) -> list[Any]:
+    """Returns the parts of a split, which a "+" separates, with percentages as numbers of examples.
 
-    The data set's own test split where it has one, else its validation split, else the last 15 %
-    of train.
+    Args:
+      split: such as "train[:85%]+validation".
+      splits: names of the data set's splits, with their numbers of examples.
+
+    Returns:
+      For each part an object with `splitname`, and `from_` and `to`: the numbers of its first
+      example and of the one after its last, or None at an end of the named split.
+
+    Raises:
+      ValueError: the syntax is wrong, or there is no such split.
     """
-    held_out = [name for name in ("test", "validation", "val") if name in splits]
+    infos = [
+        tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in splits.items()
+    ]
+    return parse_split(split).to_absolute(tfds.core.splits.SplitDict(infos))
+
+
+def split_size(split: str, splits: Mapping[str, int]) -> int:
+    """Returns the number of examples in a split. Arguments and errors: see `absolute_parts`."""
+    parts = absolute_parts(split, splits)
+    return sum((splits[p.splitname] if p.to is None else p.to) - (p.from_ or 0) for p in parts)
+
+
+def default_splits(splits: Iterable[str]) -> tuple[str, str]:
+    """Returns the (train, test) splits of a data set for a configuration that names none.
+
+    The test split is the data set's own, or else its validation split. If it has neither, the last
+    15 % of train are the test split and the rest is the training split.
+    """
+    names = set(splits)
+    held_out = [name for name in ("test", "validation", "val") if name in names]
     return ("train", held_out[0]) if held_out else ("train[:85%]", "train[85%:]")
 
 
 def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, str]:
-    """Divides a split in two: all but the last `share` of every part of it, and these.
+    """Returns a split without its last examples, and these as a split of their own.
 
     Args:
-      split: such as "train[:90%]" or "train+validation".
-      share: of the examples of each part, in (0, 1); rounded to whole examples, at least one.
-      splits: the numbers of examples of the data set's splits.
+      split: such as "train[:90%]" or "train+validation". Each part of it is divided.
+      share: the part of the examples to hold out, in (0, 1). It is rounded to whole examples; one
+        is held out at least, and one stays at least.
+      splits: names of the data set's splits, with their numbers of examples.
 
     Raises:
-      ValueError: a part has fewer than two examples.
+      ValueError: a part has fewer than two examples; or as `absolute_parts`.
     """
     kept, held = [], []
     for part in absolute_parts(split, splits):
@@ -53,25 +84,3 @@ def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, 
         kept.append(f"{part.splitname}[{start}:{cut}]")
         held.append(f"{part.splitname}[{cut}:{end}]")
     return "+".join(kept), "+".join(held)
-
-
-def split_size(split: str, splits: Mapping[str, int]) -> int:
-    """Returns the number of examples in a split such as "train[:85%]".
-
-    Args:
-      split: in tfds's syntax.
-      splits: the numbers of examples of the data set's splits.
-
-    Raises:
-      ValueError: the syntax is wrong, or there is no such split.
-    """
-    parts = absolute_parts(split, splits)
-    return sum((splits[p.splitname] if p.to is None else p.to) - (p.from_ or 0) for p in parts)
-
-
-def absolute_parts(split: str, splits: Mapping[str, int]) -> list[Any]:
-    """Returns the parts of a split, with `splitname`, `from_` and `to` in examples."""
-    infos = [
-        tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in splits.items()
-    ]
-    return parse_split(split).to_absolute(tfds.core.splits.SplitDict(infos))

@@ -1,10 +1,19 @@
-"""Image operations"""
+"""Operations on one image, on the host: decode, resize, crop and flip.
+
+Images are uint8 RGB arrays (h, w, 3). Sizes are (height, width) in pixels. Every random operation
+takes the `numpy.random.Generator` that it draws from. Resizing is bilinear without antialiasing:
+the published models were trained on images resized in that way.
+
+`TRAIN_CROPS` and `EVAL_CROPS` are the crops that `config.data.crop` and `config.data.eval_crop`
+choose from. A further crop is a function and a row here.
+"""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -13,25 +22,31 @@ from ml_collections import ConfigDict
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
-_MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to open an image
-# Pillow warns of odd metadata and large images, one by one; what can't be decoded raises an error.
+_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens no larger image
+# Pillow warns of odd metadata and of large images, at each of them. What can't be decoded raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF image to uint8 RGB (h, w, 3), upright.
+# ------------------------------------------------------------------------------------- decoding
 
-    JPEGs go through libjpeg-turbo's accurate DCT. What needs more than that (a rotation in EXIF,
-    CMYK) and every other format goes through Pillow.
+
+def decode(data: bytes) -> np.ndarray:
+    """Returns an encoded image as uint8 RGB (h, w, 3), upright.
+
+    libjpeg-turbo decodes JPEG files, by its accurate DCT. Pillow decodes the other formats, and
+    those JPEG files that have EXIF metadata, which may ask for a rotation, or CMYK colours.
+
+    Args:
+      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
 
     Raises:
-      ValueError: the bytes are not a whole image of one of these formats, or one of more than 179
-        million pixels, where Pillow suspects a decompression bomb.
+      ValueError: the bytes are not a whole image of one of these formats; or the image has more
+        than 179 million pixels, where Pillow suspects a decompression bomb.
     """
     if _plain_jpeg(data):
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError:  # CMYK, or damaged: Pillow converts the one and names the other
+        except ValueError:  # CMYK or damaged: Pillow converts the former, and explains the latter
             pass
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
@@ -43,9 +58,9 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Tells whether bytes are a JPEG of no more pixels than Pillow would open, without EXIF.
+    """Returns True for a JPEG without EXIF metadata and with no more pixels than Pillow opens.
 
-    Reads the segments before the image's data (ITU-T T.81, B.1): a marker and a length each.
+    Reads the segments before the image's data: each has a marker and a length (ITU-T T.81, B.1).
     """
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -54,10 +69,10 @@ def _plain_jpeg(data: bytes) -> bool:
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF:  # filling before a marker
+        if marker == 0xFF:  # a fill byte before a marker
             at += 1
             continue
-        if marker == 0xDA:  # the data begin
+        if marker == 0xDA:  # the image's data begin
             break
         if marker == 0xE1 and data[at + 4 : at + 9] == b"Exif\x00":
             return False
@@ -68,7 +83,8 @@ def _plain_jpeg(data: bytes) -> bool:
 def from_pillow(image: Image.Image) -> np.ndarray:
     """Returns a Pillow image as uint8 RGB (h, w, 3), upright.
 
-    Alpha is dropped, grey is repeated, 16-bit is scaled to 8, a rotation in EXIF is carried out.
+    Alpha is dropped, grey is repeated in three channels, 16 bits are scaled to 8, and the rotation
+    that EXIF metadata ask for is carried out.
     """
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -78,11 +94,22 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+# ------------------------------------------------------------------------------ resize and flip
+
+
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes to `size`, whatever the aspect ratio."""
+    """Returns the image resized to `size`, which may have another aspect ratio."""
     if image.shape[:2] == size:
         return image
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns the image mirrored left to right, with probability one half."""
+    return cv2.flip(image, 1) if rng.random() < 0.5 else image
+
+
+# ----------------------------------------------------------------------------- crops in training
 
 
 def inception_crop(
@@ -92,13 +119,16 @@ def inception_crop(
     area: tuple[float, float] = (0.05, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """Crops a random rectangle and resizes it to `size` (Szegedy et al., arXiv 1409.4842, sec. 6).
+    """Returns a random rectangle of the image, resized (Szegedy et al., arXiv 1409.4842, sec. 6).
+
+    If ten draws in a row don't fit into the image, the whole image is resized.
 
     Args:
+      image: uint8 RGB (height, width, 3).
+      size: (h, w) of the result.
+      rng: where area, aspect ratio and place are drawn from.
       area: smallest and largest share of the image's area; drawn uniformly.
-      aspect: smallest and largest width / height; drawn uniformly in the logarithm.
-
-    After ten draws that don't fit into the image, the whole image is taken.
+      aspect: smallest and largest width / height; the logarithm is drawn uniformly.
     """
     height, width = image.shape[:2]
     for _ in range(10):
@@ -114,15 +144,35 @@ def inception_crop(
 def resize_and_random_crop(
     image: np.ndarray, size: tuple[int, int], rng: np.random.Generator, fraction: float
 ) -> np.ndarray:
-    """Resizes to `size` / `fraction`, then crops `size` at a random place."""
-    larger = (round(size[0] / fraction), round(size[1] / fraction))
-    image = resize(image, larger)
-    top, left = (rng.integers(a - b + 1) for a, b in zip(larger, size, strict=True))
+    """Resizes the image to `size` / `fraction`, and returns a part of `size` at a random place."""
+    height, width = (round(side / fraction) for side in size)
+    image = resize(image, (height, width))
+    top, left = rng.integers(height - size[0] + 1), rng.integers(width - size[1] + 1)
     return image[top : top + size[0], left : left + size[1]]
 
 
+# From an image, the result's (h, w), a random generator and `config.data` to a part of the image,
+# uint8 (h, w, 3), by the names that `config.data.crop` takes.
+TRAIN_CROPS: dict[
+    str, Callable[[np.ndarray, tuple[int, int], np.random.Generator, ConfigDict], np.ndarray]
+] = {
+    "inception": lambda image, size, rng, options: inception_crop(
+        image, size, rng, area=(options.crop_area, 1.0)
+    ),
+    "resize": lambda image, size, rng, options: resize_and_random_crop(
+        image, size, rng, options.crop_fraction
+    ),
+}
+
+
+# --------------------------------------------------------------------------- crops in evaluation
+
+
 def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
-    """Resizes so that the image just covers `size` / `fraction`, keeping its aspect, then crops."""
+    """Resizes the image until it just covers `size` / `fraction`, and returns its centre of `size`.
+
+    The aspect ratio stays the same.
+    """
     height, width = image.shape[:2]
     scale = max(size[0] / height, size[1] / width) / fraction
     image = resize(image, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
@@ -130,19 +180,20 @@ def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> n
     return image[top : top + size[0], left : left + size[1]]
 
 
-def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors left and right with probability one half."""
-    return cv2.flip(image, 1) if rng.random() < 0.5 else image
+# From an image, the result's (h, w) and `config.data` to a part of the image, uint8 (h, w, 3), by
+# the names that `config.data.eval_crop` takes.
+EVAL_CROPS: dict[str, Callable[[np.ndarray, tuple[int, int], ConfigDict], np.ndarray]] = {
+    "central": lambda image, size, options: central_crop(image, size, options.crop_fraction),
+    "whole": lambda image, size, options: resize(image, size),
+}
 
 
 def evaluation_view(image: np.ndarray, size: tuple[int, int], options: ConfigDict) -> np.ndarray:
-    """Returns what a model sees of an image in evaluation: uint8 (h, w, 3).
+    """Returns what a model sees of an image in evaluation, uint8 (h, w, 3).
 
     Args:
       image: uint8 RGB (height, width, 3).
-      size: the result's (h, w).
-      options: `config.data`: its `eval_crop` and `crop_fraction` say which part.
+      size: (h, w) of the result.
+      options: `config.data`; its `eval_crop` names a row of `EVAL_CROPS`.
     """
-    if options.eval_crop == "whole":
-        return resize(image, size)
-    return central_crop(image, size, options.crop_fraction)
+    return EVAL_CROPS[options.eval_crop](image, size, options)

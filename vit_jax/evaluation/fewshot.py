@@ -1,4 +1,9 @@
-"""Few-shot"""
+"""Few-shot linear evaluation of frozen features (paper 4.1), solved in closed form.
+
+A regularised least-squares regression maps the features of a few images of each class to targets
+in {-1, 1}, one for each class. The largest output is the prediction. The solution is computed in
+float64 on the host.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +12,22 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
+from ml_collections import ConfigDict
 
-from vit_jax.data import transforms
-from vit_jax.data.pipeline import Batch
+from vit_jax.config.defaults import default
+from vit_jax.data import sources, transforms
+from vit_jax.data.batch import Batch
 from vit_jax.data.sources import Example, Source
+from vit_jax.evaluation.evaluator import Evaluator
 from vit_jax.models.patches import to_float
+from vit_jax.training.parallel import Parallel
 
-# Strengths of the regularisation to choose from, relative to features of variance one.
+# The strengths of regularisation that are tried, for features of variance one.
 PENALTIES = tuple(4.0**exponent for exponent in range(-5, 13))
 
 
 class Score(NamedTuple):
-    """The accuracy of one classifier on the test images, and the strength chosen for it."""
+    """The accuracy of one classifier on the test images, and its strength of regularisation."""
 
     shots: int
     seed: int
@@ -47,17 +56,17 @@ def fit(
     num_classes: int,
     penalties: Sequence[float] = PENALTIES,
 ) -> Probe:
-    """Returns the regularised least-squares classifier of the best of some strengths.
+    """Returns the least-squares classifier with the best strength of regularisation.
 
-    Each feature is brought to mean 0 and variance 1 first. The bias isn't regularised. The best
-    strength has the smallest squared error when each example is predicted by the others: this has
-    a closed form, too (Allen 1974, PRESS), and looks at no test image.
+    Each feature is first scaled to mean 0 and variance 1. The bias is not regularised. The best
+    strength has the smallest squared leave-one-out error, which has a closed form (Allen 1974,
+    PRESS). No test image is used for the choice.
 
     Args:
       features: (n, d).
       labels: int (n,), below `num_classes`.
       num_classes: c.
-      penalties: what multiplies the squared norm of the weights.
+      penalties: the strengths to try: factors of the squared norm of the weights.
     """
     x = np.asarray(features, np.float64)
     mean, scale = x.mean(0), x.std(0) + 1e-5
@@ -77,22 +86,22 @@ def fit(
     return Probe(mean, scale, weights, bias, best)
 
 
-def draw(
+def draw_examples(
     source: Source, num_classes: int, shots: int, seed: int, *, skip: bool = False
 ) -> np.ndarray:
-    """Returns the numbers (c, shots) of `shots` examples of each class, drawn without replacement.
+    """Draws `shots` examples of each class without replacement; returns their numbers (c, shots).
 
-    The first columns are what fewer shots with the same seed would draw.
+    With fewer shots, the same seed draws the first columns.
 
     Args:
       source: of the examples.
       num_classes: c.
       shots: of each class.
       seed: of the draw.
-      skip: draws no image that can't be decoded, as `config.data.on_error="skip"` wants.
+      skip: passes over images that can't be decoded, for `config.data.on_error="skip"`.
 
     Raises:
-      ValueError: a class has fewer examples; it is named.
+      ValueError: a class has fewer examples. The message names it.
     """
     found: list[list[int]] = [[] for _ in range(num_classes)]
     missing = num_classes * shots
@@ -123,30 +132,31 @@ def draw(
 
 
 def feature_extractor(model: nn.Module) -> Callable[[Any, Batch], Batch]:
-    """Returns (params, batch) -> the representations, labels and masks of its examples.
+    """Returns the function (params, batch) -> features, labels and masks of the batch.
 
-    They are `features` (b, d) float32, what the head would read, and `label` and `mask` (b,).
+    `features` (b, d) float32 is the input of the head; `label` and `mask` are (b,).
     """
     headless = model.clone(num_classes=0)
 
-    def representations(params, batch):
+    def extract_features(params, batch):
         images = to_float(batch["image"])
         features = headless.apply({"params": params}, images, train=False)
         return {"features": features, "label": batch["label"], "mask": batch["mask"]}
 
-    return representations
+    return extract_features
 
 
 class FewShot:
-    """The evaluation of one model's representations on one data set, as often as wanted.
+    """Few-shot evaluation on one data set. The examples are drawn once, for all measurements.
 
     Args:
-      train, test: sources of the examples to learn from and to be tested on.
+      train: examples to learn from.
+      test: examples to test on.
       num_classes: c.
-      shots: numbers of examples of each class.
-      seeds: how often they are drawn; the classifiers of all draws are tested.
-      batches: (source, num_classes=) -> evaluation batches of it, such as `data.eval_batches`.
-      skip: see `draw`.
+      shots: how many examples of each class the classifiers learn from.
+      seeds: how many times the examples are drawn. There is a classifier for each draw.
+      batches: (source, num_classes=) -> evaluation batches of the source.
+      skip: see `draw_examples`.
 
     Raises:
       ValueError: a class has too few examples.
@@ -165,22 +175,30 @@ class FewShot:
     ):
         self._num_classes, self._shots = num_classes, tuple(shots)
         self._draws = np.stack(
-            [draw(train, num_classes, max(shots), seed, skip=skip) for seed in range(seeds)]
+            [
+                draw_examples(train, num_classes, max(shots), seed, skip=skip)
+                for seed in range(seeds)
+            ]
         )
         used, at = np.unique(self._draws, return_inverse=True)
         self._draws = at.reshape(self._draws.shape)  # numbers among those used
         self._train = batches(_Numbered(train, used), num_classes=len(used))
         self._test = batches(test, num_classes=num_classes)
 
-    def __call__(self, represent: Callable[[Batch], Batch]) -> list[Score]:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the accuracies, one for each number of shots."""
+        return tuple(f"fewshot_{shots}" for shots in self._shots)
+
+    def measure(self, extract: Callable[[Batch], Batch]) -> list[Score]:
         """Returns the scores of all shots and seeds.
 
         Args:
-          represent: batch -> what `feature_extractor(model)` returns for it, on the host.
+          extract: batch -> `features`, `label` and `mask` on the host; see `on_devices`.
         """
-        features, number = _gather(represent, self._train)
+        features, number = _collect(extract, self._train)
         train_features = features[np.argsort(number)]
-        test_features, test_labels = _gather(represent, self._test)
+        test_features, test_labels = _collect(extract, self._test)
         scores = []
         for shots in self._shots:
             for seed, drawn in enumerate(self._draws):
@@ -191,8 +209,52 @@ class FewShot:
         return scores
 
 
-def summary(scores: Sequence[Score]) -> dict[str, tuple[float, float]]:
-    """Returns the mean and standard deviation over the seeds, by `fewshot_SHOTS`."""
+def open_few_shot(config: ConfigDict, batches: Callable[..., Iterable[Batch]]) -> FewShot:
+    """Opens the data of `config.fewshot` and draws the examples.
+
+    Args:
+      config: `fewshot`; where it names no data set or split, `data`.
+      batches: see `FewShot`.
+
+    Raises:
+      ValueError: a class has too few examples, or the data can't be used.
+      FileNotFoundError: there is no data.
+    """
+    splits = config.data if config.fewshot.name is None else default().data
+    dataset = sources.open_dataset(config.fewshot.name or config.data.name, config.data.dir)
+    return FewShot(
+        sources.open_source(dataset, "train", config.fewshot.train or splits.train)[1],
+        sources.open_source(dataset, "test", config.fewshot.test or splits.test)[1],
+        num_classes=len(dataset.class_names),
+        shots=config.fewshot.shots,
+        seeds=config.fewshot.seeds,
+        batches=batches,
+        skip=config.data.on_error == "skip",
+    )
+
+
+def on_devices(program: Parallel, params: Any) -> Callable[[Batch], Batch]:
+    """Returns the function batch -> features, labels and masks on the host.
+
+    Args:
+      program: its `extract_features` is a `feature_extractor`'s.
+      params: placed on the devices.
+    """
+    return lambda batch: program.gather(program.extract_features(params, program.put_batch(batch)))
+
+
+def few_shot_evaluator(few_shot: FewShot, program: Parallel, every: int) -> Evaluator:
+    """Returns the evaluator of few-shot accuracy: the mean over the draws, by `fewshot_SHOTS`."""
+
+    def run(state):
+        scores = summarize(few_shot.measure(on_devices(program, state.params)))
+        return {name: mean for name, (mean, _) in scores.items()}
+
+    return Evaluator("fewshot", every, few_shot.columns, run)
+
+
+def summarize(scores: Sequence[Score]) -> dict[str, tuple[float, float]]:
+    """Returns the mean and the standard deviation over the seeds, by `fewshot_SHOTS`."""
     by_shots: dict[str, list[float]] = {}
     for score in scores:
         by_shots.setdefault(f"fewshot_{score.shots}", []).append(score.accuracy)
@@ -200,9 +262,9 @@ def summary(scores: Sequence[Score]) -> dict[str, tuple[float, float]]:
 
 
 class _Numbered:
-    """Some examples of a source; each has its number among them in the place of its label.
+    """Some examples of a source. The label of each is its number among them.
 
-    Batches of several processes come in another order: the numbers tell which example is which.
+    The batches of several processes come in another order. The number identifies the example.
     """
 
     def __init__(self, source: Source, indices: np.ndarray):
@@ -215,11 +277,11 @@ class _Numbered:
         return self._source[int(self._indices[number])]._replace(label=int(number))
 
 
-def _gather(
-    represent: Callable[[Batch], Batch], batches: Iterable[Batch]
+def _collect(
+    extract: Callable[[Batch], Batch], batches: Iterable[Batch]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the features (n, d) and labels (n,) of all examples, without what fills up."""
-    parts = [represent(batch) for batch in batches]
+    """Returns the features (n, d) and labels (n,) of all examples, without the padding."""
+    parts = [extract(batch) for batch in batches]
     features, labels, mask = (
         np.concatenate([part[name] for part in parts]) for name in ("features", "label", "mask")
     )

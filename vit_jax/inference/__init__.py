@@ -1,1 +1,17 @@
 """A trained model at work: the classifier, and files for other programs."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    # classes and features of images, and how images are read
+    from vit_jax.inference.classifier import (
+        Classifier,
+        Prediction,
+        Unreadable,
+        prepare,
+        read_image,
+        view_image,
+    )
+
+    # files that run without this package
+    from vit_jax.inference.exporter import FORMATS, PLATFORMS, export, usage_example

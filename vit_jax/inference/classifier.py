@@ -1,33 +1,35 @@
-"""classifier"""
+"""A trained model at work: the likeliest classes of images, or their features."""
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.data import transforms
+from vit_jax.models.features import Features, token_features
 from vit_jax.models.patches import to_float
 from vit_jax.training import parallel
-from vit_jax.training.step import identity
 from vit_jax.weights.api import adapt, load
 
 Readable = str | os.PathLike | bytes | np.ndarray | Image.Image
-_THREADS = 4  # that read and decode
+_THREADS = 4  # that read and decode images
 
 
 class Prediction(NamedTuple):
     """One of the likeliest classes of an image.
 
     Attributes:
-      label: the class's name, or "class 3" where the checkpoint has no names.
+      label: the class's name, or "class 3" if the checkpoint has no names.
       probability: in [0, 1]; those of all classes sum to 1.
     """
 
@@ -36,95 +38,177 @@ class Prediction(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """Stands for the predictions of what is no image; `reason` names it and says why."""
+    """Takes the place of an image's predictions if it can't be read.
+
+    Attributes:
+      reason: a sentence that names the image and says why.
+    """
 
     reason: str
 
 
 class Classifier:
-    """A checkpoint that classifies images, on all devices.
+    """Predicts the classes of images, or extracts their features, on all devices.
 
     Args:
-      checkpoint: what `interop.restore` returns; it needs a head.
-      image_size: pixels, a side or (h, w): of weights that don't tell theirs, or to which the
-        position embeddings are resized (paper 3.2).
-      batch_size: images at once, at most.
+      source: a `Checkpoint`, or what `weights.api.load` opens: a run's workdir, a file or folder
+        of weights, an address, a name in `checkpoints/published.csv`, or a variant.
+      image_size: pixels, a side or (h, w), which the position embeddings are resized for (paper
+        3.2). None for the checkpoint's own; a checkpoint that doesn't say its own needs it.
+      batch_size: number of images that are computed at once, at most.
+
+    Attributes:
+      checkpoint: the weights, at this image size.
+      class_names: in the order of the logits; "class 0", "class 1", … if the checkpoint has none.
 
     Raises:
-      ValueError: there is no head, or no image size.
+      ValueError: the source can't be read, or there is no model for images of this size.
+      FileNotFoundError: there is no such source.
+
+    Example:
+      >>> classifier = vit_jax.Classifier("checkpoints/quickstart")
+      >>> [best.label for best, *_ in classifier.predict(["docs/flowers/tulip.png"])]
+      ['tulip']
+      >>> features = classifier.features(["docs/flowers/tulip.png"], layers=[4])
+      >>> features.pooled.shape, features.tokens[4].shape
+      ((1, 96), (1, 37, 96))
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        source: str | os.PathLike | Checkpoint,
         *,
         image_size: int | Sequence[int] | None = None,
         batch_size: int = 32,
     ):
-        if not checkpoint.num_classes:
-            raise ValueError(f"{checkpoint.path} has no head to classify with: fine-tune from it.")
+        checkpoint = source if isinstance(source, Checkpoint) else load(source)
         self.checkpoint = prepare(checkpoint, image_size)
         self.class_names = checkpoint.class_names or tuple(
             f"class {i}" for i in range(checkpoint.num_classes)
         )
         self._batch_size = batch_size
-        model = self.checkpoint.model()
-
-        def probabilities(params, images):
-            logits = model.apply({"params": params}, to_float(images), train=False)
-            return jax.nn.softmax(logits)
-
-        body = parallel.STRATEGIES[checkpoint.config.parallel]
-        self._program = body(represent=probabilities)
-        self._params = self._program.init(identity, self.checkpoint.params)
-
-    @classmethod
-    def restore(cls, source: str | os.PathLike, **options: Any) -> Classifier:
-        """Opens weights from anywhere that `config.init_from` may name.
-
-        Args:
-          source: see `interop.restore`.
-          **options: of the class: `image_size`, `batch_size`.
-
-        Raises:
-          ValueError, FileNotFoundError: as `interop.restore` and the class.
-        """
-        return cls(load(source), **options)
+        self._model = self.checkpoint.model()
+        self._probabilities = self._on_all_devices(self._compute_probabilities)
+        self._features = functools.cache(
+            lambda layers: self._on_all_devices(functools.partial(self._compute_features, layers))
+        )
+        self._params = self._probabilities.place(self.checkpoint.params)
 
     def predict(self, images: Iterable[Readable], top: int = 5) -> list[list[Prediction]]:
         """Returns the `top` likeliest classes of each image, the likeliest first.
 
         Args:
-          images: several of: paths, encoded bytes, Pillow images, uint8 RGB arrays (h, w, 3), of
-            any size. An array (b, h, w, 3) is b images.
-          top: how many; with fewer classes, all are returned.
+          images: several paths, encoded bytes, Pillow images or uint8 RGB arrays (h, w, 3), of any
+            size. An array (b, h, w, 3) is b images.
+          top: how many classes; all, if there are fewer.
 
         Raises:
-          ValueError: something is no image or can't be read; it is named.
+          ValueError: the checkpoint has no head, or something can't be read as an image; it is
+            named.
         """
-        if isinstance(images, str | os.PathLike | bytes | Image.Image):
-            raise ValueError("predict takes several images: put a single one into a list.")
-        answers = []
-        for _, answer in self.stream(images, top):
-            if isinstance(answer, Unreadable):
-                raise ValueError(answer.reason)
-            answers.append(answer)
-        return answers
+        _check_several(images)
+        return [_readable(answer) for _, answer in self.stream(images, top)]
 
     def stream(
         self, images: Iterable[Readable], top: int = 5
     ) -> Iterator[tuple[Readable, list[Prediction] | Unreadable]]:
-        """Yields each image with its predictions, or with what keeps it from having any.
+        """Returns an iterator over each image with its predictions, or why it can't be read.
 
-        Arguments are those of `predict`. A batch is read while the one before is computed.
+        A batch is read while the one before is computed.
+
+        Args:
+          images, top: as for `predict`; `images` may be endless.
+
+        Raises:
+          ValueError: the checkpoint has no head.
         """
+        if not self.checkpoint.num_classes:
+            path = self.checkpoint.path
+            raise ValueError(f"{path} has no head to classify with: fine-tune from it.")
+        return self._stream(images, top)
+
+    def features(self, images: Iterable[Readable], layers: Sequence[int] = ()) -> Features:
+        """Returns what the model has found in images before its head.
+
+        Args:
+          images: n of them, of the kinds that `predict` takes.
+          layers: numbers of the encoder blocks whose tokens are returned, counted from 1.
+
+        Returns:
+          `pooled`: float32 (n, d), what a head would read. `tokens`: {layer: float32 (n, tokens,
+          d)}, before the last LayerNorm. The class token comes first if there is one, then the
+          patches row by row.
+
+        Raises:
+          ValueError: something can't be read as an image; it is named. Or the model has no such
+            layer; a ResNet has none.
+        """
+        _check_several(images)
+        layers = tuple(layers)
+        view = jax.ShapeDtypeStruct((1, *require_image_shape(self.checkpoint), 3), jnp.uint8)
+        shapes = jax.eval_shape(
+            functools.partial(self._compute_features, layers), self._params, view
+        )
+        batches = [jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)]
+        for _, views in self._read(images):
+            stack = np.stack([_readable(view) for view in views])
+            batches.append(self._run(self._features(layers), stack))
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *batches)
+
+    def _compute_probabilities(self, params: Any, images: jax.Array) -> jax.Array:
+        logits: Any = self._model.apply({"params": params}, to_float(images), train=False)
+        return jax.nn.softmax(logits)
+
+    def _compute_features(
+        self, layers: tuple[int, ...], params: Any, images: jax.Array
+    ) -> Features:
+        return token_features(self._model, params, to_float(images), layers)
+
+    def _on_all_devices(self, compute: Callable[[Any, jax.Array], Any]) -> parallel.Parallel:
+        """Returns the program of a function (params, images) -> arrays (b, …)."""
+        strategy = parallel.STRATEGIES[self.checkpoint.config.parallel]  # fsdp was for its devices
+        return strategy(extract_features=compute)
+
+    def _run(self, program: parallel.Parallel, views: np.ndarray) -> Any:
+        """Returns what a program computes of uint8 images (b, h, w, 3), on the host.
+
+        It is compiled for a power of two images on each device.
+        """
+        padded = jax.local_device_count()
+        while padded < len(views):
+            padded *= 2
+        batch = np.zeros((padded, *views.shape[1:]), np.uint8)
+        batch[: len(views)] = views
+        rows = program.extract_features(self._params, program.put_batch(batch))
+        return jax.tree.map(lambda x: x[: len(views)], program.gather(rows))
+
+    def _stream(
+        self, images: Iterable[Readable], top: int
+    ) -> Iterator[tuple[Readable, list[Prediction] | Unreadable]]:
+        for batch, views in self._read(images):
+            readable = [view for view in views if not isinstance(view, Unreadable)]
+            rows = iter(self._run(self._probabilities, np.stack(readable)) if readable else ())
+            for image, view in zip(batch, views, strict=True):
+                if isinstance(view, Unreadable):
+                    yield image, view
+                    continue
+                row = next(rows)
+                best = np.argsort(-row, kind="stable")[:top]
+                yield image, [Prediction(self.class_names[i], float(row[i])) for i in best]
+
+    def _read(
+        self, images: Iterable[Readable]
+    ) -> Iterator[tuple[list[Readable], list[np.ndarray | Unreadable]]]:
+        """Yields batches of images with what the model sees of each; reads one batch ahead."""
         with ThreadPoolExecutor(_THREADS) as pool:
-            before = ((), ())
-            for group in _groups(images, self._batch_size):
-                views = pool.map(self._view, group)  # starts to read
-                yield from self._answers(*before, top)
-                before = group, views
-            yield from self._answers(*before, top)
+            previous = None
+            for batch in _batches(images, self._batch_size):
+                views = pool.map(self._view, batch)  # starts to read
+                if previous is not None:
+                    yield previous[0], list(previous[1])
+                previous = batch, views
+            if previous is not None:
+                yield previous[0], list(previous[1])
 
     def _view(self, image: Readable) -> np.ndarray | Unreadable:
         try:
@@ -132,56 +216,49 @@ class Classifier:
         except ValueError as error:
             return Unreadable(str(error))
 
-    def _answers(
-        self, images: Sequence[Readable], views: Iterable[np.ndarray | Unreadable], top: int
-    ) -> Iterator[tuple[Readable, list[Prediction] | Unreadable]]:
-        views = list(views)
-        readable = [x for x in views if not isinstance(x, Unreadable)]
-        rows = iter(self._probabilities(np.stack(readable)) if readable else ())
-        for image, found in zip(images, views, strict=True):
-            if isinstance(found, Unreadable):
-                yield image, found
-                continue
-            row = next(rows)
-            best = np.argsort(-row, kind="stable")[:top]
-            yield image, [Prediction(self.class_names[i], float(row[i])) for i in best]
-
-    def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (b, h, w, 3) -> float32 (b, c); compiles for powers of two images a device."""
-        padded = jax.local_device_count()
-        while padded < len(images):
-            padded *= 2
-        batch = np.zeros((padded, *images.shape[1:]), np.uint8)
-        batch[: len(images)] = images
-        placed = self._program.put_batch(batch)
-        rows = self._program.gather(self._program.represent(self._params, placed))
-        return rows[: len(images)]
-
 
 def prepare(checkpoint: Checkpoint, image_size: int | Sequence[int] | None = None) -> Checkpoint:
-    """Returns a checkpoint with its parameters in memory and its image size known.
+    """Returns a checkpoint with a known image size and with its parameters in memory.
 
     Args:
-      checkpoint: what `interop.restore` returns.
-      image_size: pixels, a side or (h, w), that the checkpoint is fitted to; None keeps its own.
+      checkpoint: what `weights.api.load` returns.
+      image_size: pixels, a side or (h, w), which the position embeddings are resized for (paper
+        3.2). None keeps the checkpoint's own.
+
+    Returns:
+      The checkpoint; its parameters are float32 NumPy arrays.
 
     Raises:
-      ValueError: the checkpoint doesn't tell its image size and none is given, or can't have it.
+      ValueError: `image_size` is None and the checkpoint doesn't say its own, or the model can't
+        take images of this size.
     """
     checkpoint = adapt(checkpoint, image_size=image_size)
-    if checkpoint.image_shape is None:
-        raise ValueError(
-            f"{checkpoint.path} doesn't tell the size of its images: give image_size, in pixels."
-        )
-    checkpoint.model().grid(checkpoint.image_shape)
+    checkpoint.model().grid(require_image_shape(checkpoint))  # raises if patches don't fit
     return checkpoint._replace(params=jax.tree.map(np.asarray, checkpoint.params))
 
 
-def read_image(image: Readable) -> np.ndarray:
-    """Returns an image as uint8 RGB (h, w, 3), upright.
+def require_image_shape(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Returns (h, w) in pixels of the images that a checkpoint is for.
 
     Raises:
-      ValueError: it is not an image, or a file that can't be read, which is named by its path.
+      ValueError: the checkpoint doesn't say it.
+    """
+    if checkpoint.image_shape is None:
+        raise ValueError(
+            f"{checkpoint.path} doesn't say the size of its images: give image_size, in pixels."
+        )
+    return checkpoint.image_shape
+
+
+def read_image(image: Readable) -> np.ndarray:
+    """Returns an image as a uint8 RGB array (height, width, 3), upright.
+
+    Args:
+      image: a path, encoded bytes, a Pillow image, or a uint8 array (height, width, 3), which is
+        returned as it is.
+
+    Raises:
+      ValueError: it is not an image, or its file can't be read. The message names the path.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -203,24 +280,36 @@ def read_image(image: Readable) -> np.ndarray:
 def view_image(
     image: np.ndarray, checkpoint: Checkpoint, shape: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Returns the part of an image that a model sees: uint8 (h, w, 3).
+    """Returns the part of an image that a model sees, resized: uint8 (h, w, 3).
+
+    It is what evaluation cuts out, see `data.transforms.evaluation_view`.
 
     Args:
       image: uint8 RGB (height, width, 3).
-      checkpoint: its `config.data` says which part, see `data.evaluation_view`.
-      shape: (h, w) of the result; None for the size of the model's images.
+      checkpoint: says which part, by `config.data`.
+      shape: (h, w) of the result. None for the size of the model's images.
     """
-    return transforms.evaluation_view(
-        image, shape or checkpoint.image_shape, checkpoint.config.data
-    )
+    shape = shape or require_image_shape(checkpoint)
+    return transforms.evaluation_view(image, shape, checkpoint.config.data)
 
 
-def _groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group = []
+def _check_several(images: Any) -> None:
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        raise ValueError("This takes several images: put a single one into a list.")
+
+
+def _readable(result: Any) -> Any:
+    if isinstance(result, Unreadable):
+        raise ValueError(result.reason)
+    return result
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    batch = []
     for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

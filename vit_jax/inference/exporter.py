@@ -1,4 +1,4 @@
-"""exporter"""
+"""Writes a model into one file that other programs run: StableHLO or ONNX."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import numpy as np
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common import files
-from vit_jax.inference.classifier import prepare
+from vit_jax.inference.classifier import prepare, require_image_shape
 from vit_jax.models.patches import to_float
 from vit_jax.weights.api import with_learned_positions
 
 FORMATS = ("stablehlo", "onnx")
-PLATFORMS = ("cpu", "cuda", "tpu")  # that an artifact of jax.export is lowered for
-_TOLERANCE = 1e-4  # of the largest output: what onnxruntime's may differ from JAX's
-_LARGEST = 2**31 - 2**24  # bytes of parameters: flatbuffers and protobuf end at 2 GiB
+PLATFORMS = ("cpu", "cuda", "tpu")  # which a StableHLO file is lowered for
+_TOLERANCE = 1e-4  # largest difference of onnxruntime's outputs from JAX's, per largest output
+_MOST_BYTES = 2**31 - 2**24  # of parameters: flatbuffers and protobuf end at 2 GiB
 
 
 def export(
@@ -40,85 +40,89 @@ def export(
 ) -> dict[str, Any]:
     """Writes a model with its parameters into a file that runs without this package.
 
-    It computes float32 logits (b, c), or representations (b, d) where there is no head, of uint8
-    RGB images (b, h, w, 3), for any b; scaling to [-1, 1] is part of it. In either format there
-    is what this function returns.
+    The file maps uint8 RGB images (b, h, w, 3), for any b, to float32 logits (b, c), or to
+    representations (b, d) if there is no head. It scales the images to [-1, 1] itself. In either
+    format it comes with the dictionary that this function returns.
 
-    "stablehlo" is a serialized `jax.export.Exported` for `PLATFORMS`, which JAX and the
-    flatbuffers package run, and a JSON file beside it, of the same name with the suffix .json. JAX
-    promises to run it up to 6 months after the release it was written with, and on releases up
-    to 3 weeks older (docs.jax.dev/en/latest/export/export.html, "Compatibility guarantees"); keep
-    the checkpoint to write it again.
+    "stablehlo" is a serialized `jax.export.Exported` for `PLATFORMS`. It runs with JAX and the
+    flatbuffers package. The dictionary is in a JSON file beside it, which has the same name and the
+    suffix .json. JAX promises to run the file for 6 months after the JAX release that wrote it, and
+    on releases that are up to 3 weeks older (docs.jax.dev/en/latest/export/export.html,
+    "Compatibility guarantees"). Keep the checkpoint, to write the file again.
 
-    "onnx" is a model that jax2onnx converts, with the returned dictionary as its metadata: strings
-    as they are, all else as JSON. It is written only after onnxruntime has computed the same
+    "onnx" is a model that jax2onnx has converted. The dictionary is in its metadata: strings as
+    they are, everything else as JSON. The file is written only if onnxruntime computes the same
     outputs from it as JAX, up to 1e-4 of the largest.
 
     Args:
-      checkpoint: what `interop.restore` returns.
-      destination: a path where nothing is yet.
-      format: one of `FORMATS`; None goes by the suffix: "onnx" for .onnx, else "stablehlo".
-      image_size: pixels, a side or (h, w): of weights that don't tell theirs, or to which the
-        position embeddings are resized (paper 3.2).
+      checkpoint: what `weights.api.load` returns.
+      destination: a local path where nothing is yet.
+      format: one of `FORMATS`. None goes by the suffix: "onnx" for .onnx, else "stablehlo".
+      image_size: pixels, a side or (h, w), which the position embeddings are resized for (paper
+        3.2). None for the checkpoint's own.
 
     Returns:
-      What a user of the file has to know: `variant`; `input` and `output`, each with `name`,
-      `dtype` and `shape`; `class_names`, in the order of the logits, empty where not known;
-      `eval_crop` and `crop_fraction`, which tell how an image gets the input's size, see
-      `vit_jax/config.py`; `parameters`, how many; `platforms`, of "stablehlo" alone.
+      What a user of the file has to know:
+      `variant`;
+      `input` and `output`, each with `name`, `dtype` and `shape`;
+      `class_names`, in the order of the logits, empty if they are not known;
+      `eval_crop` and `crop_fraction`: how an image gets the input's size, see `config/defaults.py`;
+      `parameters`, their number;
+      `platforms`, in the format "stablehlo" only.
 
     Raises:
-      ValueError: the model has 2 GiB of parameters or more, its image size is not known or can't
-        be had, or it can't be converted to ONNX.
-      FileExistsError: there is something at `destination` or beside it; it is left as it is.
+      ValueError: there is no such format, the model has 2 GiB of parameters or more, its image size
+        is not known or not possible, or it can't be converted to ONNX.
+      FileExistsError: there is something at `destination` or beside it, which is left as it is.
       ImportError: jax2onnx is not installed.
     """
     path = pathlib.Path(destination)
     format = format or ("onnx" if path.suffix == ".onnx" else "stablehlo")
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
-    notes = path.with_suffix(".json")
-    if "://" in os.fspath(destination) or (format == "stablehlo" and notes == path):
+    json_path = path.with_suffix(".json")
+    if "://" in os.fspath(destination) or (format == "stablehlo" and json_path == path):
         raise ValueError(
             f"{destination}: give a local path, such as model.stablehlo, which gets a model.json "
             f"beside it."
         )
-    for file in (path, notes) if format == "stablehlo" else (path,):
+    for file in (path, json_path) if format == "stablehlo" else (path,):
         if file.exists():
             raise FileExistsError(f"There is something at {file} already; it is left as it is.")
     _check_size(checkpoint)
     checkpoint = prepare(checkpoint, image_size)
     description = _description(checkpoint)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cpu = jax.devices("cpu")[0]  # others multiply with fewer digits than the comparison needs
+    cpu = jax.devices("cpu")[0]  # other devices' matmuls have too few digits for the comparison
     with files.replacing(path) as partial, jax.default_device(cpu):
         if format == "onnx":
             _write_onnx(checkpoint, description, partial)
             return description
         description["platforms"] = list(PLATFORMS)
         exported = jax.export.export(jax.jit(_forward(checkpoint)), platforms=PLATFORMS)
-        partial.write_bytes(exported(_images(checkpoint)).serialize())
-        with files.replacing(notes) as partial_notes:
-            partial_notes.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        partial.write_bytes(exported(_image_struct(checkpoint)).serialize())
+        with files.replacing(json_path) as partial_json:
+            partial_json.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return description
 
 
 def _check_size(checkpoint: Checkpoint) -> None:
-    count = _count(checkpoint)
-    if 4 * count > _LARGEST:
+    size = 4 * _parameter_count(checkpoint)
+    if size > _MOST_BYTES:
         raise ValueError(
-            f"{checkpoint.path} has {4e-9 * count:.2f} GB of parameters, and a file of either "
-            f"format holds up to {1e-9 * _LARGEST:.2f} GB: L/16, with 1.2 GB, is the largest of "
+            f"{checkpoint.path} has {1e-9 * size:.2f} GB of parameters, and a file of either "
+            f"format holds up to {1e-9 * _MOST_BYTES:.2f} GB: L/16, with 1.2 GB, is the largest of "
             f"the ViTs that fits."
         )
 
 
-def _count(checkpoint: Checkpoint) -> int:
+def _parameter_count(checkpoint: Checkpoint) -> int:
+    """Counts without reading parameters that are still on disk."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(checkpoint.params))
 
 
 def _forward(checkpoint: Checkpoint) -> Callable[[jax.Array], jax.Array]:
-    """Returns the function uint8 (b, h, w, 3) -> float32 (b, c) or (b, d) that is exported."""
+    """Returns the function that is exported: uint8 (b, h, w, 3) -> float32 (b, c) or (b, d)."""
     model = models.plain(checkpoint.model())
     params = jax.tree.map(jnp.asarray, checkpoint.params)
 
@@ -128,13 +132,14 @@ def _forward(checkpoint: Checkpoint) -> Callable[[jax.Array], jax.Array]:
     return forward
 
 
-def _images(checkpoint: Checkpoint) -> jax.ShapeDtypeStruct:
+def _image_struct(checkpoint: Checkpoint) -> jax.ShapeDtypeStruct:
+    """Returns the shape of the images, with a symbol for the batch's size."""
     (b,) = jax.export.symbolic_shape("b")
-    return jax.ShapeDtypeStruct((b, *checkpoint.image_shape, 3), jnp.uint8)
+    return jax.ShapeDtypeStruct((b, *require_image_shape(checkpoint), 3), jnp.uint8)
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
-    shape = (*checkpoint.image_shape, 3)
+    shape = (*require_image_shape(checkpoint), 3)
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     apply = checkpoint.model().apply
     outputs = jax.eval_shape(apply, {"params": checkpoint.params}, images).shape[1]
@@ -146,27 +151,29 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any]:
         "class_names": list(checkpoint.class_names),
         "eval_crop": checkpoint.config.data.eval_crop,
         "crop_fraction": checkpoint.config.data.crop_fraction,
-        "parameters": _count(checkpoint),
+        "parameters": _parameter_count(checkpoint),
     }
 
 
 def _write_onnx(checkpoint: Checkpoint, description: dict[str, Any], path: pathlib.Path) -> None:
-    """Converts a model, writes it, and compares what onnxruntime makes of it; see `export`."""
+    """Converts a model, writes it, and compares onnxruntime's outputs with JAX's; see `export`."""
     try:
-        import jax2onnx  # an extra: with onnx and onnxruntime it takes 150 MB
+        import jax2onnx  # an extra: with onnx and onnxruntime it has 150 MB
         import onnx
     except ImportError as error:
         raise ImportError(
             f"ONNX needs jax2onnx, which is not installed ({error}): pip install 'vit_jax[onnx]'."
         ) from error
     if checkpoint.config.model.positions == "sincos":
-        checkpoint = with_learned_positions(checkpoint)  # jax2onnx 0.13 can't convert its making
-    for name in ("jax2onnx", "onnx_ir"):  # they warn of parts of theirs that no model here uses
+        checkpoint = with_learned_positions(
+            checkpoint
+        )  # jax2onnx 0.13 can't convert how it is made
+    for name in ("jax2onnx", "onnx_ir"):  # they warn about operations that no model here has
         logging.getLogger(name).setLevel(logging.ERROR)
-    with _converting(checkpoint), contextlib.redirect_stdout(io.StringIO()):  # it prints a lot
+    with _conversion_errors(checkpoint), contextlib.redirect_stdout(io.StringIO()):  # it prints
         model = jax2onnx.to_onnx(
             _forward(checkpoint),
-            [_images(checkpoint)],
+            [_image_struct(checkpoint)],
             model_name=description["variant"],
             input_names=[description["input"]["name"]],
             output_names=[description["output"]["name"]],
@@ -175,12 +182,12 @@ def _write_onnx(checkpoint: Checkpoint, description: dict[str, Any], path: pathl
         model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in description.items()}
     )
     path.write_bytes(model.SerializeToString())
-    _compare(checkpoint, path)
+    _check_outputs(checkpoint, path)
 
 
 @contextlib.contextmanager
-def _converting(checkpoint: Checkpoint) -> Iterator[None]:
-    """Makes a ValueError of what fails, which may be of any kind, somewhere inside jax2onnx."""
+def _conversion_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turns what jax2onnx or onnxruntime raises, which may be of any kind, into a ValueError."""
     try:
         yield
     except Exception as error:
@@ -191,17 +198,17 @@ def _converting(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _compare(checkpoint: Checkpoint, path: pathlib.Path) -> None:
-    """Raises ValueError where onnxruntime's outputs for two images of noise are not JAX's."""
+def _check_outputs(checkpoint: Checkpoint, path: pathlib.Path) -> None:
+    """Raises ValueError if onnxruntime's outputs for two images of noise differ from JAX's."""
     import onnxruntime
 
-    shape = (2, *checkpoint.image_shape, 3)
+    shape = (2, *require_image_shape(checkpoint), 3)
     images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     apply = jax.jit(checkpoint.model().apply)
     wanted = np.asarray(apply({"params": checkpoint.params}, to_float(images)))
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # it raises what it logs
-    with _converting(checkpoint):
+    options.log_severity_level = 4  # errors are raised, too
+    with _conversion_errors(checkpoint):
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         (found,) = session.run(None, {"images": images})
     difference, largest = np.abs(found - wanted).max(), np.abs(wanted).max()
@@ -213,11 +220,11 @@ def _compare(checkpoint: Checkpoint, path: pathlib.Path) -> None:
         )
 
 
-def snippet(destination: str | os.PathLike, description: dict[str, Any]) -> str:
-    """Returns three lines of Python that run a file.
+def usage_example(destination: str | os.PathLike, description: dict[str, Any]) -> str:
+    """Returns three lines of Python that run an exported file.
 
     Args:
-      destination: where the file is.
+      destination: the file's path.
       description: what `export` returned when it wrote the file.
     """
     images, outputs = description["input"], description["output"]

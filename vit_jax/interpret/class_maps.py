@@ -1,4 +1,4 @@
-"""class maps"""
+"""Where a ResNet sees evidence for a class: class maps, based on gradients."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from vit_jax.models.resnet import ResNet
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def class_maps(
+def grad_cam(
     model: ResNet, params: Any, images: jax.Array, classes: jax.Array | None = None
 ) -> jax.Array:
     """Returns where a ResNet sees evidence for a class: (b, rows, columns) float32, at least 0.
 
-    Grad-CAM (Selvaraju et al., arXiv 1610.02391): the channels of the last feature map, each
-    weighted by the mean gradient of the class's logit, are summed, and negative sums set to 0. All
-    that follows this map is its mean and a linear head, so the gradient is the head's kernel,
+    This is Grad-CAM (Selvaraju et al., arXiv 1610.02391): the channels of the last feature map are
+    summed, each weighted by the mean gradient of the class's logit; negative sums are set to 0.
+    Only a mean and a linear head follow this feature map, so the gradient is the head's kernel,
     divided by the number of places.
 
     Args:
-      params: with a head.
-      classes: int (b,), the class for each image; None for the likeliest.
+      model: a ResNet with a head.
+      params: its parameters.
+      images: uint8 (b, h, w, 3).
+      classes: int (b,), the class for each image. None for the likeliest.
     """
     logits, state = model.apply(
         {"params": params},

@@ -1,4 +1,7 @@
-"""figures"""
+"""Draws figures of what a model sees into files.
+
+Matplotlib is imported in the functions that draw with it: its import takes a second.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,22 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-Target = str | os.PathLike | IO[bytes]  # where a figure goes: a path, .png or .svg, or a file
+Target = str | os.PathLike | IO[bytes]  # a path, .png or .svg, or a file that is open for writing
 
 
 def overlay(photo: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Lays a map over a photo as heat: dark where it is lowest, bright where it is highest.
+    """Returns a photo with a map laid over it, dark where it is lowest and bright where highest.
 
     Args:
       photo: uint8 (h, w, 3).
-      values: (rows, columns) of any range, spread smoothly over the whole photo.
+      values: (rows, columns) of any range. They are resized smoothly to the whole photo.
 
     Returns:
       uint8 (h, w, 3).
     """
     from matplotlib import colormaps
 
-    spread = values.max() - values.min()
-    scaled = (values - values.min()) / (spread or 1.0)
+    scaled = (values - values.min()) / (np.ptp(values) or 1.0)
     smooth = cv2.resize(
         scaled.astype(np.float32), photo.shape[1::-1], interpolation=cv2.INTER_CUBIC
     )
@@ -33,50 +35,57 @@ def overlay(photo: np.ndarray, values: np.ndarray) -> np.ndarray:
     return (0.45 * photo + 0.55 * heat).astype(np.uint8)
 
 
+def photo_shape(image_shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """Returns (h, w) in the proportions of `image_shape`, the shorter of them `side` pixels."""
+    height, width = image_shape
+    scale = side / min(height, width)
+    return round(scale * height), round(scale * width)
+
+
 def side_by_side(photo: np.ndarray, values: np.ndarray, target: Target) -> None:
-    """Draws a photo, and a map laid over it (paper figures 6 and 14).
+    """Draws a photo, and beside it the photo with a map laid over it (paper figures 6 and 14).
 
     Args:
       photo: uint8 (h, w, 3).
-      values: (rows, columns), such as `interpret.rollout` gives for one image.
-      target: where the figure goes.
+      values: (rows, columns), such as `attention.rollout` returns for one image.
+      target: where the figure is written.
     """
     gap = np.full((len(photo), 8, 3), 255, np.uint8)
     pixels = np.concatenate([photo, gap, overlay(photo, values)], axis=1)
     _, encoded = cv2.imencode(".png", pixels[..., ::-1])
     if hasattr(target, "write"):
-        target.write(encoded)
+        target.write(encoded.tobytes())
     else:
         encoded.tofile(target)
 
 
 def heads(maps: Mapping[int, np.ndarray], target: Target) -> None:
-    """Draws what every head of some layers attends to, a row for each layer.
+    """Draws the attention of every head of some layers, a row for each layer.
 
     Args:
-      maps: by the layer's number, counted from 1, (k, rows, columns): each head's attention to
-        the patches; each map has a colour scale of its own.
-      target: where the figure goes.
+      maps: {number of the layer: (k, rows, columns)}, each head's attention to the patches. Each
+        map has its own colour scale.
+      target: where the figure is written.
     """
     columns = len(next(iter(maps.values())))
     figure = new_figure(0.6 + 1.1 * columns, 0.3 + 1.1 * len(maps))
     axes = figure.subplots(len(maps), columns, squeeze=False)
     for head, ax in enumerate(axes[0], start=1):
         ax.set_title(f"head {head}", fontsize=8)
-    for row, (layer, of_heads) in zip(axes, maps.items(), strict=True):
-        for ax, values in zip(row, of_heads, strict=True):
+    for row, (layer, layer_maps) in zip(axes, maps.items(), strict=True):
+        for ax, values in zip(row, layer_maps, strict=True):
             ax.imshow(values, cmap="inferno")
-            _bare(ax)
+            _remove_frame(ax)
         row[0].set_ylabel(f"layer {layer}", fontsize=8)
     figure.savefig(target, dpi=110)
 
 
 def filters(images: np.ndarray, target: Target) -> None:
-    """Draws filters of pixels in colour, mid-grey for zero (paper figure 7 left).
+    """Draws filters in colour; mid-grey is zero (paper figure 7 left).
 
     Args:
-      images: (m, height, width, 3) of any range; each is scaled by its largest magnitude.
-      target: where the figure goes.
+      images: (m, height, width, 3) of any range. Each is scaled by its largest magnitude.
+      target: where the figure is written.
     """
     columns = min(len(images), 14 if len(images) <= 28 else 16)
     rows = -(-len(images) // columns)
@@ -93,9 +102,10 @@ def position_similarity(similarity: np.ndarray, target: Target, most: int = 8) -
     """Draws the similarity of each patch's position embedding to all others (figure 7 centre).
 
     Args:
-      similarity: (rows, columns, rows, columns), see `interpret.position_similarity`.
-      target: where the figure goes.
-      most: rows and columns of patches to draw; of larger grids every second or third is.
+      similarity: (rows, columns, rows, columns), see `filters.position_similarity`.
+      target: where the figure is written.
+      most: largest number of rows and of columns of patches that are drawn. In a larger grid, every
+        second or third patch is drawn.
     """
     step = -(-max(similarity.shape[:2]) // most)
     shown = similarity[::step, ::step]
@@ -104,7 +114,7 @@ def position_similarity(similarity: np.ndarray, target: Target, most: int = 8) -
     axes = figure.subplots(rows, columns, squeeze=False)
     for i, j in np.ndindex(rows, columns):
         drawn = axes[i, j].imshow(shown[i, j], vmin=-1, vmax=1, cmap="viridis")
-        _bare(axes[i, j])
+        _remove_frame(axes[i, j])
     for i in range(rows):
         axes[i, 0].set_ylabel(i * step + 1, fontsize=8)
     for j in range(columns):
@@ -120,8 +130,8 @@ def attention_distances(distances: np.ndarray, uniform: float, target: Target) -
 
     Args:
       distances: (layers, k) in pixels.
-      uniform: the distance of attention to all patches alike, for comparison.
-      target: where the figure goes.
+      uniform: the distance of attention to all patches alike, in pixels; it is a dotted line.
+      target: where the figure is written.
     """
     figure = new_figure(5, 3.4)
     axes = figure.subplots()
@@ -138,11 +148,12 @@ def attention_distances(distances: np.ndarray, uniform: float, target: Target) -
 
 
 def new_figure(width: float, height: float) -> Any:
+    """Returns an empty figure of Matplotlib; its size is in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _bare(axes: Any) -> None:
+def _remove_frame(axes: Any) -> None:
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""filters"""
+"""What a model has learned: the filters of its first layer, and its position embeddings."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from vit_jax.models.positions import absolute_positions
 
 
 class Filters(NamedTuple):
-    """Filters that read pixels.
+    """Filters of pixels.
 
     Attributes:
       images: (m, height, width, 3) float32, of any sign.
-      shares: (m,) the share of the filters' variance each principal component explains; None
-        where `images` are the filters themselves.
+      shares: (m,), the share of the filters' variance that each principal component explains. None
+        if `images` are the filters themselves.
     """
 
     images: np.ndarray
     shares: np.ndarray | None
 
 
-def filters(params: Any, components: int = 28) -> Filters:
-    """Returns what the first layer responds to (paper figure 7 left).
+def first_layer_filters(params: Any, components: int = 28) -> Filters:
+    """Returns the filters of the first layer (paper figure 7 left).
 
-    Of a ViT these are the principal components of the d embedding filters, each of patch size,
-    with most of the variance first; a component's sign means nothing, and is set so that the
-    value of largest magnitude is positive. Of a hybrid or ResNet: the standardised filters of
-    its root.
+    For a ViT, they are the principal components of the d embedding filters, each as large as a
+    patch; those that explain most of the variance come first. The sign of a component means
+    nothing: it is set so that the value of largest magnitude is positive. For a hybrid or a ResNet,
+    they are the standardised filters of its root convolution.
 
     Args:
-      components: m, at most.
+      params: of any model.
+      components: largest number of principal components, m.
     """
     if "conv_root" in params:
         kernel = np.asarray(params["conv_root"]["kernel"], np.float32)  # (7, 7, 3, m)
@@ -51,12 +52,16 @@ def filters(params: Any, components: int = 28) -> Filters:
 def position_similarity(model: nn.Module, params: Any, grid: tuple[int, int]) -> np.ndarray | None:
     """Returns the cosine similarities of the patches' position embeddings (paper figure 7 centre).
 
-    (rows, columns, rows, columns) float32: entry [r, c] is a map of the similarity of that
-    patch's embedding to all others. Where every layer has its own, those of the first. None for
-    models without one embedding for each patch: relative or no positions, and ResNets.
-
     Args:
+      model: any model.
+      params: its parameters.
       grid: (rows, columns) of the patches.
+
+    Returns:
+      float32 (rows, columns, rows, columns): entry [r, c] is a map of the similarity of that
+      patch's embedding to those of all patches. If every layer has its own embeddings, they are
+      the first layer's. None if the model has no embedding for each patch: with relative positions
+      or none, and for a ResNet.
     """
     table = absolute_positions(getattr(model, "positions", "none"), grid)
     if table is None:
@@ -64,7 +69,8 @@ def position_similarity(model: nn.Module, params: Any, grid: tuple[int, int]) ->
     stored = params["Transformer"]
     place = "posembed_0" if model.positions_at == "layers" else "posembed_input"
     tokens = grid[0] * grid[1] + (model.pool == "token")
-    nothing = jnp.zeros((1, tokens, model.width))
-    added = table().apply({"params": stored.get(place, {})}, nothing)[0, -grid[0] * grid[1] :]
+    zeros = jnp.zeros((1, tokens, model.width))
+    table_of_tokens: Any = table().apply({"params": stored.get(place, {})}, zeros)
+    added = table_of_tokens[0, -grid[0] * grid[1] :]
     unit = added / jnp.linalg.norm(added, axis=-1, keepdims=True)
     return np.asarray(unit @ unit.T).reshape(*grid, *grid)

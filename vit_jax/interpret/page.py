@@ -1,4 +1,7 @@
-"""page"""
+"""A page in the browser: drop an image, see its classes and where the model looks.
+
+Gradio draws the page. It is imported in the functions that need it: its import takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +16,41 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.inference.classifier import Classifier, prepare, read_image, view_image
+from vit_jax.inference.classifier import (
+    Classifier,
+    prepare,
+    read_image,
+    require_image_shape,
+    view_image,
+)
 from vit_jax.interpret import figures
-from vit_jax.interpret.attention import look
-from vit_jax.interpret.class_maps import class_maps
-from vit_jax.interpret.report import about_class_maps, about_heads, about_rollout, describe_model
+from vit_jax.interpret.attention import rollout_and_heads
+from vit_jax.interpret.captions import (
+    about_class_maps,
+    about_heads,
+    about_rollout,
+    describe_model,
+)
+from vit_jax.interpret.class_maps import grad_cam
 from vit_jax.models.resnet import ResNet
 
-_SIDE = 384  # pixels of a photo's shorter side on the page
-_TOP = 5  # classes with their probabilities
-_WIDTH, _HEIGHT = 300, 320  # of a column at least, of a picture; pixels
+_SIDE = 384  # pixels of a photo's shorter side
+_TOP = 5  # classes that are shown with their probabilities
+_COLUMN_WIDTH, _PICTURE_HEIGHT = 300, 320  # pixels; a column may be wider
 _MEGABYTE = 2**20
-_KEPT = 3600  # seconds between deletions of uploaded images and drawn pictures of that age
-_SESSIONS = 100  # whose last image is remembered for the sliders: about 1 MB each
+_KEPT = 3600  # seconds; older uploads and drawn pictures are deleted, as often as that
+_SESSIONS = 100  # visitors whose last image is kept for the sliders: about 1 MB each
 
 
 class Seen(NamedTuple):
-    """What a model makes of one image.
+    """What a model sees in one image.
 
     Attributes:
-      classes: the likeliest, {name: probability}; None of a model without a head.
+      classes: the likeliest, {name: probability}. None if the model has no head.
       photo: the part of the image that the model sees, larger: uint8 (h, w, 3).
-      places: float32 (rows, columns): the rollout, or the likeliest class's map of a ResNet.
-      heads: float32 (layers, k, rows, columns): the output's attention to the patches, of every
-        layer and head; None of a ResNet.
+      places: float32 (rows, columns): the rollout, or a ResNet's map of the likeliest class.
+      heads: float32 (layers, k, rows, columns): the output's attention to the patches, in every
+        layer and head. None if the model is a ResNet.
     """
 
     classes: dict[str, float] | None
@@ -45,52 +59,53 @@ class Seen(NamedTuple):
     heads: np.ndarray | None
 
 
-def looker(checkpoint: Checkpoint) -> Callable[[np.ndarray], Seen]:
-    """Returns a function that looks at an image, uint8 (h, w, 3) of any size.
+def make_look(checkpoint: Checkpoint) -> Callable[[np.ndarray], Seen]:
+    """Returns the function image -> `Seen`; the image is uint8 (h, w, 3) of any size.
 
     Args:
-      checkpoint: what `predict.ready` returns.
+      checkpoint: what `classifier.prepare` returns.
 
     Raises:
       ValueError: it is a ResNet without a head.
     """
-    model, shape = checkpoint.model(), checkpoint.image_shape
-    attends = not isinstance(model, ResNet)
-    if not attends and not checkpoint.num_classes:
+    model, shape = checkpoint.model(), require_image_shape(checkpoint)
+    has_attention = not isinstance(model, ResNet)
+    if not has_attention and not checkpoint.num_classes:
         raise ValueError(f"{checkpoint.path} is a ResNet without a head: there is nothing to show.")
-    larger = tuple(round(_SIDE * side / min(shape)) for side in shape)
+    larger = figures.photo_shape(shape, _SIDE)
     classifier = Classifier(checkpoint) if checkpoint.num_classes else None
     params = jax.device_put(checkpoint.params)
 
-    def see(image: np.ndarray) -> Seen:
+    def look(image: np.ndarray) -> Seen:
         classes = None
         if classifier is not None:
             (found,) = classifier.predict([image], _TOP)
-            classes = {p.label: p.probability for p in reversed(found)}  # of one name, the likelier
+            # Of two classes with the same name, the likelier stays.
+            classes = {p.label: p.probability for p in reversed(found)}
         view, heads = view_image(image, checkpoint), None
-        if attends:
-            places, heads = jax.device_get(look(model, params, view))
+        if has_attention:
+            places, heads = jax.device_get(rollout_and_heads(model, params, view))
         else:
-            places = jax.device_get(class_maps(model, params, view[None]))[0]
+            places = jax.device_get(grad_cam(model, params, view[None]))[0]
         return Seen(classes, view_image(image, checkpoint, larger), places, heads)
 
-    return see
+    return look
 
 
-def attended(seen: Seen, layer: int, head: int) -> np.ndarray:
-    """Returns the photo with what a head attends to laid over it: uint8 (h, w, 3).
+def overlay_head(photo: np.ndarray, heads: np.ndarray, layer: int, head: int) -> np.ndarray:
+    """Returns the photo with the attention of one head laid over it: uint8 (h, w, 3).
+
+    A number that is too small or too large stands for the nearest layer or head.
 
     Args:
-      seen: of a model with attention.
+      photo: uint8 (h, w, 3).
+      heads: (layers, k, rows, columns), see `Seen`.
       layer: counted from 1.
       head: counted from 1; 0 for the mean of the layer's heads.
-
-    What is out of range is taken for the nearest that there is.
     """
-    layers, heads = seen.heads.shape[:2]
-    of_layer = seen.heads[min(max(layer, 1), layers) - 1]
-    values = of_layer[min(head, heads) - 1] if head > 0 else of_layer.mean(0)
-    return figures.overlay(seen.photo, values)
+    maps = heads[min(max(layer, 1), len(heads)) - 1]
+    values = maps[min(head, len(maps)) - 1] if head > 0 else maps.mean(0)
+    return figures.overlay(photo, values)
 
 
 def build_page(
@@ -99,30 +114,31 @@ def build_page(
     image_size: int | Sequence[int] | None = None,
     max_megabytes: float = 20,
 ) -> gradio.Blocks:
-    """Returns the page, its model compiled; `serve` makes it reachable.
+    """Returns the page; `serve` makes it reachable. The model is compiled already.
 
     Args:
-      checkpoint: what `interop.restore` returns, of any model.
-      image_size: pixels, a side or (h, w); None for the checkpoint's.
-      max_megabytes: of files, in 2^20 bytes; larger ones are refused.
+      checkpoint: what `weights.api.load` returns, of any model.
+      image_size: pixels, a side or (h, w). None for the checkpoint's own.
+      max_megabytes: of 2^20 bytes; larger files are refused.
 
     Raises:
-      ValueError: a ResNet without a head, or as `predict.ready`.
+      ValueError: the model is a ResNet without a head, or see `classifier.prepare`.
       ModuleNotFoundError: Gradio is not installed.
     """
     gr = import_gradio()
     checkpoint = prepare(checkpoint, image_size)
-    look = looker(checkpoint)
-    blank = look(np.zeros((*checkpoint.image_shape, 3), np.uint8))  # compiles before anyone waits
-    figures.overlay(blank.photo, blank.places)  # imports what draws
+    look = make_look(checkpoint)
+    image_shape = require_image_shape(checkpoint)
+    blank = look(np.zeros((*image_shape, 3), np.uint8))  # compiles before anyone waits
+    figures.overlay(blank.photo, blank.places)  # imports Matplotlib, likewise
     name, about = checkpoint.config.model.variant, describe_model(checkpoint)
     model = checkpoint.model()
     if blank.heads is None:
         title = "Where it sees the class"
-        caption = about_class_maps(model, checkpoint.image_shape)
+        caption = about_class_maps(model.grid(image_shape))
     else:
         title, caption = "Where it looks", about_rollout(model)
-    picture = dict(interactive=False, height=_HEIGHT, buttons=["download", "fullscreen"])
+    picture = dict(interactive=False, height=_PICTURE_HEIGHT, buttons=["download", "fullscreen"])
     private = dict(preprocess=False, api_visibility="private")
 
     with gr.Blocks(
@@ -131,34 +147,34 @@ def build_page(
         gr.HTML(f"<h1>What {html.escape(name)} sees</h1><p>{html.escape(about)}</p>")
         seen, sliders = gr.State(), []
         with gr.Row():
-            with gr.Column(min_width=_WIDTH):
+            with gr.Column(min_width=_COLUMN_WIDTH):
                 image = gr.Image(
                     label="Image",
                     sources=["upload", "clipboard"],
-                    height=_HEIGHT,
+                    height=_PICTURE_HEIGHT,
                     buttons=[],
                     elem_id="image",
                 )
                 classes = gr.Label(
                     label="Classes", elem_id="classes", visible=checkpoint.num_classes > 0
                 )
-            with gr.Column(min_width=_WIDTH):
+            with gr.Column(min_width=_COLUMN_WIDTH):
                 places = gr.Image(label=title, alt_text=title, elem_id="places", **picture)
                 gr.Markdown(caption)
-            with gr.Column(min_width=_WIDTH, visible=blank.heads is not None):
+            with gr.Column(min_width=_COLUMN_WIDTH, visible=blank.heads is not None):
                 title = "What a head attends to"
                 heads = gr.Image(label=title, alt_text=title, elem_id="heads", **picture)
                 if blank.heads is not None:
                     sliders = _sliders(gr, *blank.heads.shape[:2])
                     gr.Markdown(about_heads(model))
 
-        def see(upload: Mapping[str, Any] | None, *position: float | None) -> dict[Any, Any]:
-            """Fills the page; empties it where the image was removed, or is none."""
+        def show(upload: Mapping[str, Any] | None, *position: float | None) -> dict[Any, Any]:
+            """Fills the page; empties it if the image was removed or can't be read."""
             empty = dict.fromkeys([seen, classes, places, heads])
             if upload is None:
                 return empty
             try:
-                found = look(_opened(upload, image.GRADIO_CACHE, max_megabytes))
+                found = look(_read_upload(upload, image.GRADIO_CACHE, max_megabytes))
             except ValueError as error:
                 gr.Warning(html.escape(str(error)))
                 return empty | {image: None}
@@ -166,20 +182,20 @@ def build_page(
                 seen: found,
                 classes: found.classes,
                 places: figures.overlay(found.photo, found.places),
-                heads: move(found, *position),
+                heads: draw_head(found, *position),
             }
 
-        def move(found: Seen | None, *position: float | None) -> np.ndarray | None:
-            """Draws the chosen head, if there is an image, and heads in the model."""
+        def draw_head(found: Seen | None, *position: float | None) -> np.ndarray | None:
+            """Draws the head that the sliders choose; None if there is no image or no head."""
             if found is None or found.heads is None:
                 return None
             layer, head = (int(x or 0) for x in position)  # None while the box is being edited
-            return attended(found, layer, head)
+            return overlay_head(found.photo, found.heads, layer, head)
 
-        image.change(see, [image, *sliders], [image, seen, classes, places, heads], **private)
+        image.change(show, [image, *sliders], [image, seen, classes, places, heads], **private)
         for slider in sliders:
             slider.change(
-                move,
+                draw_head,
                 [seen, *sliders],
                 heads,
                 show_progress="hidden",
@@ -190,6 +206,11 @@ def build_page(
 
 
 def import_gradio() -> ModuleType:
+    """Returns the module `gradio`.
+
+    Raises:
+      ModuleNotFoundError: it is not installed; the message says how to install it.
+    """
     try:
         import gradio
     except ModuleNotFoundError as error:
@@ -203,19 +224,23 @@ def import_gradio() -> ModuleType:
 
 
 def _sliders(gr: ModuleType, layers: int, heads: int) -> list[Any]:
-    layer = gr.State(1)  # a slider would need two positions
+    layer = gr.State(1)  # for one layer, because a slider needs two positions
     if layers > 1:
         layer = gr.Slider(1, layers, layers, step=1, label="Layer", elem_id="layer")
     label = "Head (0: the mean of all)"
     return [layer, gr.Slider(0, heads, 0, step=1, label=label, elem_id="head")]
 
 
-def _opened(upload: Mapping[str, Any], folder: str, max_megabytes: float) -> np.ndarray:
-    """Returns an uploaded image: uint8 (h, w, 3); raises ValueError for what is none.
+def _read_upload(upload: Mapping[str, Any], folder: str, max_megabytes: float) -> np.ndarray:
+    """Returns an uploaded image: uint8 (h, w, 3).
 
     Args:
-      upload: what the browser sends, with the `path` on this machine and the `orig_name`.
-      folder: where uploads are; a request that was made up could name any file.
+      upload: what the browser sends: `path`, on this machine, and `orig_name`.
+      folder: where uploads are. A forged request could name any file of this machine.
+      max_megabytes: as for `build_page`.
+
+    Raises:
+      ValueError: it is not an upload, too large, or not an image.
     """
     name = upload["orig_name"] or "The file"
     path = pathlib.Path(upload["path"] or "").resolve()
@@ -240,14 +265,15 @@ def serve(
     Args:
       blocks: what `build_page` returns.
       host: the address to listen on.
-      port: likewise.
-      max_megabytes: of 2^20 bytes; an upload is broken off there.
+      port: the port to listen on.
+      max_megabytes: of 2^20 bytes; a larger upload is broken off.
 
     Raises:
-      OSError: nothing can listen there.
+      OSError: this address and port can't be listened on.
     """
-    outside = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-    os.environ["no_proxy"] = f"{outside},127.0.0.1,localhost,{host}"  # Gradio calls its own page
+    no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    # Gradio calls its own page once, which must not go through a proxy.
+    os.environ["no_proxy"] = f"{no_proxy},127.0.0.1,localhost,{host}"
     try:
         _, address, _ = blocks.launch(
             server_name=host,

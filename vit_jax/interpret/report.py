@@ -1,4 +1,4 @@
-"""report"""
+"""A report on a model and on what it sees in some images: pictures, and one page with them all."""
 
 from __future__ import annotations
 
@@ -14,17 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.cli.arguments import describe
-from vit_jax.inference.classifier import Classifier, prepare, read_image, view_image
-from vit_jax.interpret import figures
-from vit_jax.interpret.attention import attention, attention_distances, look
-from vit_jax.interpret.class_maps import class_maps
-from vit_jax.interpret.filters import filters, position_similarity
+from vit_jax.inference.classifier import (
+    Classifier,
+    Prediction,
+    prepare,
+    read_image,
+    require_image_shape,
+    view_image,
+)
+from vit_jax.interpret import captions, figures
+from vit_jax.interpret.attention import attention_distances, attention_maps, rollout_and_heads
+from vit_jax.interpret.class_maps import grad_cam
+from vit_jax.interpret.filters import first_layer_filters, position_similarity
 from vit_jax.models.resnet import ResNet
 
-_SIDE = 288  # pixels of a photo's shorter side in the report
-_TOP = 3  # classes named under a photo
-_NAMED = 10  # classes named of a model
+_SIDE = 288  # pixels of a photo's shorter side
+_TOP = 3  # classes that are named under a photo
 
 
 class Picture(NamedTuple):
@@ -32,8 +37,8 @@ class Picture(NamedTuple):
 
     Attributes:
       file: its name in the report's folder.
-      title: what it is of.
-      caption: what is seen.
+      title: what it shows.
+      caption: what a reader sees in it.
     """
 
     file: str
@@ -42,20 +47,28 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Pictures of one kind, and what there is to know of them all."""
+    """Pictures of one kind, below a title and a text about them all."""
 
     title: str
     text: str
     pictures: list[Picture]
 
 
-class _Shown(NamedTuple):
-    """An image of the report: what the model sees of it, the same larger, and its classes."""
+class _Photo(NamedTuple):
+    """An image of the report.
 
-    title: str
-    file: str  # how the names of its pictures begin
-    view_image: np.ndarray
-    photo: np.ndarray
+    Attributes:
+      name: of its file.
+      stem: how the names of its pictures begin.
+      view: the part that the model sees, in the model's size: uint8 (h, w, 3).
+      large: the same part, larger.
+      classes: the likeliest, as text; "" of a model without a head.
+    """
+
+    name: str
+    stem: str
+    view: np.ndarray
+    large: np.ndarray
     classes: str
 
 
@@ -72,43 +85,41 @@ def write_report(
     """Writes a report on a model and on what it sees in some images.
 
     Args:
-      checkpoint: what `interop.restore` returns, of any model.
+      checkpoint: what `weights.api.load` returns, of any model.
       images: paths.
-      out: the report's folder; is made where it isn't there.
-      shown: images that get pictures; of more, as many are taken at equal intervals.
-      sample: images that the attention distances are averaged over, taken likewise.
-      layers: whose heads are shown, counted from 1; None for the first, middle and last. A block
-        of axial attention is two layers.
-      image_size: pixels, a side or (h, w); None for the checkpoint's.
+      out: the report's folder. It is made if it does not exist.
+      shown: most images that get pictures. Of more, this number is taken at equal intervals.
+      sample: most images that the attention distances are averaged over, taken likewise.
+      layers: numbers of the layers whose heads are shown, counted from 1. None for the first,
+        middle and last. A block of axial attention is two layers.
+      image_size: pixels, a side or (h, w). None for the checkpoint's own.
 
     Returns:
       The path of index.html.
 
     Raises:
-      ValueError: an image can't be read, there is no such layer, or as `predict.ready`.
+      ValueError: an image can't be read, there is no such layer, or see `classifier.prepare`.
       OSError: `out` can't be written.
     """
     checkpoint = prepare(checkpoint, image_size)
     model, out = checkpoint.model(), pathlib.Path(out)
-    attends = not isinstance(model, ResNet)
-    if attends:
-        layers = _layers(model, layers)
-    chosen = _opened(checkpoint, _spread(images, shown))
+    chosen = [] if isinstance(model, ResNet) else _check_layers(model, layers)
+    photos = _read_photos(checkpoint, _at_equal_intervals(images, shown))
     out.mkdir(parents=True, exist_ok=True)
-    learned = [_filters(checkpoint, out)]
-    if attends:
-        sections = _attention(checkpoint, chosen, layers, out)
-        learned += _positions(checkpoint, out)
-        learned.append(_distances(checkpoint, _spread(images, sample), out))
-    else:
-        sections = [_class_maps(checkpoint, chosen, out)] if checkpoint.num_classes else []
+    learned, sections = [_draw_filters(checkpoint, out)], []
+    if not isinstance(model, ResNet):
+        sections += _draw_attention(checkpoint, photos, chosen, out)
+        learned += _draw_positions(checkpoint, out)
+        learned.append(_draw_distances(checkpoint, _at_equal_intervals(images, sample), out))
+    elif checkpoint.num_classes:
+        sections.append(_draw_class_maps(checkpoint, photos, out))
     sections.append(Section("What it has learned", "", learned))
     page = out / "index.html"
     page.write_text(_page(checkpoint, sections, out), encoding="utf-8")
     return page
 
 
-def _layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
+def _check_layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
     depth = model.depth * (2 if model.axial else 1)
     if layers is None:
         return sorted({1, (depth + 1) // 2, depth})
@@ -117,63 +128,29 @@ def _layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
     return sorted(set(layers))
 
 
-def _spread(items: Sequence[Any], most: int) -> list[Any]:
+def _at_equal_intervals(items: Sequence[Any], most: int) -> list[Any]:
     """Returns all items, or `most` of them at equal intervals."""
     return [items[i * len(items) // most] for i in range(most)] if most < len(items) else [*items]
 
 
-def _opened(checkpoint: Checkpoint, paths: Sequence[str]) -> list[_Shown]:
-    shape = checkpoint.image_shape
-    larger = tuple(round(_SIDE * side / min(shape)) for side in shape)
+def _read_photos(checkpoint: Checkpoint, paths: Sequence[str]) -> list[_Photo]:
+    large_shape = figures.photo_shape(require_image_shape(checkpoint), _SIDE)
     images = [read_image(path) for path in paths]
-    answers = [[]] * len(images)
+    answers: list[list[Prediction]] = [[] for _ in images]
     if checkpoint.num_classes:
         answers = Classifier(checkpoint).predict(images, _TOP)
-    return [
-        _Shown(
-            title=pathlib.Path(path).name,
-            file=f"{i:03d}-{pathlib.Path(path).stem}",
-            view=view_image(image, checkpoint),
-            photo=view_image(image, checkpoint, larger),
-            classes=", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in predictions),
+    photos = []
+    for number, (path, image, answer) in enumerate(zip(paths, images, answers, strict=True), 1):
+        photos.append(
+            _Photo(
+                name=pathlib.Path(path).name,
+                stem=f"{number:03d}-{pathlib.Path(path).stem}",
+                view=view_image(image, checkpoint),
+                large=view_image(image, checkpoint, large_shape),
+                classes=", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in answer),
+            )
         )
-        for i, (path, image, predictions) in enumerate(
-            zip(paths, images, answers, strict=True), start=1
-        )
-    ]
-
-
-def _attention(
-    checkpoint: Checkpoint,
-    images: Sequence[_Shown],
-    layers: Sequence[int],
-    out: pathlib.Path,
-) -> list[Section]:
-    """Draws the rollout, and the heads of some layers, of each image."""
-    model, params = checkpoint.model(), jax.device_put(checkpoint.params)
-    seen, heads = [], []
-    for image in images:
-        rollout, maps = jax.device_get(look(model, params, image.view))
-        seen.append(Picture(f"{image.file}-rollout.png", image.title, image.classes))
-        figures.side_by_side(image.photo, rollout, out / seen[-1].file)
-        heads.append(Picture(f"{image.file}-heads.png", image.title))
-        figures.heads({layer: maps[layer - 1] for layer in layers}, out / heads[-1].file)
-    return [
-        Section("Where it looks", f"{about_rollout(model)} {_LEFT_AND_RIGHT}", seen),
-        Section("What every head looks at", about_heads(model), heads),
-    ]
-
-
-def _class_maps(checkpoint: Checkpoint, images: Sequence[_Shown], out: pathlib.Path) -> Section:
-    """Draws the likeliest class's map over each image, of a ResNet."""
-    model, params = checkpoint.model(), jax.device_put(checkpoint.params)
-    seen = []
-    for image in images:
-        values = jax.device_get(class_maps(model, params, image.view[None]))[0]
-        seen.append(Picture(f"{image.file}-class.png", image.title, image.classes))
-        figures.side_by_side(image.photo, values, out / seen[-1].file)
-    text = f"{about_class_maps(model, checkpoint.image_shape)} {_LEFT_AND_RIGHT}"
-    return Section("Where it sees the class", text, seen)
+    return photos
 
 
 _LEFT_AND_RIGHT = (
@@ -181,106 +158,77 @@ _LEFT_AND_RIGHT = (
 )
 
 
-def about_rollout(model: nn.Module) -> str:
-    """Returns what is seen in a rollout of a model with attention, in words."""
-    return (
-        f"Attention rollout, as in figures 6 and 14 of the paper: the attention of all layers, "
-        f"multiplied from the {_output(model)} back to the pixels (appendix D.8). The brighter a "
-        f"place, the more it contributes."
-    )
+def _draw_attention(
+    checkpoint: Checkpoint, photos: Sequence[_Photo], layers: Sequence[int], out: pathlib.Path
+) -> list[Section]:
+    """Draws the rollout and the heads of some layers, for each photo."""
+    model, params = checkpoint.model(), jax.device_put(checkpoint.params)
+    rollouts, heads = [], []
+    for photo in photos:
+        rollout, maps = jax.device_get(rollout_and_heads(model, params, photo.view))
+        rollouts.append(Picture(f"{photo.stem}-rollout.png", photo.name, photo.classes))
+        figures.side_by_side(photo.large, rollout, out / rollouts[-1].file)
+        heads.append(Picture(f"{photo.stem}-heads.png", photo.name))
+        figures.heads({layer: maps[layer - 1] for layer in layers}, out / heads[-1].file)
+    about_rollout = f"{captions.about_rollout(model)} {_LEFT_AND_RIGHT}"
+    return [
+        Section("Where it looks", about_rollout, rollouts),
+        Section("What every head looks at", captions.about_heads(model), heads),
+    ]
 
 
-def about_heads(model: nn.Module) -> str:
-    """Returns what is seen in maps of a model's heads, in words."""
-    lines = " A block of axial attention is two layers, along rows and along columns."
-    return (
-        f"The attention of the {_output(model)} to each patch, head by head: what rollout averages "
-        f"and multiplies. Some heads read a few patches, others all of an object, or what "
-        f"surrounds it. Brightness is scaled anew for each map.{lines if model.axial else ''}"
-    )
+def _draw_class_maps(
+    checkpoint: Checkpoint, photos: Sequence[_Photo], out: pathlib.Path
+) -> Section:
+    """Draws a ResNet's map of the likeliest class over each photo."""
+    model, params = checkpoint.model(), jax.device_put(checkpoint.params)
+    pictures = []
+    for photo in photos:
+        values = jax.device_get(grad_cam(model, params, photo.view[None]))[0]
+        pictures.append(Picture(f"{photo.stem}-class.png", photo.name, photo.classes))
+        figures.side_by_side(photo.large, values, out / pictures[-1].file)
+    about = captions.about_class_maps(model.grid(require_image_shape(checkpoint)))
+    text = f"{about} {_LEFT_AND_RIGHT}"
+    return Section("Where it sees the class", text, pictures)
 
 
-def about_class_maps(model: ResNet, image_shape: tuple[int, int]) -> str:
-    """Returns what is seen in class maps of a ResNet, in words."""
-    rows, columns = model.grid(image_shape)
-    return (
-        f"A ResNet has no attention to show. These are class maps, based on gradients (Grad-CAM): "
-        f"the channels of the last feature map, of {rows} x {columns} places, weighted by how much "
-        f"each raises the likeliest class's logit. The brighter a place, the more it speaks for "
-        f"the class."
-    )
+def _draw_filters(checkpoint: Checkpoint, out: pathlib.Path) -> Picture:
+    filters = first_layer_filters(checkpoint.params)
+    figures.filters(filters.images, out / "filters.png")
+    return Picture("filters.png", "Filters of the first layer", captions.about_filters(filters))
 
 
-def _output(model: nn.Module) -> str:
-    return "class token" if model.pool == "token" else "mean of the patches"
-
-
-def _filters(checkpoint: Checkpoint, out: pathlib.Path) -> Picture:
-    images, shares = filters(checkpoint.params)
-    height, width = images.shape[1:3]
-    picture = Picture(
-        "filters.png",
-        "Filters of the first layer",
-        f"The {len(images)} filters of the root convolution, {height} x {width} pixels each, "
-        f"standardised as they are used. Grey is zero. They are what a hybrid or a ResNet has in "
-        f"the place of the paper's figure 7 (left)."
-        if shares is None
-        else f"The first {len(images)} principal components of the filters that embed a patch of "
-        f"{height} x {width} pixels (figure 7 left of the paper). They explain "
-        f"{100 * shares.sum():.0f} % of the filters' variance, the first alone "
-        f"{100 * shares[0]:.0f} %. Grey is zero. After long pre-training they resemble a basis "
-        f"for the structure within a patch; noise is what training has not reached.",
-    )
-    figures.filters(images, out / picture.file)
-    return picture
-
-
-def _positions(checkpoint: Checkpoint, out: pathlib.Path) -> list[Picture]:
+def _draw_positions(checkpoint: Checkpoint, out: pathlib.Path) -> list[Picture]:
+    """Draws the similarity of position embeddings; returns [] if each patch hasn't one."""
     model = checkpoint.model()
     grid = model.grid(checkpoint.image_shape)
     similarity = position_similarity(model, checkpoint.params, grid)
     if similarity is None:
         return []
-    picture = Picture(
-        "positions.png",
-        "Similarity of position embeddings",
-        f"Each small map is one patch of the {grid[0]} x {grid[1]} grid: the cosine similarity "
-        f"of its position embedding to those of all patches (figure 7 centre of the paper). "
-        f"Where brightness falls off with the distance from the patch's own place, the model has "
-        f"learned which patches are close; after long pre-training, rows and columns show, too.",
-    )
-    figures.position_similarity(similarity, out / picture.file)
-    return [picture]
+    figures.position_similarity(similarity, out / "positions.png")
+    title, caption = "Similarity of position embeddings", captions.about_positions(grid)
+    return [Picture("positions.png", title, caption)]
 
 
-def _distances(checkpoint: Checkpoint, sample: Sequence[str], out: pathlib.Path) -> Picture:
-    model = checkpoint.model()
-    grid = model.grid(checkpoint.image_shape)
+def _draw_distances(checkpoint: Checkpoint, paths: Sequence[str], out: pathlib.Path) -> Picture:
+    """Draws the attention distance of each head, averaged over images."""
+    model, params = checkpoint.model(), jax.device_put(checkpoint.params)
+    image_shape = require_image_shape(checkpoint)
+    grid = model.grid(image_shape)
 
     @jax.jit
     def measure(params, view):
-        weights = attention(model, params, view[None])
-        return attention_distances(weights, grid, model.stride)[:, 0]
+        maps = attention_maps(model, params, view[None])
+        return attention_distances(maps, grid, model.stride)[:, 0]
 
-    params, total = jax.device_put(checkpoint.params), 0.0
-    for path in sample:
-        view = view_image(read_image(path), checkpoint)
-        total += np.asarray(measure(params, view), np.float64)
+    views = (view_image(read_image(path), checkpoint) for path in paths)
+    distances = np.stack([measure(params, view) for view in views]).mean(0, dtype=np.float64)
     patches = grid[0] * grid[1]
-    everywhere = jnp.full((1, 1, 1, patches, patches), 1 / patches)
-    uniform = float(attention_distances(everywhere, grid, model.stride).squeeze())
-    distances = total / len(sample)
-    height, width = checkpoint.image_shape
-    picture = Picture(
-        "distances.png",
-        "Mean attention distance",
-        f"How far each head looks, in each layer, over {len(sample)} images of {height} x {width} "
-        f"pixels (figures 7 right and 11 of the paper): from {distances.min():.1f} to "
-        f"{distances.max():.1f} pixels. The dotted line, {uniform:.1f} pixels, is attention to all "
-        f"patches alike. Heads far below it attend locally, as convolutions do.",
-    )
-    figures.attention_distances(distances, uniform, out / picture.file)
-    return picture
+    to_all_alike = jnp.full((1, 1, 1, patches, patches), 1 / patches)
+    uniform = float(attention_distances(to_all_alike, grid, model.stride).squeeze())
+    figures.attention_distances(distances, uniform, out / "distances.png")
+    caption = captions.about_distances(distances, uniform, len(paths), image_shape)
+    return Picture("distances.png", "Mean attention distance", caption)
 
 
 _STYLE = """
@@ -296,9 +244,9 @@ figcaption { font-size: 0.9rem; }
 
 
 def _page(checkpoint: Checkpoint, sections: Sequence[Section], out: pathlib.Path) -> str:
-    """Returns the page, with the pictures that lie in `out` inside."""
+    """Returns the page as HTML, which holds the pictures in `out`."""
     variant = html.escape(checkpoint.config.model.variant)
-    text = f"{describe_model(checkpoint)} Read from {checkpoint.path}."
+    text = f"{captions.describe_model(checkpoint)} Read from {checkpoint.path}."
     body = [f"<h1>What {variant} sees</h1>", f"<p>{html.escape(text)}</p>"]
     for section in sections:
         body += [f"<h2>{section.title}</h2>", f"<p>{section.text}</p>", '<div class="pictures">']
@@ -320,19 +268,3 @@ def _page(checkpoint: Checkpoint, sections: Sequence[Section], out: pathlib.Path
         "</body></html>\n",
     ]
     return "\n".join(lines)
-
-
-def describe_model(checkpoint: Checkpoint) -> str:
-    """Returns two sentences on a model: its size and classes, and how it cuts an image."""
-    model, names = checkpoint.model(), checkpoint.class_names
-    rows, columns = model.grid(checkpoint.image_shape)
-    if isinstance(model, ResNet):
-        parts = f"Its last feature map has {rows} x {columns} places."
-    else:
-        parts = (
-            f"It sees {rows} x {columns} patches of {model.stride[0]} x {model.stride[1]} pixels "
-            f"with {model.num_heads} heads in each of {model.depth} blocks."
-        )
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    named = f", for {', '.join(names[:_NAMED])}{more}" if names else ""
-    return f"{describe(checkpoint, parameters=False)}{named}. {parts}"

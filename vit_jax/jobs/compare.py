@@ -1,10 +1,10 @@
-"""compare"""
+"""job="compare": several models trained alike, accuracy beside compute (paper figure 5)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,30 +13,31 @@ from ml_collections import ConfigDict
 from vit_jax.checkpoints.checkpoint import read_checkpoint
 from vit_jax.common import files
 from vit_jax.config.keys import model_attributes, run_config
-from vit_jax.interpret.figures import Target, new_figure
-from vit_jax.jobs import validation
-from vit_jax.jobs.progress import Summary
 from vit_jax.jobs.runs import train_once, write_tables
+from vit_jax.jobs.validation import validate
 from vit_jax.models.flops import forward_flops, training_exaflops
+from vit_jax.models.params import count_parameters
 
 
-def compare(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
-    """Trains several models alike and sets what they reach beside what they cost (paper figure 5).
+def compare(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
+    """Trains several models alike, and compares accuracy with compute (paper figure 5).
 
     Args:
-      config: of what the runs share, `job="compare"`; `compare.runs` says what makes them
-        different, `compare.epochs` how long they are trained and `compare.seeds` how often.
+      config: what the runs share, with `job="compare"`. `compare.runs` has the keys that differ,
+        `compare.epochs` the lengths of training, and `compare.seeds` the number of seeds.
       workdir: gets compare.csv, compare.md, compare.png, and RUN/epochs_N/seed_S for each run.
 
     Returns:
-      `runs`: how many were trained; `table` and `figure`: the paths of compare.csv and compare.png.
+      `runs`: the number of runs; `table` and `figure`: the paths of compare.csv and compare.png.
 
     Raises:
-      ValueError, FileNotFoundError, KeyboardInterrupt: as `train.train`.
+      ValueError, FileNotFoundError, KeyboardInterrupt: as `train`.
     """
-    validation.validate(config)
+    validate(config)
     folder = files.absolute(workdir)
-    rows, series, checked = [], {}, set()
+    rows: list[dict[str, Any]] = []
+    series: dict[str, list[Point]] = {}
+    checked: set[str] = set()
     for name in config.compare.runs:
         single = run_config(config, name)
         for epochs in config.compare.epochs or (None,):
@@ -60,8 +61,8 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
     return {"runs": len(rows) * config.compare.seeds, "table": str(table), "figure": str(figure)}
 
 
-def _compared(name: str, config: ConfigDict, results: Sequence[Summary]) -> dict[str, Any]:
-    """Returns the row of a model's runs that differ in the seed alone."""
+def _compared(name: str, config: ConfigDict, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the row of one model, whose runs differ only in the seed."""
     found = read_checkpoint(results[0]["checkpoint"], lazy=True)
     accuracies = [result["test_accuracy"] for result in results]
     flops = forward_flops(
@@ -73,7 +74,7 @@ def _compared(name: str, config: ConfigDict, results: Sequence[Summary]) -> dict
     images = results[0]["step"] * config.batch_size
     return {
         "run": name,
-        "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(found.params)),
+        "parameters": count_parameters(found.params),
         "mflops_per_image": round(flops / 1e6, 1),
         "images_seen": images,
         "images_per_second": round(float(np.median([r["images_per_second"] for r in results])), 1),
@@ -85,7 +86,7 @@ def _compared(name: str, config: ConfigDict, results: Sequence[Summary]) -> dict
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:
-    """Returns a row of `_compared` as people read it."""
+    """Returns a row as the Markdown table shows it."""
     return {
         "model": row["run"],
         "parameters": f"{row['parameters'] / 1e6:.2f} M",
@@ -98,7 +99,7 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    """Returns a name as a folder's."""
+    """Returns a name that a folder can have."""
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
@@ -106,20 +107,24 @@ _MARKERS = "osD^vP*X"
 
 
 class Point(NamedTuple):
-    """One model trained with one amount of compute, several times."""
+    """The accuracies of runs of one model with the same compute."""
 
     exaflops: float
     accuracies: Sequence[float]
 
 
-def accuracy_against_compute(series: Mapping[str, Sequence[Point]], target: Target) -> None:
+def accuracy_against_compute(
+    series: Mapping[str, Sequence[Point]], target: str | os.PathLike | IO[bytes]
+) -> None:
     """Draws accuracy in per cent over pre-training compute, as the paper's figure 5.
 
     Args:
       series: points by the model's name; a bar spans each point's smallest and largest accuracy.
-      target: where the figure goes.
+      target: a path (.png, .svg) or an open file.
     """
-    figure = new_figure(6, 3.6)
+    from matplotlib.figure import Figure  # importing it takes a second
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for (name, points), marker in zip(series.items(), _MARKERS * len(series), strict=False):
         points = sorted(points)

@@ -1,14 +1,14 @@
-"""metrics"""
+"""The numbers that a run writes: metrics.csv and TensorBoard events."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import errno
+import logging
 import os
 import pathlib
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -18,38 +18,26 @@ from etils import epath
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
-from tqdm import tqdm
 
-COLUMNS = (
-    "step",
-    "epoch",
-    "train_loss",
-    "train_accuracy",
-    "learning_rate",
-    "grad_norm",
-    "skipped_updates",
-    "images_per_second",
-    "test_loss",
-    "test_accuracy",
-    "test_top5_accuracy",
-    "polyak_test_loss",
-    "polyak_test_accuracy",
-    "polyak_test_top5_accuracy",
-)
+from vit_jax.common.files import is_bucket, replacing
+
+logger = logging.getLogger(__name__)
+
+_TABLE = "metrics.csv"
 
 
 class MetricWriter:
-    """Writes rows of `COLUMNS` to WORKDIR/metrics.csv and to TensorBoard, and shows progress.
+    """Writes rows of numbers to WORKDIR/metrics.csv and to TensorBoard.
 
-    Going on from `first_step`, it drops the rows of later steps that an interrupted run left.
-    Nothing can be appended to a file in a bucket: there, both are written to a temporary folder,
-    and copied whole at most once in half a minute, and at the end.
+    A run that goes on from `first_step` drops the rows of later steps, which an interrupted run
+    left. Nothing can be appended to a file in a bucket. There, both are written to a temporary
+    folder, which is copied every half minute at most, and at the end.
 
     Args:
       workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
-      first_step, total_steps: where the run starts and ends.
-      more_columns: of metrics.csv, after `COLUMNS`.
-      active: False on all processes but one: nothing is written or shown.
+      columns: of metrics.csv, `step` among them.
+      first_step: updates that are done.
+      active: False on all processes but one: nothing is written.
 
     Raises:
       OSError: nothing can be written; says where and why.
@@ -59,66 +47,54 @@ class MetricWriter:
     def __init__(
         self,
         workdir: str | os.PathLike,
+        columns: Sequence[str],
         *,
         first_step: int,
-        total_steps: int,
         active: bool,
-        more_columns: Sequence[str] = (),
     ):
         self._active = active
-        self._bar = tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="step",
-            disable=not active,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds: a file would grow for ever
-        )
         if not active:
             return
+        self._columns = set(columns)
         self._copy = None
-        if os.fspath(workdir).startswith("gs://"):
+        if is_bucket(workdir):
             self._copy = _Copy(epath.Path(workdir))
             workdir = self._copy.folder
         folder = pathlib.Path(workdir)
         self._path = folder / _TABLE
-        columns = (*COLUMNS, *more_columns)
-        with self._told():
+        with self._one_message():
             _keep_rows(self._path, first_step, columns)
             self._file = self._path.open("a", newline="")
-            self._csv = csv.DictWriter(self._file, columns)
+            self._csv = csv.DictWriter(self._file, columns, extrasaction="ignore")
             self._events = _Events(folder / "tensorboard", first_step + 1)
 
-    def advance(self) -> None:
-        """Moves the progress bar on by one step."""
-        self._bar.update()
-
     def write(self, row: dict[str, float]) -> None:
-        """Writes one row; columns it lacks stay empty.
+        """Writes one row.
+
+        Columns that the row lacks stay empty. A number without a column goes to TensorBoard alone,
+        with a warning.
 
         Raises:
           OSError: it can't be written, or metrics.csv is gone.
         """
         if not self._active:
             return
-        with self._told():
+        for name in sorted(row.keys() - self._columns):
+            logger.warning("%s has no column %s: TensorBoard alone shows it.", self._path, name)
+            self._columns.add(name)
+        with self._one_message():
             if not self._path.exists():
                 raise FileNotFoundError(errno.ENOENT, "it is gone")
             self._csv.writerow(row)
             self._file.flush()
             self._events.write(row)
-            if self._copy is not None and self._copy.due():
+            if self._copy is not None and self._copy.is_due():
                 self._copy.write()
-        shown = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
-        shown = {label: row[name] for label, name in shown.items() if name in row}
-        self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
 
     def close(self) -> None:
-        """Closes the files and the progress bar."""
-        self._bar.close()
+        """Closes the files."""
         if self._active:
-            with contextlib.suppress(OSError):  # of what `write` couldn't write and told of
+            with contextlib.suppress(OSError):  # `write` has raised it
                 self._file.close()
             with contextlib.suppress(OSError):
                 self._events.close()
@@ -126,7 +102,7 @@ class MetricWriter:
                 self._copy.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _one_message(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -138,12 +114,13 @@ class MetricWriter:
 
 
 class _Events:
-    """Writes scalars to a folder of TensorBoard's, at once: the usual writer's thread would hide
-    that a disk is full, and then wait for ever.
+    """Writes scalars to a folder for TensorBoard, at once.
+
+    TensorBoard's own writer has a thread that hides a full disk, and then waits for ever.
 
     Args:
       folder: for the file.
-      first_step: what an earlier run wrote of it and of later steps is not shown.
+      first_step: TensorBoard hides what an earlier run wrote from this step on.
     """
 
     def __init__(self, folder: pathlib.Path, first_step: int):
@@ -171,9 +148,6 @@ class _Events:
         self._records.write(event.SerializeToString())
 
 
-_TABLE = "metrics.csv"
-
-
 class _Copy:
     """A temporary folder whose files are copied to a bucket; starts with the bucket's table."""
 
@@ -187,7 +161,7 @@ class _Copy:
             (self.folder / _TABLE).write_bytes((bucket / _TABLE).read_bytes())
         self._last = time.monotonic()
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         return time.monotonic() - self._last >= self._PAUSE
 
     def write(self) -> None:
@@ -202,7 +176,7 @@ class _Copy:
 
 
 def _keep_rows(path: pathlib.Path, last_step: int, columns: Sequence[str]) -> None:
-    """Rewrites the file with the rows up to `last_step`; it is whole at every moment."""
+    """Rewrites the file with the rows up to `last_step`. The file is whole at every moment."""
     rows = []
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
@@ -215,9 +189,7 @@ def _keep_rows(path: pathlib.Path, last_step: int, columns: Sequence[str]) -> No
                 f"{path} is not a table with a number in the column step of every row: put it "
                 f"aside, and the run goes on with a new one."
             ) from error
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", newline="") as file:
+    with replacing(path) as partial, open(partial, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)

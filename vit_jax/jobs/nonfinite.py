@@ -1,46 +1,70 @@
-"""nonfinite"""
+"""What a run does about a loss or a gradient that is NaN or infinite."""
 
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple, NoReturn
 
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.manager import CheckpointManager
+from vit_jax.common.messages import first_few
+from vit_jax.data import pipeline
+from vit_jax.data.inputs import Inputs
+from vit_jax.jobs.pending import HostMetrics
 from vit_jax.training.step import TrainState
 
-
-def save_nonfinite(
-    workdir: epath.Path, state: TrainState, config: ConfigDict, names: tuple[str, ...]
-) -> epath.Path:
-    """Saves the state before a refused update apart from the good ones; returns the workdir."""
-    folder = workdir / "nonfinite" / f"step_{int(state.step) + 1}"
-    with contextlib.closing(CheckpointManager(folder, keep=1)) as checkpoints:
-        checkpoints.save(state, config, names)
-    return folder
+ON_NONFINITE = ("stop", "skip")  # values of config.on_nonfinite
 
 
-def nonfinite_message(
-    window: list[dict[str, np.ndarray]],
-    step: int,
-    max_skipped: int,
-    folder: epath.Path,
-    ids: list[str],
-) -> str:
-    """Returns the message about the refused update at `step`, after writing its batch's ids."""
-    metrics = next(m for m in window if m["nonfinite"] == max_skipped + 1)
-    before = f", and {max_skipped} in a row before it were skipped" if max_skipped else ""
-    listed = folder / "batch.txt"
-    listed.write_text("\n".join(ids) + "\n")
-    few = ", ".join(ids[:3]) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
-    return (
-        f"At step {step} the loss is {metrics['loss']:g} and the gradient's norm "
-        f"{metrics['grad_norm']:g}, at a learning rate of {metrics['learning_rate']:g}{before}. "
-        f"Its batch was {few}, listed in {listed}; {folder} holds the state before it, for "
-        f"init_from. "
-        f"The run's own checkpoints are as they were. Where the images are all right, a lower "
-        f"optim.lr, a longer optim.warmup_steps or a smaller optim.clip_norm helps; "
-        f"--config.on_nonfinite=skip skips up to max_skipped_updates in a row."
-    )
+class StopAtNonfinite(NamedTuple):
+    """Saves what led to a refused update, and stops the run; see `stop`.
+
+    Attributes:
+      workdir: of the run.
+      config: of the run.
+      class_names: of the head.
+      inputs: what the run reads.
+    """
+
+    workdir: epath.Path
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    inputs: Inputs
+
+    def stop(self, refused: HostMetrics, state: TrainState) -> NoReturn:
+        """Writes WORKDIR/nonfinite/step_N, a checkpoint and batch.txt, apart from the run's own.
+
+        Args:
+          refused: the metrics of the refused update.
+          state: before the update.
+
+        Raises:
+          FloatingPointError: always. It names the step, the loss and the images of the batch.
+        """
+        config, step = self.config, int(state.step) + 1
+        folder = self.workdir / "nonfinite" / f"step_{step}"
+        with contextlib.closing(CheckpointManager(folder, keep=1)) as checkpoints:
+            checkpoints.save(state, config, self.class_names)
+        ids = pipeline.batch_ids(
+            self.inputs.train_source,
+            step,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            skipped=self.inputs.skipped_images,
+        )
+        listed = folder / "batch.txt"
+        listed.write_text("\n".join(ids) + "\n")
+        before = ""
+        if config.on_nonfinite == "skip":
+            before = f", and {config.max_skipped_updates} in a row before it were skipped"
+        raise FloatingPointError(
+            f"At step {step} the loss is {refused['loss']:g} and the gradient's norm "
+            f"{refused['grad_norm']:g}, at a learning rate of {refused['learning_rate']:g}"
+            f"{before}. Its batch was {first_few(ids, 3)}, listed in {listed}; {folder} holds the "
+            f"state before it, for init_from. The run's own checkpoints are as they were. Where "
+            f"the images are all right, a lower optim.lr, a longer optim.warmup_steps or a "
+            f"smaller optim.clip_norm helps; --config.on_nonfinite=skip skips up to "
+            f"max_skipped_updates in a row."
+        )

@@ -1,33 +1,80 @@
-"""progress"""
+"""The progress bar of a run, and its speed."""
 
 from __future__ import annotations
 
+import sys
 import time
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+_SHOWN = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
 
 
-class ThroughputMeter:
-    """Images per second in training: since `start`, and over all such stretches."""
+class Progress:
+    """Shows which step a run is at, and measures images per second in training.
 
-    def __init__(self):
-        self._seconds = self._images = 0
+    Time between `stop` and `start`, such as that of evaluations, doesn't count.
+
+    Args:
+      first_step: updates that are done.
+      last_step: the length of the run.
+      batch_size: images a step.
+      active: False shows nothing, for all processes but one.
+    """
+
+    def __init__(self, first_step: int, last_step: int, batch_size: int, *, active: bool):
+        self._batch_size = batch_size
+        self._compiled = last_step - first_step == 1  # of a single step, the compiler's time counts
+        self._images, self._seconds = 0, 0.0
+        self._bar = tqdm(
+            total=last_step,
+            initial=first_step,
+            unit="step",
+            disable=not active,
+            dynamic_ncols=True,
+            file=sys.stderr,
+            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds: a log file stays short
+        )
         self.start()
 
     def start(self) -> None:
-        self._begin, self._new = time.monotonic(), 0
+        """Starts to measure."""
+        self._begin, self._new_images = time.monotonic(), 0
 
-    def count(self, images: int) -> None:
-        self._new += images
+    def advance(self, metrics: Any) -> None:
+        """Counts a step that is on its way to the devices.
+
+        Args:
+          metrics: of the step. The first step is waited for and not measured: most of its time is
+            the compiler's.
+        """
+        self._bar.update()
+        if self._compiled:
+            self._new_images += self._batch_size
+        else:
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self.start()
 
     def stop(self) -> float:
-        """Returns the rate since `start`."""
+        """Returns the images per second since `start`."""
         seconds = time.monotonic() - self._begin
         self._seconds += seconds
-        self._images += self._new
-        return self._new / seconds
+        self._images += self._new_images
+        return self._new_images / seconds
+
+    def show(self, row: dict[str, float]) -> None:
+        """Shows the main columns of a row of metrics.csv beside the bar."""
+        shown: dict[str, Any] = {k: row[name] for k, name in _SHOWN.items() if name in row}
+        self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
 
     @property
-    def mean(self) -> float:
+    def images_per_second(self) -> float:
+        """The mean over all that was measured, 0 if nothing was."""
         return self._images / self._seconds if self._seconds else 0.0
 
-
-Summary = dict[str, float | int | str]
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()

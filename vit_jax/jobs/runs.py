@@ -1,4 +1,8 @@
-"""runs"""
+"""What studies of several runs share: a run is trained once, and results become tables.
+
+Each run has its own folder. There it goes on if it was stopped, and leaves its result in
+summary.json. A study that is started again trains nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,25 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax.common.files import write_csv
-from vit_jax.jobs.progress import Summary
+from vit_jax.common.files import replacing, write_csv
 from vit_jax.jobs.train import train
 
 logger = logging.getLogger(__name__)
 
 
-def train_once(config: ConfigDict, workdir: epath.Path, checked: set[str] | None = None) -> Summary:
-    """Returns what `train.train` returns, trained now or in an earlier call.
+def train_once(
+    config: ConfigDict, workdir: epath.Path, checked: set[str] | None = None
+) -> dict[str, Any]:
+    """Returns the summary of a run, which is trained unless an earlier call has done so.
 
     Args:
       config: of the run, `job="train"`.
       workdir: of the run; gets summary.json, too.
-      checked: the `config.data` of earlier runs, whose images are not looked at again before
-        training; gets this run's.
+      checked: `config.data` of earlier runs, as JSON. Their images are not decoded once more before
+        training. The run's own is added.
 
     Raises:
-      ValueError: the folder holds the result of another configuration; or as `train.train`.
+      ValueError: the folder holds the result of another configuration; or as `train`.
     """
     path = workdir / "summary.json"
     wanted = config.to_json(sort_keys=True)
@@ -48,16 +53,21 @@ def train_once(config: ConfigDict, workdir: epath.Path, checked: set[str] | None
     summary = train(run, workdir)
     checked.add(images)
     if jax.process_index() == 0:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"config": json.loads(wanted), "summary": summary}))
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps({"config": json.loads(wanted), "summary": summary}))
     return summary
 
 
 def write_tables(
     path: epath.Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]
 ) -> None:
-    """Writes rows as CSV and, beside it, those to show as a Markdown table, which is logged."""
+    """Writes a CSV file and, beside it, a Markdown table, which is logged.
+
+    Args:
+      path: of the CSV file.
+      rows: of the CSV file.
+      shown: the rows of the Markdown table.
+    """
     if jax.process_index() != 0:
         return
     write_csv(path, [rows[0], *(row.values() for row in rows)])

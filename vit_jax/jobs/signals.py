@@ -1,4 +1,4 @@
-"""signals"""
+"""How a run stops at Ctrl-C or SIGTERM: after the step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+_REPEATED = 0.5  # seconds: `timeout` sends two signals for one stop
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields step -> whether to stop after it, which the first Ctrl-C or SIGTERM asks for.
+    """Yields a function: step -> True if the run must stop after it.
 
-    A second one ends the process at once. Several processes stop after the same step when one gets
-    a SIGTERM: JAX's preemption service, which has that signal since they joined, tells the others.
+    The first Ctrl-C or SIGTERM asks for that. A second one ends the process at once. Several
+    processes stop after the same step when one of them gets a signal: JAX's preemption service,
+    which handles SIGTERM since they joined, informs the others.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # Python allows handlers in the main thread only
         return
-    together = jax.process_count() > 1
-    came = []  # when signals did
+    several = jax.process_count() > 1
+    times: list[float] = []  # of the signals
 
     def handle(number, frame):
-        came.append(time.monotonic())
-        if came[-1] - came[0] > _REPEATED:
+        times.append(time.monotonic())
+        if times[-1] - times[0] > _REPEATED:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        if together:
+        if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def stopping(step):
-        stop = multihost_utils.reached_preemption_sync_point(step) if together else bool(came)
-        if stop:  # while the state is saved, nothing of ours must be waited for
+    def must_stop(step):
+        stop = multihost_utils.reached_preemption_sync_point(step) if several else bool(times)
+        if stop:  # a signal while the state is saved ends the process
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
         return stop
 
-    numbers = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
-    usual = {number: signal.signal(number, handle) for number in numbers}
+    numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield stopping
+        yield must_stop
     finally:
-        for number, handler in usual.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-_REPEATED = 0.5  # seconds: `timeout` sends two signals where it means one

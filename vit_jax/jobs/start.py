@@ -1,154 +1,220 @@
-"""What a run starts from: its own newest checkpoint, init_from, or random parameters."""
+"""What a run starts from: its newest checkpoint, pretrained weights, or random parameters."""
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.checkpoints.checkpoint import Checkpoint, read_config
+from vit_jax.checkpoints.manager import CheckpointManager
 from vit_jax.config.defaults import default
-from vit_jax.config.keys import all_keys, get, model_attributes, overlap, shown
+from vit_jax.config.keys import (
+    all_keys,
+    image_shape,
+    is_folder,
+    look_up,
+    model_attributes,
+    overlap,
+    short_repr,
+)
+from vit_jax.jobs.pending import HostMetrics
+from vit_jax.models import attributes
+from vit_jax.training.parallel import Parallel
+from vit_jax.training.setup import Setup
+from vit_jax.training.step import TrainState
 from vit_jax.weights import surgery
 from vit_jax.weights.api import load
 
 logger = logging.getLogger(__name__)
 
-# What may change when a run goes on, because no update of the parameters depends on it…
-_FREE = (
-    "job",
+
+class Start(NamedTuple):
+    """Where a run starts.
+
+    Attributes:
+      config: of the run. Where it left attributes of the model open, they are those of the
+        checkpoint or of the pretrained weights.
+      checkpoints: of the run.
+      latest: the step of the newest checkpoint, None if there is none.
+      pretrained: the weights that `init_from` names, None if they are not needed.
+    """
+
+    config: ConfigDict
+    checkpoints: CheckpointManager
+    latest: int | None
+    pretrained: Checkpoint | None
+
+    @property
+    def step(self) -> int:
+        """The number of updates that are done."""
+        return self.latest or 0
+
+    def first_state(self, setup: Setup, program: Parallel) -> tuple[TrainState, list[HostMetrics]]:
+        """Returns the state, placed on the devices, and the metrics that have no row yet.
+
+        Raises:
+          ValueError: the checkpoint or the pretrained weights don't fit the model. The message
+            names every parameter that is missing, unexpected or of another shape.
+        """
+        state = program.init(setup.init_state, setup.init_key)
+        if self.latest is not None:
+            logger.info("continuing from %s", self.checkpoints.path(self.latest))
+            return self.checkpoints.restore(state)
+        if self.pretrained is not None:
+            logger.info("starting from %s", self.pretrained.path)
+            params = _adapted(self.pretrained, self.config, setup, program.gather(state.params))
+            state = state.replace(params=program.place(params))
+        return state, []
+
+
+def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
+    """Finds what a run starts from. No image is read.
+
+    Args:
+      config: valid.
+      workdir: of the run.
+
+    Raises:
+      ValueError: the newest checkpoint is another configuration's, or damaged, or the weights of
+        `init_from` can't be used; says why.
+      FileNotFoundError: there is nothing that `init_from` names.
+    """
+    checkpoints = CheckpointManager(
+        workdir, config.checkpoint.keep, fallback=config.checkpoint.fallback
+    )
+    latest, pretrained = checkpoints.latest_step(), None
+    if latest is not None:
+        saved = read_config(workdir)
+        config = _with_attributes_of(saved, config)
+        check_same_run(config, saved, checkpoints.path(latest))
+    elif config.init_from is not None:
+        pretrained = _load_pretrained(config)
+        config = _with_attributes_of(pretrained.config, config)
+    return Start(config, checkpoints, latest, pretrained)
+
+
+# ------------------------------------------------------------------------------ pretrained weights
+
+
+def _load_pretrained(config: ConfigDict) -> Checkpoint:
+    """Opens what `config.init_from` names, which must be of the configured model."""
+    decided = attributes.of_kind(model_attributes(config), "size", "weights")
+    pretrained = load(config.init_from, variant=config.model.variant, **decided)
+    return pretrained.averaged() if config.init_average else pretrained
+
+
+def _with_attributes_of(source: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """Returns a copy that takes what belongs to the weights from `source` where it is open."""
+    config = config.copy_and_resolve_references()
+    for name in attributes.names("weights", "mathematics"):
+        if config.model[name] is None:
+            config.model[name] = source.model.get(name)
+    return config
+
+
+def _adapted(pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: Any) -> Any:
+    """Returns pretrained parameters for the grid of the run, with the head of `initial`."""
+    params = surgery.adapt_params(
+        pretrained.params,
+        initial,
+        old_grid=pretrained.grid,
+        new_grid=setup.model.grid(image_shape(config.data.image_size)),
+        where=pretrained.path,
+        head={name: initial[name] for name in surgery.HEAD if name in initial},
+        method=config.init_resize,
+    )
+    return jax.tree.map(np.asarray, params)
+
+
+# -------------------------------------------------------------------- the run that a workdir holds
+
+# Keys that may change when a run goes on. No update of the parameters depends on them …
+_COMPUTATION = (  # … but for the random numbers of dropout and mixup
     "parallel",
     "fsdp",
-    "accumulate_steps",  # … but for what dropout and Mixup draw
-    "model.implementation",
-    "model.remat",
-    "model.scan",
-    "data.dir",
+    "accumulate_steps",
+    *(f"model.{name}" for name in attributes.names("device")),
+)
+_READING = ("data.dir", "data.threads", "data.prefetch", "data.check")
+_MEASURING = (
     "data.test",
     "data.eval_crop",
-    "data.threads",
-    "data.prefetch",
-    "data.check",
     "eval_batch_size",
     "log_every",
     "eval_every",
     "checkpoint",
     "fewshot",
-    "sweep",
-    "compare",
-    "init_from",
-    "init_resize",
-    "init_average",  # a run reads them once, at its start
-    # … or because it is for those who know: a longer run, whose schedule then ends later, and what
-    # to do about faults.
-    "total_steps",
-    "epochs",
-    "data.on_error",
-    "on_nonfinite",
-    "max_skipped_updates",
+)
+_OTHER_JOBS = ("job", "sweep", "compare")
+_READ_AT_THE_START = ("init_from", "init_resize", "init_average")
+# … or the user decides: a longer run, whose schedule ends later, and what to do about faults.
+_DECIDED = ("total_steps", "epochs", "data.on_error", "on_nonfinite", "max_skipped_updates")
+MAY_CHANGE = (
+    *_COMPUTATION,
+    *_READING,
+    *_MEASURING,
+    *_OTHER_JOBS,
+    *_READ_AT_THE_START,
+    *_DECIDED,
 )
 
 
 def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
-    """Returns what makes a configuration train something else than a saved one.
+    """Returns the keys by which a configuration would train something else than a saved one.
 
-    Keys that may change in the middle of a run don't count: where and how fast it computes, how
-    long it is (`total_steps`, `epochs`: the schedule ends where the run does), what is measured and
-    kept on the way, and what is read only at its start.
+    The keys of `MAY_CHANGE` don't count.
 
     Args:
-      config: of the run to be, with what it inherits from the saved one.
-      saved: as a checkpoint has it, where tuples have become lists. Keys it lacks, of a version
-        that didn't have them, count as their default; keys that are no more don't count.
+      config: of the run, with the attributes that it takes from the saved one.
+      saved: as a checkpoint has it, where tuples are lists. A key that it lacks has its default. A
+        key that `default` lacks doesn't count.
 
     Returns:
       One text a key: "optim.lr was 0.01, is 0.03".
     """
-    usual, told = default(), []
-    for key in all_keys(usual):
-        if isinstance(usual[key], ConfigDict) or any(overlap(key, free) for free in _FREE):
+    defaults, found = default(), []
+    for key in all_keys(defaults):
+        if isinstance(defaults[key], ConfigDict) or any(overlap(key, free) for free in MAY_CHANGE):
             continue
-        old, new = (_resolved(key, get(c, key, usual[key])) for c in (saved, config))
+        old, new = (_comparable(key, look_up(c, key, defaults[key])) for c in (saved, config))
         if old != new:
-            told.append(f"{key} was {shown(old)}, is {shown(new)}")
-    return told
+            found.append(f"{key} was {short_repr(old)}, is {short_repr(new)}")
+    return found
 
 
 def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
-    """Refuses to go on with what another configuration began, see `changes`.
+    """Refuses a configuration that would train something else than a saved one, see `changes`.
 
     Args:
-      config: valid, of the run to be, with what it inherits from the saved one;
-        `checkpoint.other_config` lets it go on.
+      config: of the run, valid, with the attributes that it takes from the saved one. With
+        `checkpoint.other_config` it is not refused.
       saved: as a checkpoint has it.
       where: the checkpoint, for the message.
 
     Raises:
-      ValueError: they differ; lists by which keys, and what can be done.
+      ValueError: they differ; lists the keys, and says what can be done.
     """
-    told = "".join(f"\n- {change}" for change in changes(config, saved))
-    if told and not config.checkpoint.other_config:
+    message = "".join(f"\n- {change}" for change in changes(config, saved))
+    if message and not config.checkpoint.other_config:
         raise ValueError(
-            f"{where} is of another configuration:{told}\nTake the run's own values, or another "
+            f"{where} is of another configuration:{message}\nTake the run's own values, or another "
             f"--workdir, or go on with these: --config.checkpoint.other_config=true."
         )
-    if told:
-        logger.info("going on with another configuration:%s", told)
+    if message:
+        logger.info("going on with another configuration:%s", message)
 
 
-def _resolved(key: str, value: Any) -> Any:
-    """Returns a value such that those that mean the same are equal."""
-    if key == "data.name" and os.path.isdir(folder := os.path.expanduser(str(value))):
-        return os.path.realpath(folder)
+def _comparable(key: str, value: Any) -> Any:
+    """Returns a value such that two values which mean the same are equal."""
+    if key == "data.name" and is_folder(str(value)):
+        folder = os.path.expanduser(str(value))
+        return os.path.realpath(folder) if os.path.exists(folder) else folder
     if key == "data.image_size" and isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, list) else value
-
-
-def load_pretrained(config: ConfigDict) -> Checkpoint:
-    """Returns what `config.init_from` names, which must be of the configured model."""
-    adaptable = (
-        "dropout",
-        "stochastic_depth",
-        "pool",
-        "pre_logits",
-        "gelu",
-        "norm_epsilon",
-        "kernel_epsilon",
-    )
-    overrides = model_attributes(config)
-    origin = load(
-        config.init_from,
-        variant=config.model.variant,
-        **{key: value for key, value in overrides.items() if key not in adaptable},
-    )
-    return origin.averaged() if config.init_average else origin
-
-
-def inherit(config: ConfigDict, origin: ConfigDict) -> ConfigDict:
-    """Returns a copy with what weights are computed with, where `config` leaves it open."""
-    config = config.copy_and_resolve_references()
-    for key in ("gelu", "norm_epsilon", "kernel_epsilon", "positions", "positions_at", "pool"):
-        if config.model[key] is None:
-            config.model[key] = origin.model.get(key)
-    return config
-
-
-def adapted_params(
-    origin: Checkpoint, config: ConfigDict, grid: tuple[int, int], fresh: Any
-) -> Any:
-    """Returns the parameters of `origin` with the head of `fresh`, fitted to its grid."""
-    params = surgery.adapt(
-        origin.params,
-        fresh,
-        old_grid=grid(origin),
-        new_grid=grid,
-        where=origin.path,
-        head={name: fresh[name] for name in surgery.HEAD if name in fresh},
-        method=config.init_resize,
-    )
-    return jax.tree.map(np.asarray, params)

@@ -1,46 +1,47 @@
-"""sweep"""
+"""job="sweep": the choice of a learning rate on examples that are held out (paper B.1.1)."""
 
 from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax.common import files
 from vit_jax.data import sources, splits
-from vit_jax.jobs import validation
-from vit_jax.jobs.progress import Summary
 from vit_jax.jobs.runs import train_once, write_tables
+from vit_jax.jobs.validation import validate
 
 logger = logging.getLogger(__name__)
 
 
-def sweep(config: ConfigDict, workdir: str | os.PathLike) -> Summary:
+def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Chooses a learning rate on examples held out of the training split (paper B.1.1).
 
     A model is trained with each of `sweep.lr` on all but `sweep.held_out` of the training split.
-    The one with the best accuracy there (of equal ones, the lowest rate) gives the learning rate
-    to train on all of the split with, and that model alone is tested, once.
+    The rate with the best accuracy there is chosen, the lowest of equal ones. One more model is
+    trained with it on the whole split. This model alone is tested, once.
 
     Args:
       config: of the run, `job="sweep"`.
       workdir: gets sweep.csv and a folder for each run.
 
     Returns:
-      What `train.train` returns of the last run, `lr`, and `table`, the path of sweep.csv.
+      The summary of the last run as `train` returns it, `lr`, and `table`, the path of sweep.csv.
 
     Raises:
-      ValueError, FileNotFoundError, KeyboardInterrupt: as `train.train`.
+      ValueError, FileNotFoundError, KeyboardInterrupt: as `train`.
     """
-    validation.validate(config)
+    validate(config)
     folder = files.absolute(workdir)
     dataset = sources.open_dataset(config.data.name, config.data.dir)
     split, _ = sources.open_source(dataset, "train", config.data.train)
     kept, held_out = splits.hold_out(split, config.sweep.held_out, dataset.splits)
     trial = config.copy_and_resolve_references()
     trial.job, trial.data.train, trial.data.test = "train", kept, held_out
-    rows, checked = [], set()
+    rows: list[dict[str, Any]] = []
+    checked: set[str] = set()
     for rate in sorted(config.sweep.lr):
         trial.optim.lr = float(rate)
         result = train_once(trial, folder / f"lr_{rate:g}", checked)

@@ -21,16 +21,16 @@ def attend(
     *,
     relative: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(depth)) v for q, k, v of shape (b, n, heads, depth); same shape out.
+    """Returns softmax(q k^T / sqrt(depth)) v: (b, n, heads, depth), of the dtype of `value`.
 
-    The sum of the exponentials divides the product with the values, not the (n, n) weights:
-    the same function of equation 6 and 7 with depth instead of n divisions a row, which is
-    faster on a CPU. Scores and sums are float32 whatever the dtype of the inputs.
+    The weighted values are divided by the sum of the exponentials, instead of the (n, n) weights.
+    It is the function of the paper's equations 6 and 7, with depth instead of n divisions a row,
+    which is faster on a CPU. Scores and sums are float32 for every dtype of the inputs.
 
     Args:
       query, key, value: arrays (b, n, heads, depth).
-      relative: embeddings (n, n, depth) that are each query's additional keys: their scores are
-        added to the others before the softmax (paper D.4).
+      relative: embeddings (n, n, depth), which give each query n more keys. The scores of these
+        keys are added to those of `key` before the softmax (paper D.4). None for no such keys.
     """
     scores = _scores(query, key, relative)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
@@ -46,12 +46,13 @@ def attention_weights(
 ) -> jax.Array:
     """Returns the weights softmax(q k^T / sqrt(depth)) (b, heads, n, n) [query, key], float32.
 
-    Equation 6: what `attend` multiplies the values with. Arguments are those of `attend`.
+    `attend` multiplies the values by these weights (equation 6). Arguments are those of `attend`.
     """
     return jax.nn.softmax(_scores(query, key, relative))
 
 
 def _scores(query: jax.Array, key: jax.Array, relative: jax.Array | None) -> jax.Array:
+    """Returns q k^T / sqrt(depth), float32 (b, heads, n, n) [query, key]."""
     query = query * (query.shape[-1] ** -0.5)
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     if relative is not None:
@@ -66,9 +67,10 @@ def _scores(query: jax.Array, key: jax.Array, relative: jax.Array | None) -> jax
 
 @jax.custom_vjp
 def attend_custom_vjp(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """`attend` without relative positions, with a derivative of its own.
+    """Returns what `attend` returns without relative positions; its derivative is written by hand.
 
-    It multiplies arrays (b, heads, n, depth), and keeps of the weights the exponentials alone.
+    The matmuls are of arrays (b, heads, n, depth). Of the arrays (n, n), only the exponentials are
+    kept for the backward pass.
     """
     return _attend(query, key, value)[0]
 
@@ -76,23 +78,23 @@ def attend_custom_vjp(query: jax.Array, key: jax.Array, value: jax.Array) -> jax
 def _attend(query, key, value):
     query = query * (query.shape[-1] ** -0.5)
     q, k, v = (_heads_first(x) for x in (query, key, value))
-    scores = _product("bhqd,bhkd->bhqk", q, k)
+    scores = _matmul("bhqd,bhkd->bhqk", q, k)
     exps = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
     total = exps.sum(axis=-1, keepdims=True)
     exps = exps.astype(v.dtype)
-    y = (_product("bhqk,bhkd->bhqd", exps, v) / total).astype(v.dtype)
+    y = (_matmul("bhqk,bhkd->bhqd", exps, v) / total).astype(v.dtype)
     return jnp.swapaxes(y, 1, 2), (q, k, v, exps, total, y)
 
 
 def _attend_vjp(kept, dy):
     q, k, v, exps, total, y = kept
-    dy = _heads_first(dy) / total  # the division that the exponentials were spared
+    dy = _heads_first(dy) / total  # as the forward pass divides the values, not the exponentials
     dots = (dy * y).sum(-1, keepdims=True)
     dy = dy.astype(v.dtype)
-    dv = _product("bhqk,bhqd->bhkd", exps, dy)
-    scores = (exps * (_product("bhqd,bhkd->bhqk", dy, v) - dots)).astype(v.dtype)
-    dq = _product("bhqk,bhkd->bhqd", scores, k) * (q.shape[-1] ** -0.5)
-    dk = _product("bhqk,bhqd->bhkd", scores, q)
+    dv = _matmul("bhqk,bhqd->bhkd", exps, dy)
+    scores = (exps * (_matmul("bhqd,bhkd->bhqk", dy, v) - dots)).astype(v.dtype)
+    dq = _matmul("bhqk,bhkd->bhqd", scores, k) * (q.shape[-1] ** -0.5)
+    dk = _matmul("bhqk,bhqd->bhkd", scores, q)
     return tuple(jnp.swapaxes(x, 1, 2).astype(v.dtype) for x in (dq, dk, dv))
 
 
@@ -100,25 +102,30 @@ attend_custom_vjp.defvjp(_attend, _attend_vjp)
 
 
 def _heads_first(x: jax.Array) -> jax.Array:
-    """Copies (b, n, heads, depth) to (b, heads, n, depth), so that no product has to."""
+    """Returns a copy of (b, n, heads, depth) as (b, heads, n, depth), the layout of the matmuls.
+
+    The barrier keeps XLA from moving the transposition into each of them.
+    """
     return jax.lax.optimization_barrier(jnp.swapaxes(x, 1, 2))
 
 
-def _product(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def _matmul(subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns `jnp.einsum` with sums in float32."""
     return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
 
 
 def attend_cudnn(
     query: jax.Array, key: jax.Array, value: jax.Array, *, tokens: int | None = None
 ) -> jax.Array:
-    """`attend` by cuDNN's flash attention, which never writes the (n, n) weights to memory.
+    """Returns what `attend` returns, computed by cuDNN's flash attention (arXiv 2205.14135).
 
-    For float16 and bfloat16 on NVIDIA GPUs (Dao et al., arXiv 2205.14135); `depth` is a multiple
-    of 8, at most 128. JAX refuses to differentiate it at an odd n: there, one token is added.
+    It never writes the (n, n) weights to memory. It needs an NVIDIA GPU, float16 or bfloat16, and
+    a depth that is a multiple of 8 up to 128. JAX can't differentiate it for an odd n, so one
+    token is added then, which nothing attends to, and left out of the result.
 
     Args:
       query, key, value: arrays (b, n, heads, depth).
-      tokens: nothing attends to those after so many; None where all n count.
+      tokens: number of tokens that are attended to, the first of the n. None for all.
     """
     b, n = query.shape[:2]
     tokens = tokens or n
@@ -138,18 +145,25 @@ def attend_cudnn(
     return y[:, :n]
 
 
-ATTENDS = {"plain": attend, "custom_vjp": attend_custom_vjp, "cudnn": attend_cudnn}
+ATTENDS: dict[str, Callable[..., jax.Array]] = {
+    "plain": attend,
+    "custom_vjp": attend_custom_vjp,
+    "cudnn": attend_cudnn,
+}
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Self-attention of `num_heads` heads over tokens (b, n, d) -> (b, n, d).
+    """Self-attention over tokens: (b, n, d) -> (b, n, d).
 
-    The parameters are those of Flax's module of this name: query, key, value: (d, heads, depth);
-    out: (heads, depth, d), and their biases. Kernels start Xavier-uniform, biases at zero.
+    Parameters have the names and shapes of Flax's module of this name: the kernels of `query`,
+    `key` and `value` are (d, heads, depth), that of `out` is (heads, depth, d), each with a bias.
+    Kernels start Xavier-uniform, biases at zero.
 
     Attributes:
+      num_heads: number of heads, which must divide d; depth = d / num_heads.
       attention_fn: (query, key, value) -> weighted values, all (b, n, heads, depth).
-      dense: the class of the projections, see `layers.dense`.
+      dense: class of the four projections, see `layers.dense`.
+      dtype: of the computation.
     """
 
     num_heads: int
@@ -175,11 +189,18 @@ def self_attention(
     implementation: str = "plain",
     dtype: Any = jnp.float32,
 ) -> jax.Array:
-    """Self-attention over (b, n, d), with or without relative positions; (b, n, d) out.
+    """Returns tokens after self-attention: (b, n, d) -> (b, n, d).
 
-    To be called in a module's compact method: that module gets the parameters, as
-    `MultiHeadDotProductAttention_0` and, with `relative`, `RelativePositions_0`. Relative
-    positions are always computed by the plain `attend`. `tokens` is `attend_cudnn`'s.
+    Call it in a module's compact method. That module gets the parameters, as
+    `MultiHeadDotProductAttention_0` and, with `relative`, `RelativePositions_0`.
+
+    Args:
+      x: tokens (b, n, d).
+      num_heads: number of heads, which must divide d.
+      relative: True adds relative positions (paper D.4), always by the plain `attend`.
+      tokens: number of tokens that are attended to, for `attend_cudnn`. None for all.
+      implementation: a key of `ATTENDS`.
+      dtype: of the computation.
     """
     attention_fn = ATTENDS[implementation]
     if relative:

@@ -13,13 +13,21 @@ from vit_jax.models.attention import self_attention
 
 
 def along_rows(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Applies a function of (b, n, d) to each row of (b, rows, columns, d)."""
+    """Returns a grid after a function of tokens is applied to each of its rows.
+
+    Args:
+      function: (b, n, d) -> (b, n, e).
+      x: (b, rows, columns, d); the result is (b, rows, columns, e).
+    """
     y = function(x.reshape(-1, *x.shape[2:]))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def along_columns(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """Applies a function of (b, n, d) to each column of (b, rows, columns, d)."""
+    """Returns a grid after a function of tokens is applied to each of its columns.
+
+    Arguments and result are those of `along_rows`.
+    """
     return jnp.swapaxes(along_rows(function, jnp.swapaxes(x, 1, 2)), 1, 2)
 
 
@@ -37,8 +45,13 @@ class _LineAttention(nn.Module):
 class AxialAttention(nn.Module):
     """Row attention, then column attention: (b, h, w, d) -> (b, h, w, d).
 
-    What AxialResNet has in the place of a 3x3 convolution (paper D.6; Wang et al., arXiv
-    2003.07853). Each of the two has relative positions, so its parameters depend on w or h.
+    AxialResNet has it in the place of a 3x3 convolution (paper D.6; Wang et al., arXiv
+    2003.07853). Both attentions have relative positions, so the shapes of their parameters depend
+    on w and h.
+
+    Attributes:
+      num_heads: number of heads of each attention, which must divide d.
+      dtype: of the computation.
     """
 
     num_heads: int

@@ -14,8 +14,8 @@ from vit_jax.models.axial import along_columns, along_rows
 from vit_jax.models.layers import LayerNorm, dense, gelu
 from vit_jax.models.positions import absolute_positions
 
-# What a block keeps of the forward pass for the backward pass: all, what its matrix products with
-# parameters give, or its input alone; the rest is computed again.
+# What a block keeps of the forward pass for the backward pass; the rest is computed again. "none"
+# recomputes nothing, "dots" keeps the results of matmuls with parameters, "full" the block's input.
 REMATS = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -23,16 +23,20 @@ REMATS = {
 }
 
 
-def divided_by_example(z: jax.Array) -> jax.Array:
-    """Says of (b, n, d) that devices which divide parameters divide activations by example alone.
+def sharded_by_example(z: jax.Array) -> jax.Array:
+    """Returns activations (b, n, d), of which the compiler knows that only axis b is sharded.
 
-    Without this, the compiler may choose to add up parts of products over the devices.
+    It matters if parameters are sharded. Without it, the compiler may also shard the sums of
+    matmuls, and insert collectives that add up their parts.
     """
     return nn.with_logical_constraint(z, ("batch", None, None))
 
 
 class MlpBlock(nn.Module):
-    """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d)."""
+    """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d).
+
+    Kernels start Xavier-uniform, biases almost at zero. Attributes are `VisionTransformer`'s.
+    """
 
     mlp_dim: int
     dropout: float = 0.0
@@ -60,11 +64,12 @@ class EncoderBlock(nn.Module):
     """z' = MSA(LN(z)) + z, then MLP(LN(z')) + z': (b, n, d) -> (b, n, d).
 
     Attributes:
-      drop_path: probability with which each of the two residual branches is left out for an
-        example, in training; what remains is scaled up to the same mean.
-      relative: adds relative positions to the attention (paper D.4).
-      tokens: how many of the n there are; None for all; see `Encoder`.
-      others: as `VisionTransformer`'s.
+      relative: True adds relative positions to the attention (paper D.4).
+      tokens: number of tokens that are attended to, the first of the n. None for all. See
+        `Encoder`.
+      drop_path: probability that a residual branch is left out for an example, in training. Each
+        of the two branches is drawn for itself, and scaled so that its mean stays the same.
+      others: as in `VisionTransformer`.
     """
 
     mlp_dim: int
@@ -99,7 +104,7 @@ class AxialEncoderBlock(nn.Module):
 
     Attributes:
       grid: (rows, columns) of the n tokens, which are numbered row by row.
-      options: attributes of the two `EncoderBlock`s.
+      options: attributes of both `EncoderBlock`s.
     """
 
     grid: tuple[int, int]
@@ -118,13 +123,13 @@ class AxialEncoderBlock(nn.Module):
 class Encoder(nn.Module):
     """Adds positions, applies `depth` blocks and a last LayerNorm: (b, n, d) -> (b, n, d).
 
-    Dropout comes right after the position embeddings and after every dense layer but the
-    query, key and value projections (paper B.1). For cuDNN's attention, an odd number of tokens is
-    filled up with one that nothing attends to, and that is dropped in the end.
+    Dropout comes right after the position embeddings, and after every dense layer but the query,
+    key and value projections (paper B.1). cuDNN's attention needs an even number of tokens. If n
+    is odd, the blocks get one more token, which nothing attends to. It is left out of the result.
 
     Attributes:
       grid: (rows, columns) of the patches, which are the last of the n tokens.
-      others: as `VisionTransformer`'s.
+      others: as in `VisionTransformer`.
     """
 
     grid: tuple[int, int]
@@ -146,12 +151,13 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         def apply(block, z):
-            return divided_by_example(block(z, train=train))
+            return sharded_by_example(block(z, train=train))
 
         if train and self.remat != "none":
             apply = nn.remat(apply, policy=REMATS[self.remat])
         n = x.shape[1]
-        # Here once for all blocks, where the blocks don't need the true number of tokens.
+        # One token is added here, once for all blocks. If blocks depend on n (relative positions,
+        # positions in every block, axial blocks), the attention of each adds one itself.
         padded = (
             self.implementation == "cudnn"
             and n % 2
@@ -174,8 +180,8 @@ class Encoder(nn.Module):
         if table and self.positions_at != "layers":
             positions = table(name="posembed_input")
 
-        def before(i, z):
-            """Adds the positions that come before block i."""
+        def add_positions(i, z):
+            """Returns tokens with the positions that are added before block i, if there are any."""
             if table and self.positions_at == "layers":
                 return table(name=f"posembed_{i}")(z)
             if table and (self.positions_at == "shared" or i == 0):
@@ -188,20 +194,25 @@ class Encoder(nn.Module):
                 return AxialEncoderBlock(self.grid, {**options, "drop_path": drop_path}, **where)
             return EncoderBlock(**options, drop_path=drop_path, **where)
 
-        z = nn.Dropout(self.dropout, deterministic=not train)(before(0, x))
+        z = nn.Dropout(self.dropout, deterministic=not train)(add_positions(0, x))
         if padded:
             z = jnp.pad(z, ((0, 0), (0, 1), (0, 0)))
         if train and self.scan:
             z = self._scanned(block(0, parent=None), z)
         else:
             for i in range(self.depth):
-                z = apply(block(i, name=f"encoderblock_{i}"), before(i, z) if i else z)
+                z = apply(block(i, name=f"encoderblock_{i}"), add_positions(i, z) if i else z)
         z = z[:, :n]
         how = dict(implementation=self.implementation, dtype=self.dtype)
         return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z)
 
     def _scanned(self, block: nn.Module, z: jax.Array) -> jax.Array:
-        """Applies a block with each layer's parameters in turn, stacked for this one loop."""
+        """Returns tokens after all blocks, computed as one loop over their stacked parameters.
+
+        Args:
+          block: any of the blocks, which are all alike; it isn't bound to parameters.
+          z: tokens (b, n, d).
+        """
         stored = self.variables["params"]
         layers = [stored[f"encoderblock_{i}"] for i in range(self.depth)]
         key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
@@ -209,7 +220,7 @@ class Encoder(nn.Module):
         def apply(z, layer):
             params, key = layer
             z = block.apply({"params": params}, z, train=True, rngs={"dropout": key})
-            return divided_by_example(z), None
+            return sharded_by_example(z), None
 
         if self.remat != "none":
             apply = jax.checkpoint(apply, policy=REMATS[self.remat], prevent_cse=False)

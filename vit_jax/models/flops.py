@@ -1,18 +1,20 @@
-"""FLOPs"""
+"""FLOPs of a forward pass, counted in the traced model, and of training, as in paper table 6."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.extend as jex
 
-from vit_jax import models
+from vit_jax.models import variants
+from vit_jax.models.attributes import without
 from vit_jax.models.params import image_struct, parameter_shapes
 
-# Paper table 6: pre-training on JFT-300M, exaFLOPs by (variant, epochs).
+JFT_IMAGES = 303_000_000  # images of JFT-300M, paper 4.1
+# Paper table 6: exaFLOPs of pre-training on JFT-300M, by (variant, epochs).
 TABLE_6 = {
     ("B/32", 7): 55,
     ("B/16", 7): 224,
@@ -33,7 +35,24 @@ TABLE_6 = {
     ("R50+L/16", 7): 859,
     ("R50+L/16", 14): 1668,
 }
-JFT_IMAGES = 303e6
+
+_ELEMENTWISE = ("add", "sub", "mul", "div", "square", "integer_pow")
+
+
+class PretrainingCost(NamedTuple):
+    """The cost of one pre-training of paper table 6.
+
+    Attributes:
+      variant: a key of `models.VARIANTS`.
+      epochs: passes over JFT-300M.
+      paper: exaFLOPs that the paper gives.
+      counted: exaFLOPs that `forward_flops` and `training_exaflops` give.
+    """
+
+    variant: str
+    epochs: int
+    paper: int
+    counted: float
 
 
 def forward_flops(
@@ -46,37 +65,64 @@ def forward_flops(
 ) -> float:
     """Returns the floating-point operations of one image's forward pass.
 
-    Counted are the multiplications and additions, 2 for each pair, of all matrix products and
-    convolutions of the traced model, padding included: twice the MACs of the usual counters. A
-    training step is three forward passes (this reproduces the paper's table 6).
+    It counts the multiplications and the additions, 2 for each pair, of all matmuls and
+    convolutions of the traced model, padding included. That is twice the MACs of the usual
+    counters. A training step is three forward passes, which reproduces the paper's table 6.
 
     Args:
-      variant: a row of `models.VARIANTS`.
-      image_size: pixels: one side, or (h, w).
+      variant: a key of `models.VARIANTS`.
+      image_size: pixels, one side or (h, w).
       num_classes: size of the head; 0 for none.
-      elementwise: counts all other additions, subtractions, multiplications and divisions, too
-        (norms, softmax, GELU, standardised kernels). timm's published GMACs hold such a share:
+      elementwise: True counts all other additions, subtractions, multiplications and divisions
+        too (norms, softmax, GELU, standardised kernels). timm's published GMACs hold such a share:
         2.7 % for R26+S/32, where it is largest.
-      **overrides: as for `models.build`; the implementation changes nothing.
+      **overrides: attributes, as for `models.build`. Those of kind "device" change nothing.
 
     Raises:
       ValueError: there is no such variant, or it can't take images of this size.
     """
-    overrides.pop("implementation", None)
-    model = models.plain(models.build(variant, num_classes=num_classes, **overrides))
+    overrides = without(overrides, "device")
+    model = variants.build(variant, num_classes=num_classes, **overrides)
+    model = variants.plain(model)
     params = parameter_shapes(model, image_size)
     traced = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x))(
         params, image_struct(image_size)
     )
-    return float(_flops(traced.jaxpr, elementwise))
+    return float(count_flops(traced.jaxpr, elementwise=elementwise))
 
 
-_ELEMENTWISE = ("add", "sub", "mul", "div", "square", "integer_pow")
+def training_exaflops(flops: float, images: float) -> float:
+    """Returns the exaFLOPs (1e18) of training on a number of images: three forward passes each.
+
+    Args:
+      flops: of one image's forward pass, as `forward_flops` counts them.
+      images: number of images seen; an image that is seen in 7 epochs counts 7 times.
+    """
+    return 3 * flops * images / 1e18
 
 
-def _flops(jaxpr: jex.core.Jaxpr, elementwise: bool) -> int:
+def table_6() -> list[PretrainingCost]:
+    """Returns the rows of paper table 6, each with the exaFLOPs that this module counts."""
+    flops = {variant: forward_flops(variant) for variant in dict.fromkeys(v for v, _ in TABLE_6)}
+    return [
+        PretrainingCost(
+            variant, epochs, paper, training_exaflops(flops[variant], epochs * JFT_IMAGES)
+        )
+        for (variant, epochs), paper in TABLE_6.items()
+    ]
+
+
+def count_flops(jaxpr: jex.core.Jaxpr, *, elementwise: bool = False) -> int:
+    """Returns the floating-point operations of a traced function, see `forward_flops`.
+
+    Args:
+      jaxpr: as `jax.make_jaxpr` makes it. Functions that it calls and loops are counted as often
+        as they run.
+      elementwise: see `forward_flops`.
+    """
     total = 0
-    for equation in jaxpr.eqns:
+    equations: Sequence[Any] = jaxpr.eqns
+    for equation in equations:
         name = equation.primitive.name
         shapes = [x.aval.shape for x in equation.invars]
         out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
@@ -90,27 +136,21 @@ def _flops(jaxpr: jex.core.Jaxpr, elementwise: bool) -> int:
             total += out * elementwise
         elif name == "reduce_sum":
             total += math.prod(shapes[0]) * elementwise
-        else:  # functions that are called, such as jitted ones
-            inner = sum(_flops(called, elementwise) for called in _called(equation.params))
-            total += inner * equation.params.get("length", 1)
+        else:
+            called = sum(
+                count_flops(inner, elementwise=elementwise) for inner in _called(equation.params)
+            )
+            total += called * equation.params.get("length", 1)  # the length of a loop
     return total
 
 
 def _called(params: dict[str, Any]) -> list[jex.core.Jaxpr]:
+    """Returns the functions that an equation calls, such as jitted ones."""
     values = [
         v
         for value in params.values()
         for v in (value if isinstance(value, tuple | list) else [value])
     ]
     kinds = (jex.core.ClosedJaxpr, jex.core.Jaxpr)  # from jax 0.12 on, one class
-    return [getattr(v, "jaxpr", v) for v in values if isinstance(v, kinds)]
-
-
-def training_exaflops(flops: float, images: float) -> float:
-    """Returns the exaFLOPs (1e18) of training on that many images: three forward passes each.
-
-    Args:
-      flops: of one image's forward pass, as `forward_flops` counts them.
-      images: all that are seen, an image of 7 epochs 7 times.
-    """
-    return 3 * flops * images / 1e18
+    found: list[Any] = [v for v in values if isinstance(v, kinds)]
+    return [getattr(v, "jaxpr", v) for v in found]

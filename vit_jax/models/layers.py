@@ -1,14 +1,14 @@
-"""LayerNorm, GELU and dense layers of the encoder, in the formulation that suits the backend.
+"""LayerNorm, GELU and dense layers of the encoder, in the implementation that suits the device.
 
-"plain" is Flax's own code and XLA's derivatives of it: the reference for the others.
+All implementations compute the same, up to rounding:
 
-"custom_vjp", for CPUs, has derivatives written by hand, which keep one array of a layer for the
-backward pass where automatic differentiation keeps several: less memory to write and read, which
-is what a CPU waits for. It can't be differentiated in forward mode (`jax.jvp`).
-
-"cudnn", for NVIDIA GPUs, computes attention as `attention.attend_cudnn` does, and GELU and dense
-layers as "custom_vjp" does, but LayerNorm plainly: what moves the fewest bytes of a step that was
-compiled for an H100 (benchmarks/README.md). It has not yet run on a GPU.
+- "plain" is Flax's code with the derivatives that JAX finds. The others are tested against it.
+- "custom_vjp" is for CPUs. Its derivatives are written by hand. They keep one array of a layer for
+  the backward pass, where automatic differentiation keeps several. A CPU waits for memory, and so
+  has less to wait for. It can't be differentiated in forward mode (`jax.jvp`).
+- "cudnn" is for NVIDIA GPUs. Attention is `attention.attend_cudnn`, GELU and dense layers are
+  those of "custom_vjp", LayerNorm is plain. Of the combinations that were compiled for an H100,
+  this one accesses the fewest bytes in a step (benchmarks/README.md). It has not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -27,20 +27,27 @@ IMPLEMENTATIONS = ("plain", "custom_vjp", "cudnn")
 
 
 def best_implementation(dtype: Any, depth: int, device: jax.Device | None = None) -> str:
-    """Returns the one for a dtype, heads of that depth, and a device; None: the first here."""
+    """Returns the fastest implementation known for a computation on a device.
+
+    Args:
+      dtype: of the computation.
+      depth: size of an attention head, width / num_heads.
+      device: None for this process's first device.
+    """
     device = device or jax.local_devices()[0]
     if device.platform == "cpu":
         return "custom_vjp"
     if device.platform == "gpu" and fits_cudnn(dtype, depth):
         capability = str(getattr(device, "compute_capability", ""))
-        # NVIDIA's are numbers such as 9.0; cuDNN's flash attention begins with Ampere.
+        # NVIDIA's are numbers such as 9.0, AMD's are not. Ampere, 8.0, is the first GPU that
+        # cuDNN's flash attention runs on.
         if re.fullmatch(r"\d+\.\d+", capability) and float(capability) >= 8:
             return "cudnn"
     return "plain"
 
 
 def fits_cudnn(dtype: Any, depth: int) -> bool:
-    """Tells whether cuDNN's flash attention can compute with heads of that depth."""
+    """Returns True if cuDNN's flash attention can compute in a dtype with heads of this depth."""
     return jnp.dtype(dtype) in (jnp.float16, jnp.bfloat16) and depth % 8 == 0 and depth <= 128
 
 
@@ -48,15 +55,20 @@ def fits_cudnn(dtype: Any, depth: int) -> bool:
 
 
 class LayerNorm(nn.LayerNorm):
-    """Normalises the last axis of (…, d), then scales and shifts it; statistics are float32.
+    """Normalises the last axis of (…, d), then scales and shifts it: (…, d) -> (…, d).
 
-    Ba et al., arXiv 1607.06450. Parameters are Flax's: `scale` and `bias` (d,).
+    Ba et al., arXiv 1607.06450. Mean and variance are computed in float32. Parameters are Flax's:
+    `scale` and `bias` (d,).
+
+    Attributes:
+      implementation: of `IMPLEMENTATIONS`.
+      others: as in Flax.
     """
 
     implementation: str = "plain"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # has no mask
         if self.implementation != "custom_vjp":
             return super().__call__(x)
         scale = self.param("scale", self.scale_init, x.shape[-1:])
@@ -66,9 +78,15 @@ class LayerNorm(nn.LayerNorm):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, over the last axis of (…, d).
+    """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias: (…, d), of the dtype of x.
 
-    For the backward pass it keeps x, the means and the reciprocal deviations.
+    Mean and variance are those of the last axis. For the backward pass, x, the means and the
+    reciprocals of the standard deviations are kept.
+
+    Args:
+      x: (…, d).
+      scale, bias: (d,) float32.
+      epsilon: added to the variance.
     """
     return _layer_norm(x, scale, bias, epsilon)[0]
 
@@ -99,13 +117,13 @@ layer_norm.defvjp(_layer_norm, _layer_norm_vjp)
 
 # ----------------------------------------------------------------------------------------- GELU
 
-# Of x in the tanh form: sqrt(2 / pi), and the cube's factor (Hendrycks and Gimpel, 1606.08415).
+# In the tanh approximation, the factors of x, sqrt(2 / pi), and of x cubed (arXiv 1606.08415).
 _SLOPE, _CUBE = math.sqrt(2 / math.pi), 0.044715
 
 
 @jax.custom_vjp
 def gelu_tanh(x: jax.Array) -> jax.Array:
-    """The tanh approximation of GELU, which keeps x alone for the backward pass."""
+    """Returns the tanh approximation of GELU; only x is kept for the backward pass."""
     return nn.gelu(x, approximate=True)
 
 
@@ -122,7 +140,7 @@ gelu_tanh.defvjp(lambda x: (gelu_tanh(x), x), _gelu_tanh_vjp)
 
 @jax.custom_vjp
 def gelu_exact(x: jax.Array) -> jax.Array:
-    """GELU, x times the normal distribution's Phi(x), which keeps x alone for the backward pass."""
+    """Returns GELU, x times the normal distribution's Phi(x); only x is kept for its derivative."""
     return nn.gelu(x, approximate=False)
 
 
@@ -135,8 +153,8 @@ def _gelu_exact_vjp(x, dy):
 
 gelu_exact.defvjp(lambda x: (gelu_exact(x), x), _gelu_exact_vjp)
 
-# Plain, and with derivatives of our own. The published checkpoints were trained with the tanh
-# approximation; PyTorch's ViTs are exact.
+# For each kind the plain function, and the one with a derivative written by hand. The published
+# checkpoints were trained with the tanh approximation; PyTorch's ViTs use the exact function.
 GELUS = {
     "tanh": (functools.partial(nn.gelu, approximate=True), gelu_tanh),
     "exact": (functools.partial(nn.gelu, approximate=False), gelu_exact),
@@ -144,18 +162,24 @@ GELUS = {
 
 
 def gelu(x: jax.Array, kind: str, implementation: str) -> jax.Array:
-    """GELU of any array; `kind` is one of `GELUS`."""
-    plain, own = GELUS[kind]
-    return (plain if implementation == "plain" else own)(x)
+    """Returns the GELU of an array of any shape, of the same dtype.
+
+    Args:
+      x: the array.
+      kind: a key of `GELUS`.
+      implementation: of `IMPLEMENTATIONS`.
+    """
+    plain, by_hand = GELUS[kind]
+    return (plain if implementation == "plain" else by_hand)(x)
 
 
 # ---------------------------------------------------------------------------------------- dense
 
 
 class FlatDense(nn.DenseGeneral):
-    """Flax's layer over the last axes of x, as one product of two matrices and one vector added.
+    """Flax's layer over the last axes of x, as one matmul of matrices and the sum with a vector.
 
-    Libraries multiply and add so in one go. Parameters, names and first values are Flax's.
+    Libraries compute both in one call. Names, shapes and initial values of parameters are Flax's.
     """
 
     @nn.compact
@@ -177,5 +201,9 @@ class FlatDense(nn.DenseGeneral):
 
 
 def dense(implementation: str) -> type[nn.DenseGeneral]:
-    """Returns the class of dense layers."""
+    """Returns the class of an implementation's dense layers.
+
+    Args:
+      implementation: of `IMPLEMENTATIONS`.
+    """
     return nn.DenseGeneral if implementation == "plain" else FlatDense

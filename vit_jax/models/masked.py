@@ -1,4 +1,4 @@
-"""Masked patch prediction's model (paper B.1.2): an encoder of corrupted patches, and its head."""
+"""The model of masked patch prediction (paper B.1.2): a ViT on corrupted patches, and its head."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import jax.numpy as jnp
 
 from vit_jax.models.vit import VisionTransformer
 
-PARAMETERS = ("mask_token", "patch_head")  # what a predictor has besides its `vit`
+PARAMETERS = ("mask_token", "patch_head")  # of a predictor, besides those of its `vit`
 
 
 class Corruption(NamedTuple):
-    """What happens to the embeddings of n patches; arrays (b, n).
+    """How the embeddings of n patches are corrupted; arrays (b, n).
 
     Attributes:
-      selected: bool: the patch is to be predicted.
-      masked: bool: the learned [mask] embedding takes its place.
-      source: int32: else, the number of the patch whose embedding it gets: its own or another.
+      selected: bool, True if the patch must be predicted.
+      masked: bool, True if the learned [mask] embedding replaces the patch's.
+      source: int32, number of the patch whose embedding a patch gets that isn't masked. It is the
+        patch's own number, or that of another patch of the image.
     """
 
     selected: jax.Array
@@ -28,15 +29,15 @@ class Corruption(NamedTuple):
 
 
 class MaskedPatchPredictor(nn.Module):
-    """Images (b, h, w, 3) in [-1, 1] to a prediction for each patch, (b, n, outputs) float32.
+    """Images (b, h, w, 3) in [-1, 1] to a prediction for each patch: (b, n, outputs) float32.
 
-    The parameters are those of `vit`, at the same names, and `mask_token` (1, 1, d) and
-    `patch_head` (d, outputs), which starts at zero as a new `head` does.
+    The parameters are those of `vit`, under the same names, `mask_token` (1, 1, d) and
+    `patch_head` (d, outputs). `patch_head` starts at zero, as a new `head` does.
 
     Attributes:
-      vit: a model without pre_logits and head.
-      outputs: numbers predicted for each patch.
-      dtype: the dtype of the computation.
+      vit: a model without `pre_logits` and without a head.
+      outputs: number of values predicted for each patch.
+      dtype: of the computation.
     """
 
     vit: VisionTransformer
@@ -50,6 +51,7 @@ class MaskedPatchPredictor(nn.Module):
     def __call__(
         self, images: jax.Array, corruption: Corruption | None = None, *, train: bool = False
     ) -> jax.Array:
+        """Returns predictions (b, n, outputs) float32; `corruption` None corrupts nothing."""
         mask = self.param("mask_token", nn.initializers.normal(0.02), (1, 1, self.vit.width))
 
         def corrupt(x):

@@ -1,8 +1,8 @@
-"""Parameters"""
+"""Parameter trees: the shapes that a model needs, their size, and how two trees differ."""
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,15 +11,25 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from vit_jax.common.messages import closest
 from vit_jax.config.keys import image_shape
+
+
+def image_struct(image_size: int | Sequence[int]) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of one image as a model takes it: (1, h, w, 3) float32.
+
+    Args:
+      image_size: pixels, one side or (h, w).
+    """
+    return jax.ShapeDtypeStruct((1, *image_shape(image_size), 3), jnp.float32)
 
 
 def parameter_shapes(model: nn.Module, image_size: int | Sequence[int]) -> Any:
     """Returns the tree of a model's parameters as `jax.ShapeDtypeStruct`s; computes nothing.
 
     Args:
-      model: a module of `models.build`.
-      image_size: pixels: one side, or (h, w).
+      model: what `models.build` returns.
+      image_size: pixels, one side or (h, w).
 
     Raises:
       ValueError: the model can't take images of this size.
@@ -27,19 +37,25 @@ def parameter_shapes(model: nn.Module, image_size: int | Sequence[int]) -> Any:
     return jax.eval_shape(model.init, jax.random.key(0), image_struct(image_size))["params"]
 
 
-def image_struct(image_size: int | Sequence[int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *image_shape(image_size), 3), jnp.float32)
+def count_parameters(tree: Any) -> int:
+    """Returns the number of parameters in a tree, each element of an array counted.
+
+    Args:
+      tree: of arrays, or of anything else with a `shape`, such as parameters in a file.
+    """
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def check_same(found: Any, wanted: Any, where: str) -> None:
-    """Compares the names and shapes of two parameter trees.
+    """Returns if two parameter trees have the same names and shapes.
 
     Args:
-      found, wanted: nested dictionaries of anything with a shape.
-      where: what `found` is, for the message.
+      found: nested dictionary of anything with a `shape`.
+      wanted: the same, of the model.
+      where: says what `found` is, for the message.
 
     Raises:
-      ValueError: lists every missing, unexpected and wrong-shaped parameter by name.
+      ValueError: they differ; lists every missing, unexpected and wrong-shaped parameter by name.
     """
     shapes = (
         {name: tuple(x.shape) for name, x in flatten_dict(tree, sep="/").items()}
@@ -52,15 +68,18 @@ def check_same(found: Any, wanted: Any, where: str) -> None:
 def differences(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> list[str]:
     """Returns a sentence for every missing, unexpected and wrong-shaped parameter of `found`.
 
-    What is unexpected comes with the missing parameter of the most similar name, if there is one.
+    An unexpected parameter is listed with the missing one of the most similar name, if any.
+
+    Args:
+      found: shapes by name.
+      wanted: the model's.
     """
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
-    comparable = len(missing) * len(extra) < 10_000  # else it is another model altogether
+    comparable = len(missing) * len(extra) < 10_000  # else it is another model, and comparing slow
     problems = [f"{name} is missing" for name in missing]
     for name in extra:
-        close = difflib.get_close_matches(name, missing, n=1) if comparable else []
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = closest(name, missing) if comparable else ""
         problems.append(f"{name} is not in the model{hint}")
     for name, shape in wanted.items():
         if name in found and found[name] != shape:

@@ -1,4 +1,4 @@
-"""Patches"""
+"""Images as a model reads them: pixels in [-1, 1], cut into patches, each of which is projected."""
 
 from __future__ import annotations
 
@@ -10,12 +10,28 @@ import jax.numpy as jnp
 
 
 def to_float(images: Any) -> Any:
-    """Scales uint8 images of any shape to float32 in [-1, 1]; runs on the device, inside jit."""
+    """Returns uint8 images of any shape as float32 in [-1, 1]. It may run inside `jax.jit`."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
+def to_patches(images: jax.Array, patch: tuple[int, int]) -> jax.Array:
+    """Returns images (b, h, w, c), cut into patches row by row: (b, n, ph, pw, c).
+
+    Args:
+      images: of any dtype.
+      patch: (ph, pw) in pixels, which divide h and w.
+    """
+    b, h, w, channels = images.shape
+    blocks = images.reshape(b, h // patch[0], patch[0], w // patch[1], patch[1], channels)
+    return jnp.moveaxis(blocks, 3, 2).reshape(b, -1, *patch, channels)
+
+
 def grid_shape(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the (rows, columns) of patches that an image of (h, w) pixels is cut into.
+    """Returns the (rows, columns) of patches that an image is cut into.
+
+    Args:
+      image_size: (h, w) in pixels.
+      patch_size: (height, width) in pixels.
 
     Raises:
       ValueError: a side of the image is not a multiple of the patch's side.
@@ -41,17 +57,12 @@ class PatchEmbedding(nn.Conv):
       ValueError: the image's sides are not multiples of the patch's.
     """
 
+    kernel_size: tuple[int, int]
     padding: str = "VALID"
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        grid_shape(images.shape[1:3], self.kernel_size)
+        _, height, width, _ = images.shape
+        grid_shape((height, width), self.kernel_size)
         x = super().__call__(images)  # (b, rows, columns, d)
         return jnp.reshape(x, (x.shape[0], -1, x.shape[-1]))
-
-
-def to_patches(images: jax.Array, patch: tuple[int, int]) -> jax.Array:
-    """Cuts images (b, h, w, 3) into patches (b, n, ph, pw, 3), row by row."""
-    b, h, w, channels = images.shape
-    blocks = images.reshape(b, h // patch[0], patch[0], w // patch[1], patch[1], channels)
-    return jnp.moveaxis(blocks, 3, 2).reshape(b, -1, *patch, channels)

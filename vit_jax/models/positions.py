@@ -1,4 +1,4 @@
-"""Positions"""
+"""Position embeddings (paper equation 1 and appendix D.4), and how they are resized."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from scipy import ndimage
 
 KINDS = ("1d", "2d", "relative", "sincos", "none")
-PLACES = ("stem", "layers", "shared")
+PLACES = ("stem", "layers", "shared")  # where absolute positions are added, see `VisionTransformer`
 _INIT = nn.initializers.normal(stddev=0.02)
 
 
 class LearnedPositions(nn.Module):
-    """1-D: adds one learned vector to each of n tokens, (b, n, d) -> (b, n, d), paper equation 1.
+    """1-D: adds one learned vector to each of n tokens: (b, n, d) -> (b, n, d), paper equation 1.
 
     The parameter is `pos_embedding` (1, n, d).
     """
@@ -29,10 +29,10 @@ class LearnedPositions(nn.Module):
 
 
 class GridPositions(nn.Module):
-    """2-D: adds [X(column), Y(row)] to each patch, (b, n, d) -> (b, n, d), paper D.4.
+    """2-D: adds the vector [X(column), Y(row)] to each patch: (b, n, d) -> (b, n, d), paper D.4.
 
-    The parameters are `x_embedding` (columns, d/2), `y_embedding` (rows, d/2), and, for the
-    tokens that stand before the patches, `token_embedding` (n - rows * columns, d).
+    The parameters are `x_embedding` (columns, d/2) and `y_embedding` (rows, d/2). If there are
+    tokens before the patches, they have `token_embedding` (n - rows * columns, d).
 
     Attributes:
       grid: (rows, columns) of the patches, which are numbered row by row.
@@ -58,16 +58,16 @@ class GridPositions(nn.Module):
 
 
 def sincos_table(grid: tuple[int, int], width: int, tokens: int = 0) -> jax.Array:
-    """Returns the fixed 2-D embeddings of a grid's patches, row by row: (n, d) float32.
+    """Returns the fixed 2-D embeddings of tokens and patches: (tokens + n, d) float32.
 
-    A patch at (x, y), counted from 0, gets sin(w x), cos(w x), sin(w y), cos(w y), d/4 numbers
-    each, for frequencies w from 1 to 1/10,000 in geometric progression (Beyer et al., arXiv
-    2205.01580; the form of MoCo v3, arXiv 2104.02057).
+    The embedding of a patch at (x, y), counted from 0, is sin(w x), cos(w x), sin(w y), cos(w y):
+    d/4 numbers each, for frequencies w that fall from 1 to 1/10,000 in geometric progression.
+    Beyer et al., arXiv 2205.01580, use it, in the form of MoCo v3, arXiv 2104.02057.
 
     Args:
-      grid: (rows, columns).
+      grid: (rows, columns) of the n patches, which are numbered row by row.
       width: d, a multiple of 4 and at least 8.
-      tokens: how many stand before the patches; nothing is added to them.
+      tokens: number of tokens before the patches. Their embeddings are zero.
     """
     frequencies = 10_000.0 ** -jnp.linspace(0.0, 1.0, width // 4)
     y, x = jnp.mgrid[: grid[0], : grid[1]].reshape(2, -1, 1) * frequencies
@@ -76,7 +76,7 @@ def sincos_table(grid: tuple[int, int], width: int, tokens: int = 0) -> jax.Arra
 
 
 class SincosPositions(nn.Module):
-    """Adds `sincos_table` to the patches, nothing to tokens before them: (b, n, d) -> (b, n, d).
+    """Adds `sincos_table` to tokens: (b, n, d) -> (b, n, d). It has no parameters.
 
     Attributes:
       grid: (rows, columns) of the patches, which are numbered row by row.
@@ -91,25 +91,28 @@ class SincosPositions(nn.Module):
 
 
 def absolute_positions(kind: str, grid: tuple[int, int]) -> Callable[..., nn.Module] | None:
-    """Returns what makes the module that adds positions to tokens, None for other kinds.
+    """Returns the class of a module (b, n, d) -> (b, n, d) that adds positions to tokens.
+
+    The class takes the module's name. None if the kind adds nothing to tokens.
 
     Args:
-      kind: one of `KINDS`; "relative" and "none" add nothing.
+      kind: one of `KINDS`. "relative" and "none" add nothing.
       grid: (rows, columns) of the patches.
     """
-    return {
+    classes: dict[str, Callable[..., nn.Module]] = {
         "1d": LearnedPositions,
         "2d": functools.partial(GridPositions, grid),
         "sincos": functools.partial(SincosPositions, grid),
-    }.get(kind)
+    }
+    return classes.get(kind)
 
 
 class RelativePositions(nn.Module):
-    """Embeddings of the offsets between n tokens, () -> (n, n, depth) [query, key], paper D.4.
+    """Returns the embeddings of the offsets between n tokens: () -> (n, n, depth), paper D.4.
 
-    Entry [q, k] is the embedding of p_q - p_k, one vector for all heads, as in Shaw et al.
-    (arXiv 1803.02155). The parameter is `offset_embedding` (2n - 1, depth), its middle row the
-    offset 0. `attention.attend` takes them as additional keys.
+    Entry [q, k] is the embedding of the offset p_q - p_k of query q and key k. All heads share it,
+    as in Shaw et al. (arXiv 1803.02155). The parameter is `offset_embedding` (2n - 1, depth); its
+    middle row belongs to offset 0. `attention.attend` takes the embeddings as additional keys.
 
     Attributes:
       tokens: n.
@@ -126,29 +129,40 @@ class RelativePositions(nn.Module):
         return table[at[:, None] - at[None, :] + self.tokens - 1]
 
 
-RESIZES = ("linear", "cubic")
+# ------------------------------------------------------------------------------- resizing
+
+
+def resize_linear(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolates linearly with aligned corners, as the public JAX loader does."""
+    zoom = [new / old for new, old in zip(shape, array.shape, strict=True)]
+    return ndimage.zoom(array, zoom, order=1)
+
+
+def resize_cubic(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolates by Keys's cubic kernel (a = -0.5), as timm and Hugging Face do.
+
+    Samples lie at the centres of their cells. The kernel is widened where the grid gets coarser.
+    """
+    return np.asarray(jax.image.resize(array, shape, "cubic"))
+
+
+RESIZES = {"linear": resize_linear, "cubic": resize_cubic}  # by the value of config.init_resize
 
 
 def resize(array: np.ndarray, shape: tuple[int, ...], method: str = "linear") -> np.ndarray:
-    """Interpolates an array of samples on a grid to another shape with as many axes.
+    """Returns samples on a grid, interpolated on a grid of another shape; float32.
 
     Args:
-      array: float32; an axis whose length stays the same is left alone.
-      shape: the new one.
-      method: "linear" with aligned corners, as in the public JAX loader; or "cubic", which timm
-        and Hugging Face use: samples at the centres of their cells, Keys's kernel (a = -0.5),
-        widened where the grid gets coarser.
+      array: float32, one sample for each point of the grid.
+      shape: the new shape, with as many axes. An axis whose length stays the same is not changed.
+      method: a key of `RESIZES`.
 
     Raises:
       ValueError: there is no such method.
     """
     if method not in RESIZES:
         raise ValueError(f"There is no way to resize called {method!r}: {' or '.join(RESIZES)}.")
-    array = np.asarray(array)
-    if method == "linear":
-        zoom = [new / old for new, old in zip(shape, array.shape, strict=True)]
-        return ndimage.zoom(array, zoom, order=1)
-    return np.asarray(jax.image.resize(array, shape, "cubic"))
+    return RESIZES[method](np.asarray(array), shape)
 
 
 def resize_positions(
@@ -157,14 +171,18 @@ def resize_positions(
     new_grid: tuple[int, int],
     method: str = "linear",
 ) -> np.ndarray:
-    """Interpolates position embeddings in 2-D: (1, t + n, d) -> (1, t + m, d).
+    """Returns position embeddings, interpolated in 2-D: (1, t + n, d) -> (1, t + m, d).
 
-    The first t rows (the class token's) stay as they are.
+    The first t rows, the class token's, don't change (paper 3.2).
 
     Args:
-      table: one row for each class token, then one for each patch, row by row.
-      old_grid, new_grid: (rows, columns) of n and m patches.
-      method: see `resize`.
+      table: float32, one row for each class token, then one for each patch, row by row.
+      old_grid: (rows, columns) of the n patches.
+      new_grid: (rows, columns) of the m patches.
+      method: a key of `RESIZES`.
+
+    Raises:
+      ValueError: there is no such method.
     """
     tokens = table.shape[1] - old_grid[0] * old_grid[1]
     kept, patches = table[:, :tokens], table[0, tokens:].reshape(*old_grid, -1)

@@ -1,8 +1,8 @@
 """BiT ResNets, the paper's baselines, and the ResNet stem of its hybrids (paper 4.1).
 
-Both have GroupNorm for BatchNorm and standardised convolutions, but they are not the same
-network: the hybrids' stem is post-activation with SAME padding, the baselines are
-pre-activation with symmetric padding, and each divides by its own kind of deviation.
+Both have GroupNorm in the place of BatchNorm, and standardised convolutions. But they are not the
+same network: the stem of the hybrids is post-activation with SAME padding, the baselines are
+pre-activation with symmetric padding, and they compute the deviation of a kernel differently.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vit_jax.models.axial import AxialAttention
 class StdConv(nn.Module):
     """A convolution whose kernel is standardised: (b, h, w, c) -> (b, h', w', features), no bias.
 
-    Each output channel's weights get mean 0 and deviation 1 before use (Qiao et al., arXiv
-    1903.10520), in float32.
+    The weights of each output channel are brought to mean 0 and deviation 1 before use, in float32
+    (Qiao et al., arXiv 1903.10520).
 
     Attributes:
-      features: output channels.
+      features: number of output channels.
       size: the kernel's side in pixels.
       stride: in pixels.
-      bit: symmetric padding and (w - mean) / sqrt(var + 1e-10), as in the published BiT ResNets;
-        otherwise SAME padding and (w - mean) / (std + 1e-5), as in the published hybrids.
-      epsilon: where it is given, both are (w - mean) / sqrt(var + epsilon).
+      bit: True for symmetric padding and (w - mean) / sqrt(var + 1e-10), as in the published BiT
+        ResNets; False for SAME padding and (w - mean) / (std + 1e-5), as in the published hybrids.
+      epsilon: makes it (w - mean) / sqrt(var + epsilon) in both. None for the formulas above.
       dtype: of the computation.
     """
 
@@ -63,9 +63,9 @@ class StdConv(nn.Module):
 class PostActivationUnit(nn.Module):
     """A hybrid's bottleneck: (b, h, w, c) -> (b, h/stride, w/stride, 4 features).
 
-    Convolutions 1x1, 3x3 (strided), 1x1, each normalised, ReLU after the first two and after the
-    sum with the input, which is projected where its shape has to change. The last norm's scale
-    starts at zero, so that the unit starts as the identity.
+    Three convolutions, 1x1, 3x3 (strided) and 1x1, each followed by a norm. ReLU comes after the
+    first two and after the sum with the input. The input is projected if its shape must change.
+    The scale of the last norm starts at zero, so that the unit starts as the identity.
     """
 
     features: int
@@ -92,11 +92,12 @@ class PostActivationUnit(nn.Module):
 class PreActivationUnit(nn.Module):
     """A BiT bottleneck: (b, h, w, c) -> (b, h/stride, w/stride, 4 features).
 
-    Norm and ReLU come before each convolution; the projection reads what they give, too.
+    Norm and ReLU come before each convolution. The projection of the input, which is needed if its
+    shape must change, reads the output of the first norm and ReLU.
 
     Attributes:
-      axial: has row and column attention with 8 heads in the place of the 3x3 convolution, and
-        strides by averaging (AxialResNet, paper D.6).
+      axial: True puts row and column attention with 8 heads in the place of the 3x3 convolution,
+        and strides by averaging (AxialResNet, paper D.6).
     """
 
     features: int
@@ -132,9 +133,9 @@ class Stage(nn.Module):
     """Units of one width, the first of which may stride: (b, h, w, c) -> (b, h', w', c').
 
     Attributes:
-      units: how many.
-      unit: the module class of one, or a partial of it, which still takes `stride` and `name`.
-      stride: of the first.
+      units: number of units.
+      unit: (stride=, name=) -> the module of one unit.
+      stride: of the first unit; that of the others is 1.
     """
 
     units: int
@@ -151,7 +152,16 @@ class Stage(nn.Module):
 def _stages(
     x: jax.Array, layers: Sequence[int], width: int, unit: Callable[..., nn.Module]
 ) -> jax.Array:
-    """Each stage after the first halves the sides and doubles the width."""
+    """Returns features after all stages: (b, h, w, c) -> (b, h', w', c').
+
+    Each stage after the first halves the sides and doubles the width.
+
+    Args:
+      x: (b, h, w, c).
+      layers: number of units of each stage.
+      width: that of the first stage.
+      unit: (width, stride=, name=) -> the module of one unit.
+    """
     for i, units in enumerate(layers):
         of_width = functools.partial(unit, width * 2**i)
         x = Stage(units, of_width, stride=2 if i else 1, name=f"block{i + 1}")(x)
@@ -161,14 +171,15 @@ def _stages(
 def hybrid_stem(
     images: jax.Array, layers: Sequence[int], kernel_epsilon: float | None, dtype: Any
 ) -> jax.Array:
-    """Images (b, h, w, 3) to a feature map (b, h', w', c), c = 256, 512… by stage, 64 without any.
+    """Returns the feature map of a hybrid's ResNet: images (b, h, w, 3) -> (b, h', w', c).
 
-    To be called in a module's compact method, which gets the parameters under the names of the
-    published hybrids: `conv_root`, `gn_root`, `block1/unit1/conv1`…
+    c is 256 after one stage, 512 after two, and so on; 64 if there is no stage. Call it in a
+    module's compact method. That module gets the parameters, under the names of the published
+    hybrids: `conv_root`, `gn_root`, `block1/unit1/conv1`…
 
     Args:
       images: in [-1, 1].
-      layers: units of each stage; with none, the root alone is left.
+      layers: number of units of each stage; () for the root alone.
       kernel_epsilon: see `StdConv.epsilon`.
       dtype: of the computation.
     """
@@ -181,7 +192,11 @@ def hybrid_stem(
 
 
 def feature_stride(stages: int) -> int:
-    """Returns the pixels an image's side is divided by, rounded up, after the root and stages."""
+    """Returns how many pixels of an image's side become one of the feature map's.
+
+    Args:
+      stages: number of stages after the root.
+    """
     return 4 * 2 ** max(0, stages - 1)
 
 
@@ -192,12 +207,12 @@ class ResNet(nn.Module):
     the baselines of the paper's section 4.1).
 
     Attributes:
-      num_classes: c; 0 leaves the head out and returns the mean of the last feature map.
-      layers: units of each stage; (3, 4, 6, 3) is a ResNet50.
+      num_classes: c; 0 leaves the head out and returns the mean of the last feature map (b, d).
+      layers: number of units of each stage; (3, 4, 6, 3) is a ResNet50.
       width_factor: multiplies every width; 1 gives d = 2048.
-      axial: row and column attention in the place of the 3x3 convolutions (paper D.6).
+      axial: True puts row and column attention in the place of the 3x3 convolutions (paper D.6).
       kernel_epsilon: see `StdConv.epsilon`.
-      dtype: the dtype of the computation; parameters are float32.
+      dtype: of the computation; parameters are always float32.
     """
 
     num_classes: int
@@ -220,6 +235,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        """Returns logits or features, float32; `train` changes nothing."""
         width = 64 * self.width_factor
         options = dict(bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
         x = StdConv(width, size=7, stride=2, **options, name="conv_root")(images)

@@ -1,4 +1,4 @@
-"""Every named model is one row of `VARIANTS`; `build` makes the Flax module of a row."""
+"""Every model that has a name is one row of `VARIANTS`; `build` makes the Flax module of a row."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vit_jax.models.encoder import REMATS
-from vit_jax.models.layers import GELUS, IMPLEMENTATIONS, fits_cudnn
-from vit_jax.models.positions import KINDS, PLACES
+from vit_jax.models import attributes
+from vit_jax.models.layers import fits_cudnn
 from vit_jax.models.resnet import ResNet
-from vit_jax.models.vit import POOLS, VisionTransformer
+from vit_jax.models.vit import VisionTransformer
 
 
 def _vit(
@@ -35,9 +34,10 @@ def _resnet(layers: tuple[int, ...], width_factor: int, **more: Any) -> dict[str
     return dict(layers=layers, width_factor=width_factor, **more)
 
 
-# B, L, H: paper table 1. Ti and S: the sizes published since for the same code. Nano: ours,
-# small enough to be trained from scratch on a laptop in minutes. R…: hybrids (paper 4.1) with
-# the stem's units a stage, R…x…: BiT ResNets, the paper's baselines; Axial: paper D.6.
+# B, L, H: paper table 1. Ti, S: sizes that were published later with the same code. Nano: our own,
+# small enough to train from scratch on a laptop in minutes. R…+…: hybrids (paper 4.1), with the
+# number of units in each stage of the stem. R…x…: BiT ResNets, the paper's baselines. Axial:
+# paper D.6.
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     #                    depth width   mlp heads patch
     "Nano/8":        _vit(   4,   96,  384,    3,    8),
@@ -68,38 +68,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "AxialResNet50": _resnet((3,  4,  6, 3), 1, axial=True),
 })  # fmt: skip
 
-_CHOICES = {
-    "pool": POOLS, "positions": KINDS, "positions_at": PLACES, "gelu": tuple(GELUS),
-    "remat": tuple(REMATS), "implementation": (None, *IMPLEMENTATIONS),
-}  # fmt: skip
-_INTERNAL = ("parent", "name", "num_classes")
-
-
-def _whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x > 0
-
-
-def _wholes(x: Any) -> bool:
-    return isinstance(x, tuple) and all(map(_whole, x))
-
-
-def _number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < 1
-
-
-# What attributes can be, by type; `_CHOICES` has those that are one of a few words.
-_KINDS = (
-    (("width", "depth", "mlp_dim", "num_heads", "width_factor"), _whole, "a whole number above 0"),
-    (("patch_size",), lambda x: _whole(x) or (_wholes(x) and len(x) == 2), "one side or two"),
-    (("stem",), lambda x: x is None or _wholes(x), "numbers of units, or None"),
-    (("layers",), lambda x: _wholes(x) and len(x) > 0, "numbers of units"),
-    (("axial", "pre_logits", "scan"), lambda x: isinstance(x, bool), "True or False"),
-    (("dropout", "norm_epsilon", "stochastic_depth"), _number, "a number in [0, 1)"),
-    (("kernel_epsilon",), lambda x: x is None or _number(x), "a number in [0, 1), or None"),
-)
-
 
 def _key(name: str) -> str:
+    """Returns what all spellings of a variant have in common: "b16"."""
     name = re.sub(r"resnet(?=\d+x)", "r", name.lower())  # ResNet50x1
     name = re.sub(r"x1(?=\+)", "", name)  # R50x1+ViT-B/16
     return re.sub(r"vit|[^a-z0-9]", "", name)
@@ -109,7 +80,7 @@ def canonical(name: str) -> str:
     """Returns the paper's spelling of a variant: "B/16" for "b16", "B_16", "ViT-B/16", "vit_b16".
 
     Raises:
-      ValueError: no variant is called so; the closest names are listed.
+      ValueError: there is no such variant; lists the closest names.
     """
     names = {_key(variant): variant for variant in VARIANTS}
     key = _key(name)
@@ -125,40 +96,45 @@ def build(variant: str, *, num_classes: int, **overrides: Any) -> nn.Module:
 
     Args:
       variant: a key of `VARIANTS`, or another spelling that `canonical` knows.
-      num_classes: size of the head; 0 for the pooled representation.
-      **overrides: attributes of the module that replace the row's (`dropout`, `pool`, `width`…).
+      num_classes: size of the head; 0 leaves it out, so that the module returns the pooled
+        representation.
+      **overrides: attributes that replace the row's (`width`, `dropout`, `pool`…), and `dtype`.
 
     Raises:
-      ValueError: unknown variant, or attributes that the module does not have or can't take.
+      ValueError: there is no such variant, the module doesn't have an attribute, or an attribute
+        has a value that doesn't fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> model = vit_jax.build("S/16", num_classes=10)
+      >>> images = jnp.zeros((1, 224, 224, 3))  # float, in [-1, 1]
+      >>> params = model.init(jax.random.key(0), images)["params"]
+      >>> model.apply({"params": params}, images, train=False).shape
+      (1, 10)
     """
     row = VARIANTS[canonical(variant)]
     module = ResNet if "layers" in row else VisionTransformer
     row = {**row, **overrides}
     row = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}  # as JSON gives them
-    known = {name for name in module.__dataclass_fields__ if name not in _INTERNAL}
+    known = {"dtype", *attributes.ATTRIBUTES} & set(module.__dataclass_fields__)
     if unknown := sorted(set(row) - known):
         raise ValueError(
             f"Variant {variant} has no {', '.join(unknown)}; it takes {', '.join(sorted(known))}."
         )
-    for name, choices in _CHOICES.items():
-        if name in row and row[name] not in choices:
-            raise ValueError(f"{name}={row[name]!r} is unknown: {' or '.join(map(repr, choices))}.")
-    for names, fits, kind in _KINDS:
-        for name in names:
-            if name in row and not fits(row[name]):
-                raise ValueError(f"{name}={row[name]!r} must be {kind}.")
+    attributes.check(row)
     model = module(num_classes=num_classes, **row)
-    if module is VisionTransformer:
-        _check(model)
+    if isinstance(model, VisionTransformer):
+        _check_combinations(model)
     return model
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Returns the module in the formulation that is the same on every backend, see `layers`."""
+    """Returns the module in the implementation "plain", the same on every device, see `layers`."""
     return model.clone(implementation="plain") if hasattr(model, "implementation") else model
 
 
-def _check(model: VisionTransformer) -> None:
+def _check_combinations(model: VisionTransformer) -> None:
+    """Raises ValueError if values that fit one by one don't fit together."""
     if model.width % model.num_heads:
         raise ValueError(
             f"width={model.width} is not a multiple of num_heads={model.num_heads}, so the "

@@ -1,4 +1,4 @@
-"""The Vision Transformer: patches -> class token -> encoder -> representation -> head (fig. 1)."""
+"""The Vision Transformer (figure 1): patches, class token, encoder, representation, head."""
 
 from __future__ import annotations
 
@@ -18,42 +18,44 @@ POOLS = ("token", "gap")
 
 
 class VisionTransformer(nn.Module):
-    """Images (b, h, w, 3) in [-1, 1] to logits (b, c) float32, or to representations (b, d).
+    """Images (b, h, w, 3) in [-1, 1] to logits (b, c) or representations (b, d), float32.
 
     Call it with `module.apply({"params": params}, images, train=False)`; with `train=True` and
     dropout, pass `rngs={"dropout": key}` too. The parameters are those of the published
-    checkpoints, float32 whatever `dtype` is.
+    checkpoints, float32 for every `dtype`.
 
     Attributes:
       num_classes: c; 0 leaves the head out and returns the pooled representation (b, d).
-      patch_size: the patch's side in pixels (of the feature map, with a stem), or its (height,
-        width).
+      patch_size: side of a patch in pixels, or its (height, width). With a stem, pixels are those
+        of the feature map.
       width: d, the size of every token (the paper's D).
       depth: number of encoder blocks (the paper's L).
-      mlp_dim: hidden size of the blocks' MLP.
-      num_heads: attention heads; `width` must be a multiple of it.
-      stem: units of each stage of a hybrid's ResNet (paper 4.1), () for its root alone; None
-        cuts the image itself into patches.
-      axial: blocks attend along rows, then along columns, of the grid of patches (paper D.6).
-      positions: "1d", "2d", "relative" or "none" (paper D.4), or "sincos", which is fixed.
-      positions_at: where all but relative positions are added: "stem", before the encoder,
-        "layers", before every block from a table each, or "shared", before each from one table.
+      mlp_dim: hidden size of the MLP in each block.
+      num_heads: number of attention heads, which must divide `width`.
+      stem: number of units in each stage of a hybrid's ResNet (paper 4.1), () for its root alone.
+        None cuts the image itself into patches.
+      axial: True if blocks attend along the rows of the grid of patches, then along its columns
+        (paper D.6).
+      positions: "1d", "2d", "relative" or "none" (paper D.4), or "sincos", which isn't learned.
+      positions_at: where positions are added, if they aren't relative. "stem": before the encoder;
+        "layers": before every block, from a table each; "shared": before every block, from one
+        table.
       pool: "token" reads the class token, "gap" averages the patch tokens (paper D.3).
-      pre_logits: adds Dense(d) and tanh before the head, as in pre-training (paper 3.1).
+      pre_logits: True adds Dense(d) and tanh before the head, as in pre-training (paper 3.1).
       dropout: probability of dropping a unit (paper B.1).
-      stochastic_depth: probability of dropping a residual branch of the last block; it falls
-        linearly to 0 at the first (Huang et al., arXiv 1603.09382).
-      norm_epsilon: what LayerNorm adds to the variance.
-      gelu: "tanh", the approximation the published checkpoints were trained with, or "exact",
+      stochastic_depth: probability of dropping a residual branch of the last block. It falls
+        linearly to 0 at the first block (Huang et al., arXiv 1603.09382).
+      norm_epsilon: added to the variance in LayerNorm.
+      gelu: "tanh", the approximation that the published checkpoints were trained with, or "exact",
         which PyTorch's ViTs compute.
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems are for 1e-8.
-      remat: what the encoder's blocks keep for the backward pass: "none" computes nothing again,
-        "dots" all but products with parameters, "full" everything from each block's input.
-      scan: trains the blocks as one loop over their stacked parameters, which compiles a block once
-        instead of `depth` times; elsewhere, and in what is stored, nothing is stacked.
-      implementation: how the encoder computes the same: see `layers`; None for the
-        fastest known on JAX's default backend.
-      dtype: the dtype of the computation.
+      remat: what the blocks compute again in the backward pass, to save memory: "none" nothing,
+        "dots" all but matmuls with parameters, "full" everything from each block's input.
+      scan: True trains the blocks as one loop over their stacked parameters. A block is then
+        compiled once instead of `depth` times. Evaluation and stored parameters don't change.
+      implementation: how the encoder computes, see `layers`. None for the fastest implementation
+        known for this process's first device.
+      dtype: of the computation.
     """
 
     num_classes: int
@@ -82,16 +84,20 @@ class VisionTransformer(nn.Module):
     def patch_shape(self) -> tuple[int, int]:
         """The patch's (height, width)."""
         size = self.patch_size
-        return (size, size) if isinstance(size, int) else tuple(size)
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
 
     @property
     def stride(self) -> tuple[int, int]:
-        """(Height, width) in pixels of what becomes one patch token."""
+        """(Height, width) in pixels of the part of an image that becomes one patch token."""
         of_features = 1 if self.stem is None else feature_stride(len(self.stem))
         return self.patch_shape[0] * of_features, self.patch_shape[1] * of_features
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Returns the (rows, columns) of patches that images of (h, w) pixels are cut into.
+        """Returns the (rows, columns) of patches that images are cut into.
+
+        Args:
+          image_size: (h, w) in pixels.
 
         Raises:
           ValueError: they can't be cut into whole patches.
@@ -116,12 +122,20 @@ class VisionTransformer(nn.Module):
         train: bool = False,
         corrupt: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
-        """Returns logits, or representations.
+        """Returns logits (b, c) or representations (b, d), float32.
 
-        With `corrupt`, a function of the patch embeddings (b, n, d) to embeddings, it returns
-        what the encoder makes of these patches, (b, n, d): for `masked.MaskedPatchPredictor`.
+        Args:
+          images: (b, h, w, 3) in [-1, 1].
+          train: True applies dropout, and what else differs in training.
+          corrupt: patch embeddings (b, n, d) -> patch embeddings, for
+            `masked.MaskedPatchPredictor`. The result is then the encoder's output for the patches,
+            (b, n, d). None for no such function.
+
+        Raises:
+          ValueError: the images can't be cut into whole patches.
         """
-        grid = self.grid(images.shape[1:3])
+        _, height, width, _ = images.shape
+        grid = self.grid((height, width))
         x = jnp.asarray(images, self.dtype)
         if self.stem is not None:
             x = hybrid_stem(x, self.stem, self.kernel_epsilon, self.dtype)

@@ -1,1 +1,27 @@
-"""What is trained, and how: objectives, optimizers, the step, and the devices."""
+"""What is trained, and how: objectives, optimizers, the step, and the devices it runs on."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    # objectives; `classification` and `masked_patches` are modules that hold one each
+    from vit_jax.training.masked_patches import TARGETS
+    from vit_jax.training.objective import Objective, softmax_cross_entropy
+
+    # optimizers and schedules
+    from vit_jax.training.optim import (
+        OPTIMIZERS,
+        SCHEDULES,
+        learning_rate_schedule,
+        optimizer,
+        polyak_average,
+        weight_decay_mask,
+    )
+
+    # how a step runs on all devices
+    from vit_jax.training.parallel import STRATEGIES, Parallel, partition, strategy
+
+    # from a configuration to all of the above
+    from vit_jax.training.setup import OBJECTIVES, Setup, set_up, total_steps
+
+    # one step
+    from vit_jax.training.step import TrainState, initial_state, make_update

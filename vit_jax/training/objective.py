@@ -1,8 +1,11 @@
-"""Objective"""
+"""What a model is trained for, as pure functions of parameters and batches that know no devices.
+
+`classification.py` and `masked_patches.py` make the two objectives; `setup.OBJECTIVES` lists them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,19 +18,32 @@ Metrics = dict[str, jax.Array]
 
 
 class Objective(NamedTuple):
-    """How a model is trained and judged.
+    """How a model is trained and tested.
 
     Attributes:
-      model: a module of images (b, h, w, 3) whose `init` makes all parameters.
-      loss: (params, batch, key) -> (loss to descend, metrics), float32 scalars, means over the
-        batch; the metrics are `loss` (nats) and what else the objective counts.
-      evaluate: (params, batch) -> sums over the examples whose mask is True: `count`, `loss` and
-        others. Sums of several batches or devices are added up before any mean is taken.
+      model: a module of images (b, h, w, 3) float32 in [-1, 1]. Its `init` makes all parameters.
+      loss: (params, batch, key) -> (loss, metrics). Both are float32 scalars, means over the batch.
+        The metrics are `loss` (nats) and the others of `train_metrics`.
+      evaluate: (params, batch) -> sums over the examples whose mask is True: `count` and the sums
+        of `test_metrics`. The sums of batches and devices are added before a mean is taken.
+      train_metrics: the names of the metrics of `loss`. `metrics.csv` has a column `train_NAME` for
+        each.
+      test_metrics: for each metric of a test, the name of its sum. The metric is sum / count.
+        `metrics.csv` has a column `test_NAME` for each.
     """
 
     model: nn.Module
     loss: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
     evaluate: Callable[[Any, Batch], Metrics]
+    train_metrics: tuple[str, ...]
+    test_metrics: Mapping[str, str]
+
+    def summarize(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Returns the test metrics of some sums; a metric without a sum is left out."""
+        count = float(sums["count"])
+        return {
+            name: float(sums[key]) / count for name, key in self.test_metrics.items() if key in sums
+        }
 
 
 def softmax_cross_entropy(
@@ -36,8 +52,10 @@ def softmax_cross_entropy(
     """Returns the cross-entropy in nats: logits (…, c), int labels (…) -> (…) float32.
 
     Args:
-      label_smoothing: probability mass taken from the label and spread evenly over all classes
-        (Szegedy et al., arXiv 1512.00567, section 7).
+      logits: float, any dtype.
+      labels: classes, from 0.
+      label_smoothing: the probability mass that is taken from the label and spread evenly over all
+        classes (Szegedy et al., arXiv 1512.00567, section 7).
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))

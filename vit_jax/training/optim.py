@@ -1,8 +1,13 @@
-"""optim"""
+"""Learning-rate schedules, optimizers and the average of the parameters.
+
+`SCHEDULES` and `OPTIMIZERS` have one function each for every name that `config.optim` may choose;
+a new one is a function and its row.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,24 +15,73 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+# ------------------------------------------------------------------------------- schedules
+
+# By the value of config.optim.decay: (optim.lr, steps of the decay) -> learning rate by step.
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
+    "constant": lambda lr, steps: optax.constant_schedule(lr),
+}
+
 
 def learning_rate_schedule(optim: ConfigDict, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: linear warm-up from 0, then the decay to 0 at the end.
+    """Returns the learning rate by step: it rises linearly from 0, then decays until the end.
 
     Args:
-      optim: `config.optim`: lr, warmup_steps, decay.
-      total_steps: length of the run; a warm-up that is longer never ends.
+      optim: `config.optim`; reads `lr`, `warmup_steps` and `decay`, a key of `SCHEDULES`.
+      total_steps: length of the run. If the warm-up is longer, the rate only rises.
     """
     steps = max(1, total_steps - optim.warmup_steps)
-    decay = {
-        "cosine": lambda: optax.cosine_decay_schedule(optim.lr, steps),
-        "linear": lambda: optax.linear_schedule(optim.lr, 0.0, steps),
-        "constant": lambda: optax.constant_schedule(optim.lr),
-    }[optim.decay]()
+    decay = SCHEDULES[optim.decay](optim.lr, steps)
     if not optim.warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, optim.lr, optim.warmup_steps)
     return optax.join_schedules([warmup, decay], [optim.warmup_steps])
+
+
+# ------------------------------------------------------------------------------- optimizers
+
+
+def sgd(optim: ConfigDict) -> optax.GradientTransformation:
+    """Returns SGD with momentum, `optim.momentum`, which is kept as `optim.momentum_dtype`."""
+    return optax.trace(optim.momentum, accumulator_dtype=optim.momentum_dtype)
+
+
+def adam(optim: ConfigDict) -> optax.GradientTransformation:
+    """Returns Adam with `optim.beta1` and `optim.beta2`.
+
+    The first moment is kept as `optim.momentum_dtype`, the second as float32.
+    """
+    return optax.scale_by_adam(optim.beta1, optim.beta2, mu_dtype=optim.momentum_dtype)
+
+
+# By the value of config.optim.name: config.optim -> gradient to direction of the step. Clipping,
+# weight decay and the learning rate are added to each by `optimizer`.
+OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "adam": adam,
+}
+
+
+def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Returns the chosen optimizer, with clipping before it and weight decay after it.
+
+    The gradient's global norm is clipped. Weight decay is decoupled (Loshchilov & Hutter, arXiv
+    1711.05101), on kernels only, and scaled by the learning rate as the step is: 0.1 in the
+    paper's table 3 is 0.1 here.
+
+    Args:
+      optim: `config.optim`; reads `name`, a key of `OPTIMIZERS`, the keys of that optimizer,
+        `clip_norm` (0: no clipping) and `weight_decay`.
+      learning_rate: what `learning_rate_schedule` returns.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
+        OPTIMIZERS[optim.name](optim),
+        optax.add_decayed_weights(optim.weight_decay, mask=weight_decay_mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 def weight_decay_mask(params: Any) -> Any:
@@ -35,41 +89,22 @@ def weight_decay_mask(params: Any) -> Any:
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
-    """Returns SGD with momentum, or Adam, after clipping the gradient's global norm.
-
-    Weight decay is decoupled (Loshchilov & Hutter, arXiv 1711.05101), on kernels only, and scaled
-    by the learning rate as the step itself is: 0.1 in the paper's table 3 is 0.1 here.
-
-    Args:
-      optim: `config.optim`.
-      learning_rate: what `learning_rate_schedule` returns.
-    """
-    dtype = optim.momentum_dtype  # the second moment of Adam is float32
-    direction = {
-        "sgd": lambda: optax.trace(optim.momentum, accumulator_dtype=dtype),
-        "adam": lambda: optax.scale_by_adam(optim.beta1, optim.beta2, mu_dtype=dtype),
-    }[optim.name]()
-    return optax.chain(
-        optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
-        direction,
-        optax.add_decayed_weights(optim.weight_decay, mask=weight_decay_mask),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+# ---------------------------------------------------------------------------------- average
 
 
 def polyak_average(average: Any, params: Any, factor: float, step: jax.Array) -> Any:
-    """Returns the running average of the parameters after one more update (paper table 2).
+    """Returns the average of the parameters after one more update (paper table 2).
 
-    After T updates the parameters of update t weigh factor^(T - t), and the weights sum to one: an
-    exponential moving average without the share of the initial parameters, which after 20,000
-    steps with the paper's 0.9999 would still be 14 %.
+    After T updates the parameters of update t weigh factor^(T - t), and the weights sum to one.
+    This is an exponential moving average without the share of the initial parameters. With the
+    paper's factor of 0.9999, that share would still be 14 % after 20,000 steps.
 
     Args:
-      average: tree of float32 arrays; of no effect before the first update.
+      average: what this function returned before, a tree of float32 arrays. Before the first
+        update it may hold any finite numbers.
       params: the parameters after the update.
       factor: in (0, 1).
-      step: updates done before this one, int32 ().
+      step: number of updates done before this one, int32 ().
     """
     weight = (1 - factor) / -jnp.expm1((step + 1) * math.log(factor))
     return optax.incremental_update(params, average, weight)

@@ -1,4 +1,9 @@
-"""parallel"""
+"""Sharding strategies: how one training step runs on all devices, and where its arrays lie.
+
+`STRATEGIES` has one function a strategy; each returns a `Parallel`, and all of them compute the
+same: `pmap` replicates the state on every device, `sharded` splits it between devices. Nothing
+else in the package knows on how many devices a program runs.
+"""
 
 from __future__ import annotations
 
@@ -15,52 +20,65 @@ from ml_collections import ConfigDict
 from vit_jax.training.objective import Metrics
 from vit_jax.training.step import TrainState
 
-SMALLEST_SHARDED = 2**14  # elements of an array that `sharded` divides
+SMALLEST_SHARDED = 2**14  # elements; `sharded` replicates arrays that have fewer
 
 
 class Parallel(NamedTuple):
-    """One program on all devices.
+    """The functions of one run, compiled for all devices.
 
     Attributes:
-      init: (function, *arguments) -> its result, a state or a part of one, placed on the devices.
-      update: (state, device batch) -> (state, metrics); the given state's buffers are reused.
-      lower: (state, this process's batch), both of `jax.ShapeDtypeStruct` -> `update`, lowered: to
-        be compiled, not run, so the devices needn't be there.
-      evaluate: (params, device batch) -> sums over the whole batch of all devices.
-      represent: (params, device batch) -> arrays (b, …) of the whole batch of all devices, device
-        by device, one after the other.
-      put_batch: this process's part of a batch, host arrays (b, …) -> device batch, which is on
-        its way when this returns.
-      gather: arrays -> whole arrays on the host of every process.
+      init: (function, *arguments) -> the function's result, a state or a part of one, placed on
+        the devices.
+      place: tree of a state or a part of one, the same in every process -> the same tree, placed
+        on the devices as `init` places it. Its leaves are host arrays, anything that `np.asarray`
+        takes, or device arrays.
+      update: (state, device batch) -> (state, metrics). It reuses the buffers of the given state,
+        which can't be read afterwards.
+      lower: (state, this process's batch), both of `jax.ShapeDtypeStruct` -> `update`, lowered. It
+        can be compiled for devices that aren't there, which can't run it.
+      evaluate: (params, device batch) -> sums over the batches of all processes.
+      extract_features: (params, device batch) -> arrays (b, …) of the batches of all processes,
+        in the order of the devices.
+      put_batch: this process's part of a batch, host arrays (b, …) -> device batch. The copy may
+        still be under way when this returns.
+      gather: device arrays -> the whole arrays on the host, in every process.
     """
 
     init: Callable[..., Any]
+    place: Callable[[Any], Any]
     update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     lower: Callable[[TrainState, Any], jax.stages.Lowered]
     evaluate: Callable[[Any, Any], Metrics]
-    represent: Callable[[Any, Any], Any]
+    extract_features: Callable[[Any, Any], Any]
     put_batch: Callable[[Any], Any]
     gather: Callable[[Any], Any]
 
 
+def _not_given(*_: Any, **__: Any) -> Any:
+    raise TypeError("This program was made without the function that it is asked to run.")
+
+
 def pmap(
-    evaluate: Callable[..., Metrics] | None = None,
-    update: Callable[..., tuple[TrainState, Metrics]] | None = None,
-    key: jax.Array | None = None,
-    represent: Callable[..., Any] | None = None,
     *,
+    evaluate: Callable[..., Metrics] = _not_given,
+    update: Callable[..., tuple[TrainState, Metrics]] = _not_given,
+    key: Any = None,
+    extract_features: Callable[..., Any] = _not_given,
     devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
-    """Data parallelism: every device holds the whole state and computes its part of the batch.
+    """Returns the program that replicates the state and splits the batch over the devices.
+
+    Functions that aren't given can't be called in the result.
 
     Args:
-      evaluate: an `Objective`'s.
+      evaluate: (params, batch) -> sums over the batch, an `Objective`'s.
       update: what `step.make_update` returns.
-      key: the run's key; each device folds its number in, so that dropout differs between them.
-      represent: (params, batch) -> arrays with one entry an example, as `fewshot.represent`.
-      devices: of this one process; None for all, of all processes.
-
-    What is None can't be called.
+      key: the run's key, for `update`. Each device folds its number in, so that dropout differs
+        between devices.
+      extract_features: (params, batch) -> arrays with one entry an example, see
+        `fewshot.feature_extractor`.
+      devices: devices of this process, in a run of one process. None for all devices of all
+        processes.
     """
     axis = "batch"
     mesh = Mesh(np.array(jax.devices() if devices is None else devices), (axis,))
@@ -72,8 +90,11 @@ def pmap(
     def init(function, *args):
         return jax.jit(function, out_shardings=replicated)(*args)
 
+    def place(tree):
+        return init(lambda x: x, _readable(tree))
+
     def global_arrays(tree):
-        """Of several hosts, `jax.pmap` returns each one's copies alone."""
+        """Returns arrays of all processes: `jax.pmap` returns the copies of this one alone."""
         if jax.process_count() == 1:
             return tree
         return jax.tree.map(
@@ -90,8 +111,8 @@ def pmap(
     def device_evaluate(params, batch):
         return jax.lax.psum(evaluate(params, batch), axis)
 
-    def device_represent(params, batch):
-        return jax.lax.all_gather(represent(params, batch), axis, tiled=True)
+    def device_features(params, batch):
+        return jax.lax.all_gather(extract_features(params, batch), axis, tiled=True)
 
     def by_device(batch):
         return jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), batch)
@@ -100,35 +121,38 @@ def pmap(
 
     return Parallel(
         init=init,
+        place=place,
         update=lambda state, batch: global_arrays(update_all(state, batch)),
         lower=lambda state, batch: update_all.lower(state, jax.eval_shape(by_device, batch)),
         evaluate=over_devices(device_evaluate, out_axes=None),
-        represent=over_devices(device_represent, out_axes=None),
+        extract_features=over_devices(device_features, out_axes=None),
         put_batch=lambda batch: jax.device_put(by_device(batch), over_local),
         gather=jax.device_get,
     )
 
 
 def sharded(
-    evaluate: Callable[..., Metrics] | None = None,
-    update: Callable[..., tuple[TrainState, Metrics]] | None = None,
-    key: jax.Array | None = None,
-    represent: Callable[..., Any] | None = None,
     *,
+    evaluate: Callable[..., Metrics] = _not_given,
+    update: Callable[..., tuple[TrainState, Metrics]] = _not_given,
+    key: Any = None,
+    extract_features: Callable[..., Any] = _not_given,
     fsdp: int | None = None,
     smallest: int = SMALLEST_SHARDED,
     devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
-    """Data parallelism with a divided state, for models that don't fit into one device.
+    """Returns the program that shards the state too, for models too large for one device.
 
-    The devices form a mesh ("data", "fsdp"). Batches are divided over both axes; parameters,
-    optimizer state and average over "fsdp", by `partition`. The step is that of one device with
-    the whole batch: the compiler finds what to exchange. Arguments are `pmap`'s, and:
+    The devices form a mesh ("data", "fsdp"). Batches are sharded over both axes; parameters,
+    optimizer state and Polyak average over "fsdp", as `partition` says. The step is that of one
+    device with the whole batch, and the compiler inserts the collectives.
 
     Args:
-      fsdp: devices that share one state; None for all. It divides their number.
-      smallest: arrays of fewer elements stay whole on every device.
-      devices: None for all.
+      evaluate, update, key, extract_features: as for `pmap`; dropout needs no number of a device.
+      fsdp: number of devices that hold one copy of the state together. It must divide the number
+        of devices. None for all devices.
+      smallest: arrays of fewer elements are replicated.
+      devices: None for all devices of all processes.
 
     Raises:
       ValueError: `fsdp` doesn't divide the number of devices.
@@ -140,24 +164,27 @@ def sharded(
     mesh = jax.make_mesh(
         (len(devices) // shared, shared), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
     )
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
     over_all = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-    rules = [("batch", ("data", "fsdp"))]  # of the axes that models name
+    rules = [("batch", ("data", "fsdp"))]  # for the axes that models name
 
-    def part_of(x):
+    def sharding(x):
         return NamedSharding(mesh, partition(x.shape, shared, smallest))
 
-    def divided(tree):
-        """Tells the compiler where a state's parts go."""
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, part_of(x)), tree)
+    def shard(tree):
+        """Says to the compiler which device holds which part of a state."""
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding(x)), tree)
 
     def init(function, *args):
-        return jax.jit(lambda *args: divided(function(*args)))(*args)
+        return jax.jit(lambda *args: shard(function(*args)))(*args)
+
+    def place(tree):
+        return init(lambda x: x, _readable(tree))
 
     def mesh_update(state, batch):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
             state, metrics = update(state, batch, key)
-        return divided(state), jax.lax.with_sharding_constraint(metrics, whole)
+        return shard(state), jax.lax.with_sharding_constraint(metrics, replicated)
 
     update_all = jax.jit(mesh_update, donate_argnums=0)
 
@@ -166,7 +193,7 @@ def sharded(
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
         return update_all.lower(
-            jax.tree.map(lambda x: placed(x, part_of(x)), state),
+            jax.tree.map(lambda x: placed(x, sharding(x)), state),
             jax.tree.map(lambda x: placed(x, over_all), batch),
         )
 
@@ -175,27 +202,31 @@ def sharded(
 
     def gather(tree):
         if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
-            tree = jax.jit(lambda x: x, out_shardings=whole)(tree)
+            tree = jax.jit(lambda x: x, out_shardings=replicated)(tree)
         return jax.device_get(tree)
 
     return Parallel(
         init=init,
+        place=place,
         update=update_all,
         lower=lower,
-        evaluate=jax.jit(lambda *args: evaluate(*args), out_shardings=whole),
-        represent=jax.jit(lambda *args: represent(*args), out_shardings=whole),
+        evaluate=jax.jit(evaluate, out_shardings=replicated),
+        extract_features=jax.jit(extract_features, out_shardings=replicated),
         put_batch=put_batch,
         gather=gather,
     )
 
 
 def partition(shape: tuple[int, ...], devices: int, smallest: int) -> PartitionSpec:
-    """Returns how an array is divided over the axis "fsdp": along its longest axis that can be.
+    """Returns how an array is sharded over the mesh axis "fsdp": along its longest axis that fits.
+
+    An axis fits if the devices divide its length. The first is taken of axes that are equally
+    long. An array without such an axis is replicated.
 
     Args:
-      shape: of the array.
-      devices: along the mesh axis.
-      smallest: arrays of fewer elements stay whole.
+      shape: the array's shape.
+      devices: number of devices along "fsdp".
+      smallest: arrays of fewer elements are replicated.
     """
     axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
     if devices == 1 or not axes or np.prod(shape) < smallest:
@@ -204,10 +235,21 @@ def partition(shape: tuple[int, ...], devices: int, smallest: int) -> PartitionS
     return PartitionSpec(*(None,) * longest, "fsdp")
 
 
+def _readable(tree: Any) -> Any:
+    """Returns a tree with the leaves that are neither host nor device arrays read into memory."""
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree)
+
+
 STRATEGIES = {"pmap": pmap, "sharded": sharded}  # by the value of config.parallel
 
 
 def strategy(config: ConfigDict) -> Callable[..., Parallel]:
-    """Returns the function that a configuration asks for by `parallel` and `fsdp`."""
+    """Returns the function of `STRATEGIES` that a configuration chooses.
+
+    It takes the same keyword arguments as `pmap`.
+
+    Args:
+      config: with `parallel`, a key of `STRATEGIES`, and `fsdp`, see `sharded`.
+    """
     options = {"fsdp": config.fsdp} if config.parallel == "sharded" else {}
     return functools.partial(STRATEGIES[config.parallel], **options)

@@ -1,4 +1,4 @@
-"""setup"""
+"""From a configuration to what is trained: model, objective, update and first state."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.config.keys import image_shape, model_attributes
+from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import optim
 from vit_jax.training.classification import classification
 from vit_jax.training.masked_patches import masked_patches
@@ -19,8 +20,100 @@ from vit_jax.training.objective import Objective
 from vit_jax.training.step import TrainState, initial_state, make_update
 
 
+class Setup(NamedTuple):
+    """What a configuration trains.
+
+    Attributes:
+      model: the module that is trained; the objective's module may contain it.
+      objective: what it is trained for.
+      update: what `step.make_update` returns.
+      max_skipped: how many updates in a row may be skipped because they are not finite.
+      key: the random key of the run, for `update`.
+      init_state: key -> the state before the first step.
+      init_key: for `init_state`.
+    """
+
+    model: nn.Module
+    objective: Objective
+    update: Callable[..., Any]
+    max_skipped: int
+    key: jax.Array
+    init_state: Callable[[jax.Array], TrainState]
+    init_key: jax.Array
+
+
+def _classification(config: ConfigDict, model: nn.Module) -> Objective:
+    return classification(
+        model, label_smoothing=config.optim.label_smoothing, mixup=config.data.mixup
+    )
+
+
+def _masked_patches(config: ConfigDict, model: VisionTransformer) -> Objective:
+    return masked_patches(model, target=config.masked.target, fraction=config.masked.fraction)
+
+
+# By the value of config.objective: (configuration, model) -> the objective.
+OBJECTIVES: dict[str, Callable[[ConfigDict, Any], Objective]] = {
+    "classification": _classification,
+    "masked_patches": _masked_patches,
+}
+
+
+def has_head(config: ConfigDict) -> bool:
+    """Returns True if the objective needs labels, and the model a head for them."""
+    return config.objective != "masked_patches"
+
+
+def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
+    """Returns the model, objective, update and first state of a configuration.
+
+    Args:
+      config: see `vit_jax.config.default`.
+      num_classes: of the data. An objective without labels has no head for them.
+      total_steps: the length of the run, which is the schedule's.
+
+    Raises:
+      ValueError: the variant doesn't exist, or doesn't take these attributes.
+    """
+    model = models.build(
+        config.model.variant,
+        num_classes=num_classes if has_head(config) else 0,
+        dtype=config.dtype,
+        **model_attributes(config),
+    )
+    objective = OBJECTIVES[config.objective](config, model)
+    learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
+    optimizer = optim.optimizer(config.optim, learning_rate)
+    max_skipped = config.max_skipped_updates if config.on_nonfinite == "skip" else 0
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    update = make_update(
+        objective,
+        optimizer,
+        learning_rate,
+        accumulate_steps=config.accumulate_steps,
+        polyak=config.optim.polyak,
+        max_skipped=max_skipped,
+    )
+    init_state = functools.partial(
+        initial_state,
+        objective.model,
+        optimizer,
+        image_shape(config.data.image_size),
+        polyak=config.optim.polyak,
+    )
+    return Setup(model, objective, update, max_skipped, key, init_state, init_key)
+
+
 def total_steps(config: ConfigDict, images: int) -> int:
-    """Returns the length of a run that trains on so many images."""
+    """Returns the length of a run in steps.
+
+    Args:
+      config: `total_steps`, or else `epochs` and `batch_size`.
+      images: of the training split.
+
+    Raises:
+      ValueError: it is 2**31 steps or more.
+    """
     if config.total_steps:
         return config.total_steps
     steps = config.epochs * images / config.batch_size
@@ -30,70 +123,3 @@ def total_steps(config: ConfigDict, images: int) -> int:
             f"{steps:.3g} steps, and a run has fewer than 2**31: take fewer epochs."
         )
     return max(1, round(steps))
-
-
-class Setup(NamedTuple):
-    """What a configuration trains.
-
-    Attributes:
-      model: the module that is trained; an objective may have it in another.
-      objective: what it is trained for.
-      update: what `step.make_update` returns.
-      max_skipped: updates that it may refuse in a row.
-      key: the run's, for `update`.
-      initial: a key -> the state before the first step.
-      init_key: for `initial`.
-    """
-
-    model: nn.Module
-    objective: Objective
-    update: Callable[..., Any]
-    max_skipped: int
-    key: jax.Array
-    initial: Callable[[jax.Array], TrainState]
-    init_key: jax.Array
-
-
-def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
-    """Returns the model, objective, update and initial state of a configuration.
-
-    Args:
-      config: see `vit_jax.config.default`.
-      num_classes: of the head; with objective="masked_patches" there is none.
-      total_steps: length of the run: the schedule's.
-    """
-    masked = config.objective == "masked_patches"
-    model = models.build(
-        config.model.variant,
-        num_classes=0 if masked else num_classes,
-        dtype=config.dtype,
-        **model_attributes(config),
-    )
-    if masked:
-        objective = masked_patches(
-            model, target=config.masked.target, fraction=config.masked.fraction
-        )
-    else:
-        objective = classification(
-            model, label_smoothing=config.optim.label_smoothing, mixup=config.data.mixup
-        )
-    learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
-    optimizer = optim.optimizer(config.optim, learning_rate)
-    max_skipped = config.max_skipped_updates if config.on_nonfinite == "skip" else 0
-    init_key, update_key = jax.random.split(jax.random.key(config.seed))
-    update = make_update(
-        objective,
-        optimizer,
-        learning_rate,
-        accumulate_steps=config.accumulate_steps,
-        polyak=config.optim.polyak,
-        max_skipped=max_skipped,
-    )
-    initial = functools.partial(
-        initial_state,
-        objective.model,
-        optimizer,
-        image_shape(config.data.image_size),
-        polyak=config.optim.polyak,
-    )
-    return Setup(model, objective, update, max_skipped, update_key, initial, init_key)

@@ -1,4 +1,4 @@
-"""step"""
+"""One training step: the state before and after it, and the function that computes it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vit_jax.training.objective import Metrics, Objective
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything a step changes.
+    """Everything that a step changes.
 
     Attributes:
-      step: updates done, int32 ().
+      step: number of updates done, int32 ().
       params: tree of float32 arrays.
-      opt_state: of the optimizer.
-      average: the Polyak average of the parameters, None where none is kept.
-      nonfinite: updates refused in a row, up to now, int32 ().
-      skipped: updates refused in all, int32 ().
+      opt_state: the optimizer's state.
+      average: Polyak average of the parameters, a tree like `params`; None if none is kept.
+      nonfinite: number of updates refused since the last accepted one, int32 ().
+      skipped: number of updates refused since the run's start, int32 ().
     """
 
     step: jax.Array
@@ -36,11 +36,6 @@ class TrainState:
     skipped: Any = 0
 
 
-def identity(x: Any) -> Any:
-    """The mean over devices, where there is one."""
-    return x
-
-
 def initial_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -49,7 +44,15 @@ def initial_state(
     *,
     polyak: float = 0.0,
 ) -> TrainState:
-    """Returns the state before the first step, for images of (h, w) pixels."""
+    """Returns the state before the first step.
+
+    Args:
+      model: the objective's module, which makes all parameters.
+      optimizer: what `optim.optimizer` returns.
+      image_shape: (h, w) in pixels.
+      key: from which parameters are drawn.
+      polyak: see `optim.polyak_average`; 0 keeps no average.
+    """
     params = model.init(key, jnp.zeros((1, *image_shape, 3)))["params"]
     average = jax.tree.map(jnp.copy, params) if polyak else None
     step, nonfinite, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
@@ -65,26 +68,30 @@ def make_update(
     polyak: float = 0.0,
     max_skipped: int = 0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns `update(state, batch, key, *, mean=identity) -> (state, metrics)`.
+    """Returns the function `update(state, batch, key, *, mean) -> (state, metrics)` of one step.
 
     `batch` holds `image` uint8 (b, h, w, 3) and what else the objective reads. `key` is the run's:
     the step's number is folded in, and every micro-batch gets its own. `mean` averages gradients
-    and metrics over the devices that each hold a part of the batch. The metrics are float32
-    scalars: the objective's, `learning_rate`, and `grad_norm` before clipping; and the state's
-    `nonfinite` and `skipped`.
+    and metrics over the devices, if each holds a part of the batch; without it, they are those of
+    the given batch. The metrics are the objective's, `learning_rate` and `grad_norm` (before
+    clipping), float32 (), and the state's `nonfinite` and `skipped`, int32 ().
 
     An update with a NaN or infinite loss or gradient is refused: it counts as a step, but changes
-    no parameter and no average of the optimizer. The one that comes after `max_skipped` refused in
-    a row, and all that follow it, change nothing but the two counts, so that the state of before
-    is still there when the host comes to see it.
+    no parameter and no moment of the optimizer. When more than `max_skipped` updates in a row are
+    refused, this and all later updates change nothing but the two counts. So the last good state
+    is still there when the host reads the metrics and stops the run.
 
     Args:
-      accumulate_steps: micro-batches that a batch is computed in.
+      objective: gives the loss and its metrics.
+      optimizer: what `optim.optimizer` returns.
+      learning_rate: the schedule that the optimizer follows, for the metrics.
+      accumulate_steps: number of micro-batches that a batch is computed in, one after the other.
+        It divides the batch size.
       polyak: see `optim.polyak_average`; 0 keeps no average.
-      max_skipped: updates that may be refused in a row.
+      max_skipped: number of updates that may be refused in a row.
     """
 
-    def update(state, batch, key, *, mean=identity):
+    def update(state, batch, key, *, mean=lambda x: x):
         key = jax.random.fold_in(key, state.step)
 
         def micro_step(batch, key):
@@ -92,10 +99,11 @@ def make_update(
             (_, metrics), grads = gradient(state.params, batch, key)
             return metrics, grads
 
-        if accumulate_steps == 1:  # a loop of one step would halve the speed on a CPU
+        if accumulate_steps == 1:  # on a CPU, a loop of one step would halve the speed
             total = micro_step(batch, key)
         else:
-            # Every so many-th example: each device that holds a stretch of them has its share.
+            # A micro-batch takes every accumulate_steps-th example. So if each device holds a
+            # stretch of the batch, every device has its share of every micro-batch.
             parts = jax.tree.map(
                 lambda x: x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1), batch
             )
@@ -139,6 +147,9 @@ def make_update(
 
 
 def _accepted(new: Any, old: Any, finite: jax.Array, stopped: jax.Array) -> jax.Array:
-    """Returns a leaf after an update; the optimizer's integers are counts of steps."""
+    """Returns a leaf of parameters or optimizer state after an update: the new one or the old.
+
+    Integers are the optimizer's counts of steps, which a refused update also raises.
+    """
     counts = jnp.issubdtype(new.dtype, jnp.integer)
     return jnp.where(~stopped if counts else finite, new, old)

@@ -1,4 +1,4 @@
-"""api"""
+"""Weights of any format: loaded, adapted to a task, and saved."""
 
 from __future__ import annotations
 
@@ -14,65 +14,19 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from vit_jax import models
-from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from vit_jax.common.files import replacing
-from vit_jax.config.keys import image_shape
+from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from vit_jax.common.files import is_bucket, replacing
+from vit_jax.config import keys
 from vit_jax.models.params import parameter_shapes
 from vit_jax.models.positions import sincos_table
-from vit_jax.weights import catalogue, npz, recognise, surgery, tables
-from vit_jax.weights.hugging_face import write_hugging_face
-from vit_jax.weights.safetensors import PICKLED
-from vit_jax.weights.timm import read_folder, read_state_dict, write_timm
+from vit_jax.weights import catalogue, recognise, surgery, tables
+from vit_jax.weights.formats import FORMATS, format_of, not_noted, open_file
+from vit_jax.weights.tensor_file import TensorFile
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("npz", "orbax", "timm", "hf")
 
-
-def load(source: str | os.PathLike, *, variant: str | None = None, **overrides: Any) -> Checkpoint:
-    """Opens weights from anywhere; the parameters of a file are read when NumPy asks for them.
-
-    Args:
-      source: a run's workdir or a folder of one checkpoint (Orbax), also in a bucket
-        (`gs://BUCKET/PATH`); an `.npz` file in the layout of the published JAX checkpoints; a
-        state dict of timm's (`.safetensors`, `.pth`, `.pt`, `.bin`); such a file at a `https://`
-        or `gs://` address; a Hugging Face folder (`config.json` beside the weights) or
-        `hf://ORGANISATION/NAME`; a name in `checkpoints/published.csv`; or a variant such as
-        "B/16", for the best AugReg checkpoint of ImageNet-21k. Downloads are kept in
-        `checkpoints/`.
-      variant: the model it must be of; None takes what the source says or its shapes show.
-      **overrides: attributes that depart from the variant's row, for files that don't tell them.
-
-    Raises:
-      ValueError: the source can't be read, or isn't of that model; every difference is named.
-      FileNotFoundError: there is no such source.
-    """
-    path = catalogue.find(source)
-    in_bucket = path.startswith("gs://")
-    if not in_bucket and (file := _tensor_file(pathlib.Path(path))) is not None:
-        return recognise.to_checkpoint(file, variant, **overrides)
-    found = read_checkpoint(path, lazy=True)
-    if variant is not None and models.canonical(variant) != found.config.model.variant:
-        raise ValueError(f"{found.path} is a {found.config.model.variant}, not a {variant}.")
-    return found
-
-
-def _tensor_file(path: pathlib.Path) -> recognise.TensorFile | None:
-    """Opens a file of arrays, or a folder with one and its config.json; None for other folders."""
-    if (path / "config.json").is_file():
-        return read_folder(path)
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if path.suffix in (".safetensors", *PICKLED) or start[8:] == b"{":
-        return read_state_dict(path)
-    if path.suffix == ".npz" or start.startswith(b"PK"):
-        return npz.read(path)
-    raise ValueError(f"{path} is no file of weights: neither .npz nor safetensors nor PyTorch's.")
-
-
-def load_params(
+def load(
     source: str | os.PathLike,
     *,
     variant: str | None = None,
@@ -80,30 +34,69 @@ def load_params(
     num_classes: int | None = None,
     pool: str | None = None,
     resize: str = "linear",
-    **overrides: Any,
-) -> Any:
-    """Returns parameters from anywhere: a nested dictionary of float32 arrays, Linen names.
+    **attributes: Any,
+) -> Checkpoint:
+    """Returns weights of any format, adapted to a resolution and a task if that is asked for.
+
+    Parameters that need no change are read when NumPy asks for them.
 
     Args:
-      source, variant, **overrides: see `load`.
-      image_size: pixels, a side or (h, w), that position embeddings are resized for; None keeps
-        their size (paper 3.2).
-      num_classes: gives a new head of zeros (0: none) in the place of what belongs to
-        pre-training (paper B.1.1, see `surgery.HEAD`); None keeps that.
-      pool: "token" or "gap"; adds (at zero) or drops the class token and its position.
-      resize: "linear", as the public JAX loader, or "cubic", as timm: see `surgery.resize`.
+      source: one of these. Downloads are kept in the repository's folder `checkpoints/`.
+        - a run's workdir, or the folder of one of its checkpoints; also in a bucket
+          (`gs://BUCKET/PATH`)
+        - an `.npz` file with the names of the published JAX checkpoints
+        - a state dict of timm (`.safetensors`, `.pth`, `.pt`, `.bin`)
+        - the `https://` or `gs://` address of such a file
+        - a folder of Hugging Face (`config.json` beside the weights), or `hf://ORGANISATION/NAME`
+        - a name in `checkpoints/published.csv`
+        - a variant such as "B/16", for the best AugReg checkpoint of ImageNet-21k
+      variant: name of the model that the weights must be of. None if it is what the source says or
+        its shapes show.
+      image_size: pixels, one side or (height, width). Position embeddings are resized for it (paper
+        3.2). None if they keep their size.
+      num_classes: size of a new head of zeros, 0 for no head. It takes the place of everything that
+        belongs to pre-training (paper B.1.1): see `surgery.HEAD`. None if the head is kept.
+      pool: "token" or "gap". The class token and its position are dropped, or are added as zeros.
+        None if the pooling is kept.
+      resize: how positions are resized: "linear" as in the public JAX loader, "cubic" as in timm.
+      **attributes: of the model, such as `gelu`: they are for files that don't note them. An Orbax
+        checkpoint notes all, and these are not looked at.
 
     Raises:
-      ValueError, FileNotFoundError: as `load`, or the positions can't be resized.
+      ValueError: the source can't be read, or is of another model; every difference is named. Or
+        the positions can't be resized.
+      FileNotFoundError: there is no such source.
+
+    Example:
+      >>> checkpoint = vit_jax.load("checkpoints/quickstart", image_size=96)
+      >>> checkpoint.class_names, checkpoint.image_shape
+      (('daisy', 'dandelion', 'rose', 'sunflower', 'tulip'), (96, 96))
     """
-    found = adapt(
-        load(source, variant=variant, **overrides),
-        image_size=image_size,
-        num_classes=num_classes,
-        pool=pool,
-        resize=resize,
-    )
-    return jax.tree.map(np.asarray, found.params)
+    path = catalogue.find(source)
+    file = None if is_bucket(path) else open_file(pathlib.Path(path))
+    if file is not None:
+        assumed_pool = pool or "token"
+        found = recognise.to_checkpoint(file, variant, assumed_pool=assumed_pool, **attributes)
+    else:
+        found = read_checkpoint(path, lazy=True)
+        if variant is not None and models.canonical(variant) != found.config.model.variant:
+            raise ValueError(f"{found.path} is a {found.config.model.variant}, not a {variant}.")
+    return adapt(found, image_size=image_size, num_classes=num_classes, pool=pool, resize=resize)
+
+
+def load_params(source: str | os.PathLike, **options: Any) -> Any:
+    """Returns the parameters of weights of any format: a nested dictionary of float32 arrays.
+
+    All are read and are in memory. Their names are those of our Linen modules.
+
+    Args:
+      source: as for `load`.
+      **options: as for `load`.
+
+    Raises:
+      ValueError, FileNotFoundError: as `load`; also if a parameter can't be read or is not finite.
+    """
+    return jax.tree.map(np.asarray, load(source, **options).params)
 
 
 def adapt(
@@ -114,7 +107,22 @@ def adapt(
     pool: str | None = None,
     resize: str = "linear",
 ) -> Checkpoint:
-    """Returns a checkpoint fitted to a resolution and task; arguments and errors are `load_params`'s."""
+    """Returns a checkpoint adapted to a resolution and a task, or as it is if nothing is asked for.
+
+    An adapted checkpoint has no Polyak average. With a new head, it has no class names.
+
+    Args:
+      checkpoint: the weights to adapt.
+      image_size, num_classes, pool, resize: as for `load`.
+
+    Raises:
+      ValueError: the model can't have this size or pooling, or the positions can't be resized.
+
+    Example:
+      >>> checkpoint = vit_jax.load("checkpoints/quickstart")
+      >>> vit_jax.adapt(checkpoint, num_classes=10).params["head"]["kernel"].shape
+      (96, 10)
+    """
     if image_size is None and num_classes is None and pool is None:
         return checkpoint
     changes: dict[str, Any] = {} if pool is None else {"pool": pool}
@@ -122,35 +130,73 @@ def adapt(
         changes["pre_logits"] = False
     new_head = {} if num_classes is None else {"num_classes": num_classes}
     model = checkpoint.model(**changes, **new_head)
-    image_shape = checkpoint.image_shape
-    if image_size is not None:
-        image_shape = image_shape(image_size)
-    any_shape = image_shape or recognise.image_shape_like(checkpoint)
-    wanted = parameter_shapes(model, any_shape)
+    image_shape = checkpoint.image_shape if image_size is None else keys.image_shape(image_size)
+    some_shape = image_shape or recognise.image_shape_like(checkpoint)
+    wanted = parameter_shapes(model, some_shape)
     head = jax.tree.map(
         lambda x: np.zeros(x.shape, np.float32), {k: wanted[k] for k in surgery.HEAD if k in wanted}
     )
-    params = surgery.adapt(
+    params = surgery.adapt_params(
         checkpoint.params,
         wanted,
-        old_grid=grid(checkpoint),
-        new_grid=model.grid(any_shape),
+        old_grid=checkpoint.grid,
+        new_grid=model.grid(some_shape),
         where=checkpoint.path,
         head=head if new_head else None,
         method=resize,
     )
     config = checkpoint.config.copy_and_resolve_references()
-    with config.ignore_type():
+    with config.ignore_type():  # an image may have one side or two
         config.model.update(changes)
         config.data.image_size = recognise.side_or_sides(image_shape)
     names = () if new_head else checkpoint.class_names
     return checkpoint._replace(params=params, config=config, class_names=names, average=None)
 
 
-def grid(checkpoint: Checkpoint) -> tuple[int, int] | None:
-    """Returns the (rows, columns) of patches that a checkpoint is for, None where not known."""
-    shape = checkpoint.image_shape
-    return None if shape is None else checkpoint.model().grid(shape)
+def save(
+    checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str | None = None
+) -> None:
+    """Writes a checkpoint in a format; nothing is left at `destination` if that fails.
+
+    A warning is logged if other readers of the format would compute something else.
+
+    Args:
+      checkpoint: what to write. Only an Orbax checkpoint keeps the step and the whole
+        configuration. None keeps the Polyak average.
+      destination: a path where nothing exists yet: a file for "npz" and "timm", a folder for "hf"
+        and "orbax". Only "orbax" can be written to a bucket (`gs://BUCKET/PATH`).
+      format: a key of `FORMATS`: "npz" is the published JAX layout, "timm" a state dict, "hf" a
+        folder of Hugging Face, "orbax" a checkpoint of our own. None if the suffix of `destination`
+        decides; without a known suffix it is "orbax".
+
+    Raises:
+      ValueError: the format can't store the checkpoint, or a parameter can't be read.
+      FileExistsError: there is something at `destination`, which is left as it is.
+
+    Example:
+      >>> vit_jax.save(vit_jax.load("checkpoints/quickstart"), folder / "flowers.npz")
+      >>> vit_jax.load(folder / "flowers.npz").config.model.variant
+      'Nano/8'
+    """
+    if format is None:
+        format = format_of(destination)
+    if format not in FORMATS:
+        raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
+    row, path = FORMATS[format], epath.Path(destination)
+    if "://" in os.fspath(path) and not row.buckets:
+        raise ValueError(f"{path}: only Orbax checkpoints are written to a bucket.")
+    if path.exists():
+        raise FileExistsError(f"There is something at {path} already; it is left as it is.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.config.model.positions == "sincos" and not row.fixed_positions:
+        checkpoint = with_learned_positions(checkpoint)
+    if row.buckets:
+        row.write(checkpoint, path)
+    else:
+        with replacing(pathlib.Path(path)) as partial:
+            row.write(checkpoint, partial)
+    if note := not_noted(checkpoint.model(), format):
+        logger.warning("%s: other readers of this format don't know that it is for %s.", path, note)
 
 
 def save_params(
@@ -158,95 +204,56 @@ def save_params(
     destination: str | os.PathLike,
     *,
     variant: str,
-    format: str,
+    format: str | None = None,
     image_size: int | Sequence[int] | None = None,
     class_names: Sequence[str] = (),
-    **overrides: Any,
+    **attributes: Any,
 ) -> None:
-    """Writes parameters in a format of others.
+    """Writes parameters in a format.
 
     Args:
-      params: nested dictionary of arrays with our (Linen) names.
-      destination: a path where nothing is yet: a file for "npz" and "timm", else a folder; of
-        "orbax" it may be in a bucket, `gs://…`.
-      variant: the model they are of.
-      format: "npz", the published JAX layout; "orbax"; "timm", a state dict; "hf", a folder.
-      image_size: pixels, a side or (h, w); needed where position embeddings are not of a square.
-      class_names: one for each logit, for the formats that note them.
-      **overrides: attributes that depart from the variant's row and that names and shapes don't
-        show (`gelu`, `norm_epsilon`, `positions_at`, and sizes).
+      params: a nested dictionary of arrays with the names of our Linen modules.
+      destination, format: as for `save`.
+      variant: name of the model that the parameters are of.
+      image_size: pixels, one side or (height, width), that the parameters are for. None if their
+        shapes show it, as they do for square images.
+      class_names: in the order of the logits, for the formats that note them.
+      **attributes: of the model, if they are not the variant's and neither names nor shapes show
+        them: `gelu`, `norm_epsilon`, `positions_at` and sizes.
 
     Raises:
-      ValueError: the parameters are not those of the model, or the format can't hold them.
-      FileExistsError: there is something at `destination`; it is left as it is.
+      ValueError: the parameters are not those of the model, or as `save`.
+      FileExistsError: as `save`.
     """
     flat = flatten_dict(params, sep="/")
-    file = recognise.TensorFile(
+    file = TensorFile(
         path=f"params (for {destination})",
         shapes={name: tuple(x.shape) for name, x in flat.items()},
         read=lambda name: np.asarray(flat[name]),
         layouts=(tables.OURS,),
-        image_size=None if image_size is None else image_shape(image_size),
+        image_size=None if image_size is None else keys.image_shape(image_size),
         class_names=tuple(class_names),
     )
-    save(recognise.to_checkpoint(file, variant, **overrides), destination, format=format)
-
-
-def save(checkpoint: Checkpoint, destination: str | os.PathLike, *, format: str) -> None:
-    """Writes a checkpoint in one of `FORMATS`; arguments and errors are `save_params`'s.
-
-    Files and folders come to be under another name first, so none is ever half there.
-    """
-    if format not in FORMATS:
-        raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
-    path = epath.Path(destination)
-    if "://" in os.fspath(path) and format != "orbax":
-        raise ValueError(f"{path}: only Orbax checkpoints are written to a bucket.")
-    if path.exists():
-        raise FileExistsError(f"There is something at {path} already; it is left as it is.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if format == "orbax":
-        write_checkpoint(checkpoint, path)
-        return
-    if checkpoint.config.model.positions == "sincos":
-        checkpoint = with_learned_positions(checkpoint)
-    with replacing(pathlib.Path(path)) as partial:
-        if format == "npz":
-            npz.write(partial, recognise.file_arrays(checkpoint, tables.NPZ))
-        elif format == "timm":
-            write_timm(partial, checkpoint)
-        else:
-            write_hugging_face(partial, checkpoint)
-    if note := _untold(checkpoint.model(), format):
-        logger.warning("%s: other readers of this format don't know that it is for %s.", path, note)
+    save(recognise.to_checkpoint(file, variant, **attributes), destination, format=format)
 
 
 def with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns a checkpoint with its fixed positions as a learned table, as other formats have.
+    """Returns a checkpoint whose fixed positions are a learned table, with which logits are equal.
+
+    Args:
+      checkpoint: its model has positions="sincos".
 
     Raises:
-      ValueError: its image size, on which they depend, is not known.
+      ValueError: the image size is not known, on which the positions depend.
     """
-    if checkpoint.image_shape is None:
+    if checkpoint.grid is None:
         raise ValueError(f"{checkpoint.path} has positions='sincos': give its image_size.")
     model = checkpoint.model()
     places = ["input"] if model.positions_at != "layers" else range(model.depth)
-    table = np.asarray(
-        sincos_table(model.grid(checkpoint.image_shape), model.width, int(model.pool == "token"))
-    )[None]
-    tables = {f"posembed_{place}": {"pos_embedding": table} for place in places}
-    params = {**checkpoint.params, "Transformer": {**checkpoint.params["Transformer"], **tables}}
+    tokens = int(model.pool == "token")
+    table = np.asarray(sincos_table(checkpoint.grid, model.width, tokens))[None]
+    learned = {f"posembed_{place}": {"pos_embedding": table} for place in places}
+    params = {**checkpoint.params, "Transformer": {**checkpoint.params["Transformer"], **learned}}
     config = checkpoint.config.copy_and_resolve_references()
     config.model.positions = "1d"
     return checkpoint._replace(params=params, config=config)
-
-
-def _untold(model: Any, format: str) -> str:
-    """Returns what other readers of a format would compute otherwise, empty where nothing."""
-    if format == "hf":  # config.json tells
-        return ""
-    usual = {"gelu": "tanh" if format == "npz" else "exact", "norm_epsilon": 1e-6}
-    if getattr(model, "stem", ()) is not None:  # there are standardised kernels
-        usual["kernel_epsilon"] = None if format == "npz" else 1e-8
-    settings = {key: getattr(model, key, value) for key, value in usual.items()}
-    return " and ".join(f"{k}={v}" for k, v in settings.items() if v != usual[k])

@@ -1,29 +1,36 @@
-"""catalogue"""
+"""Where weights are: paths, addresses, and the names of published checkpoints."""
 
 from __future__ import annotations
 
 import csv
-import difflib
 import logging
 import os
 import pathlib
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import NamedTuple
 
 from vit_jax import models
+from vit_jax.common.messages import closest
 from vit_jax.weights.download import fetch
+from vit_jax.weights.formats import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = pathlib.Path(__file__).parents[2] / "checkpoints"
-AUGREG = "gs://vit_models/augreg"
-FILES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
+CHECKPOINTS = pathlib.Path(__file__).parents[2] / "checkpoints"  # downloads go there
+_AUGREG = "vit_models/augreg"  # BUCKET/FOLDER in Google Cloud Storage
 
 
 class Published(NamedTuple):
-    """A row of checkpoints/published.csv: a public checkpoint, its images' side and its size."""
+    """A row of checkpoints/published.csv: a public checkpoint.
+
+    Attributes:
+      name: what `load` knows it by, such as "imagenet21k/ViT-B_16".
+      variant: a key of `models.VARIANTS`.
+      resolution: a side of its images, in pixels.
+      data: what it was trained on, such as "imagenet21k+imagenet2012".
+      url: address of the file (`gs://`), or of the folder (`hf://`).
+      mebibytes: size of the file.
+    """
 
     name: str
     variant: str
@@ -34,7 +41,7 @@ class Published(NamedTuple):
 
 
 def published() -> dict[str, Published]:
-    """Returns the public checkpoints by name.
+    """Returns the public checkpoints by name, from checkpoints/published.csv.
 
     Raises:
       FileNotFoundError: the package was installed without its repository, which has the list.
@@ -42,81 +49,83 @@ def published() -> dict[str, Published]:
     path = CHECKPOINTS / "published.csv"
     if not path.is_file():
         raise FileNotFoundError(
-            f"There is no {path}: names of published checkpoints are known in a checkout of the "
-            f"repository alone. Give a path or a URL instead."
+            f"There is no {path}: only a checkout of the repository has the names of published "
+            f"checkpoints. Give a path or a URL instead."
         )
     with open(path, newline="", encoding="utf-8") as file:
         rows = [
             Published(
-                r["name"],
-                r["variant"],
-                int(r["resolution"]),
-                r["data"],
-                r["url"],
-                int(r["mebibytes"]),
+                name=row["name"],
+                variant=row["variant"],
+                resolution=int(row["resolution"]),
+                data=row["data"],
+                url=row["url"],
+                mebibytes=int(row["mebibytes"]),
             )
-            for r in csv.DictReader(file)
+            for row in csv.DictReader(file)
         ]
     return {row.name: row for row in rows}
 
 
 def find(source: str | os.PathLike) -> str:
-    """Returns the path of a source of weights, after downloading it if need be.
+    """Returns the path of weights on this machine, after a download if that is necessary.
+
+    An Orbax checkpoint in a bucket is not downloaded: its path is returned as it is.
 
     Args:
-      source: see `vit_jax.interop.restore`.
+      source: a path, an address or a name, see `api.load`.
 
     Raises:
-      FileNotFoundError: it is neither a path, nor an address, nor a known name.
-      ValueError: it can't be downloaded; says why.
+      FileNotFoundError: the source is neither a path, nor an address, nor a known name; or the
+        server has no such file.
+      ValueError: the source can't be downloaded; says why.
     """
     source = os.fspath(source)
     if "://" not in source:
         if pathlib.Path(source).expanduser().exists():
             return str(pathlib.Path(source).expanduser())
-        return find(_named(source))
+        return find(_address_of(source))
     scheme, rest = source.split("://", 1)
     if scheme == "hf":
-        return _hugging_face(rest)
+        return _fetch_from_hub(rest)
     if scheme == "gs":
-        if not rest.endswith(FILES):
-            return source  # a folder of Orbax, which reads buckets itself
-        return _fetched(f"{_gcs()}/{urllib.parse.quote(rest)}", rest)
+        if not rest.endswith(SUFFIXES):
+            return source
+        return _fetch_once(f"{_storage()}/{urllib.parse.quote(rest)}", rest)
     if scheme in ("https", "http"):
         parts = urllib.parse.urlsplit(source)
-        if not parts.path.endswith(FILES):
-            raise ValueError(f"{source} isn't the address of a file ({', '.join(FILES)}).")
-        return _fetched(source, f"{parts.hostname}{urllib.parse.unquote(parts.path)}")
+        if not parts.path.endswith(SUFFIXES):
+            raise ValueError(f"{source} isn't the address of a file ({', '.join(SUFFIXES)}).")
+        return _fetch_once(source, f"{parts.hostname}{urllib.parse.unquote(parts.path)}")
     raise ValueError(f"{source}: weights are read from hf://, gs:// and https:// addresses.")
 
 
-def _named(name: str) -> str:
-    """Returns the address of a published checkpoint, or of AugReg's best for a bare variant."""
-    rows = published() if not name.startswith(("/", ".", "~")) else {}
+def _address_of(name: str) -> str:
+    """Returns the address of a published checkpoint; for a variant's name, of AugReg's best."""
+    is_path = name.startswith(("/", ".", "~"))
+    rows = {} if is_path else published()
     if name in rows:
         logger.info("%s: %d MiB from %s", name, rows[name].mebibytes, rows[name].url)
         return rows[name].url
     try:
         variant = models.canonical(name)
     except ValueError:
-        pass
-    else:
-        return _augreg(variant)
-    close = difflib.get_close_matches(name, rows, n=3, cutoff=0.4)
-    hint = f" Names close to it: {', '.join(close)}." if close else ""
-    raise FileNotFoundError(
-        f"There is no {name}: neither a file or folder, nor a name in checkpoints/published.csv, "
-        f"nor a model variant.{hint}"
-    )
+        raise FileNotFoundError(
+            f"There is no {name}: neither a file or folder, nor a name in "
+            f"checkpoints/published.csv, nor a model variant"
+            f"{closest(name, rows, most=3, likeness=0.4)}."
+        ) from None
+    return _best_of_augreg(variant)
 
 
-def _augreg(variant: str) -> str:
-    """Returns the best AugReg checkpoint of ImageNet-21k, by accuracy on its validation split.
+def _best_of_augreg(variant: str) -> str:
+    """Returns the address of AugReg's best checkpoint of ImageNet-21k.
 
-    (Steiner et al., arXiv 2106.10270; the index has a row for each fine-tuning.)
+    The best has the highest accuracy on the validation split. AugReg is Steiner et al., arXiv
+    2106.10270. Its index.csv has a row for each fine-tuning of each checkpoint.
     """
-    url = f"{_gcs()}/{AUGREG.removeprefix('gs://')}/index.csv"
-    with open(_fetched(url, f"{AUGREG.removeprefix('gs://')}/index.csv"), encoding="utf-8") as file:
+    index = _fetch_once(f"{_storage()}/{_AUGREG}/index.csv", f"{_AUGREG}/index.csv")
+    with open(index, encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["ds"] == "i21k"]
     of_variant = [row for row in rows if row["name"] == variant]
     if not of_variant:
@@ -124,11 +133,15 @@ def _augreg(variant: str) -> str:
         raise FileNotFoundError(f"AugReg has no checkpoint of {variant} on ImageNet-21k: {known}.")
     best = max(of_variant, key=lambda row: float(row["final_val"]))
     logger.info("%s: %s, %s on validation", variant, best["filename"], best["final_val"])
-    return f"{AUGREG}/{best['filename']}.npz"
+    return f"gs://{_AUGREG}/{best['filename']}.npz"
 
 
-def _hugging_face(name: str) -> str:
-    """Downloads a model of the Hugging Face hub: ORGANISATION/NAME, or …/NAME@REVISION."""
+def _fetch_from_hub(name: str) -> str:
+    """Returns the folder of a model of the Hugging Face hub, after downloading it.
+
+    Args:
+      name: ORGANISATION/NAME, or ORGANISATION/NAME@REVISION.
+    """
     name, _, revision = name.strip("/").partition("@")
     revision = revision or "main"
     if name.count("/") != 1:
@@ -136,24 +149,24 @@ def _hugging_face(name: str) -> str:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     folder = f"huggingface.co/{name}/{revision}"
 
-    def fetched(file):
-        return _fetched(f"{endpoint}/{name}/resolve/{revision}/{file}", f"{folder}/{file}")
+    def fetch_file(file: str) -> str:
+        return _fetch_once(f"{endpoint}/{name}/resolve/{revision}/{file}", f"{folder}/{file}")
 
-    config = fetched("config.json")
+    config = fetch_file("config.json")
     try:
-        fetched("model.safetensors")
-    except FileNotFoundError:
-        fetched("pytorch_model.bin")  # what older models have
+        fetch_file("model.safetensors")
+    except FileNotFoundError:  # an older model
+        fetch_file("pytorch_model.bin")
     return str(pathlib.Path(config).parent)
 
 
-def _gcs() -> str:
-    """Google Cloud Storage, or the emulator that its own clients would take."""
+def _storage() -> str:
+    """Returns the address of Google Cloud Storage, or of the emulator that its clients use."""
     return os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com").rstrip("/")
 
 
-def _fetched(url: str, name: str) -> str:
-    """Returns CHECKPOINTS/name, downloaded from `url` unless it is there."""
+def _fetch_once(url: str, name: str) -> str:
+    """Returns the path CHECKPOINTS/name, to which `url` is downloaded if there is nothing."""
     path = CHECKPOINTS.joinpath(*(part for part in name.split("/") if part not in ("", ".", "..")))
     if not path.exists():
         fetch(url, path)

@@ -1,4 +1,4 @@
-"""download"""
+"""Downloads of single files over https: continued where they broke off, and checked."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 5  # that may fail one after the other without a single new byte
+_ATTEMPTS = 5  # in a row that may fail without a single new byte
+_PAUSE = 0.5  # seconds after a first failure, doubled after each further one
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 2**20  # bytes
 
 
 def fetch(url: str, path: str | os.PathLike) -> None:
-    """Downloads a file, going on from where an earlier attempt broke off.
+    """Downloads a file; an earlier attempt that broke off is continued.
 
-    Its size is checked, and its MD5 or SHA-256 where the server tells one (as Google's and
-    Hugging Face's do).
+    The file's size is checked if the server announces it, and so is its MD5 (Google's servers) or
+    its SHA-256 (Hugging Face's).
 
     Args:
-      url: https, or http on this very machine.
-      path: where the file comes to be when it is whole.
+      url: an https address, or http on this very machine.
+      path: gets the file when it is complete.
 
     Raises:
       FileNotFoundError: the server has no such file.
-      ValueError: not such an address; the server refuses it or breaks off again and again; or
-        what came is not what the server said it would be.
+      ValueError: the address is of another kind, the server refuses it or breaks off again and
+        again, or the file is not what the server announced.
     """
-    _secure(url)
+    _require_secure(url)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     failures = most = 0
     while True:
         try:
-            partial, told = _continue(url, path)
+            partial, announced = _continue(url, path)
             break
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -58,79 +59,86 @@ def fetch(url: str, path: str | os.PathLike) -> None:
             problem: Exception = error
         except (OSError, http.client.HTTPException) as error:
             problem = error
-        came = _received(path)
-        failures = 0 if came > most else failures + 1
-        most = max(most, came)
+        received = _bytes_received(path)
+        failures = 0 if received > most else failures + 1
+        most = max(most, received)
         if failures == _ATTEMPTS:
             raise ValueError(
-                f"{url} can't be downloaded: {problem}. The {came} bytes that came are kept; the "
-                f"same command goes on from there."
+                f"{url} can't be downloaded: {problem}. The {received} bytes that came are kept; "
+                f"the same command goes on from there."
             ) from problem
-        logger.info("%s broke off (%s); going on at byte %d", url, problem, came)
+        logger.info("%s broke off (%s); going on at byte %d", url, problem, received)
         time.sleep(_PAUSE * 2**failures)
-    _check(partial, url, told)
+    _check(partial, url, announced)
     partial.rename(path)
 
 
-_PAUSE = 0.5  # seconds after a first failure, doubled after each further one
+class _Announced(NamedTuple):
+    """What a server says of a file.
 
-
-class _Told(NamedTuple):
-    """What a server tells of a file: its version, bytes, and hashes ("md5" or "sha256")."""
+    Attributes:
+      version: changes when the file changes. None if the server does not say it.
+      size: in bytes. None if the server does not say it.
+      hashes: hexadecimal, by kind: "md5" or "sha256".
+    """
 
     version: str | None
     size: int | None
     hashes: dict[str, str]
 
 
-def _continue(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Told]:
-    """Downloads what is missing of a file; returns its temporary path."""
+def _continue(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Announced]:
+    """Downloads the missing part of a file; returns its temporary path and what was announced.
+
+    The temporary path depends on the file's version, so that two versions are never mixed.
+    """
     with _open(url) as response:
-        told = _told(response)
-        mark = hashlib.sha256((told.version or url).encode()).hexdigest()[:12]
+        announced = _read_headers(response)
+        mark = hashlib.sha256((announced.version or url).encode()).hexdigest()[:12]
         partial = path.with_name(f".{path.name}.{mark}.part")
         done = partial.stat().st_size if partial.exists() else 0
-        if not done or None in (told.version, told.size) or done > told.size:
-            _receive(response, partial, "wb", path.name, told.size)
-            return partial, told
-    if done < told.size:
-        headers = {"Range": f"bytes={done}-", "If-Range": told.version}
+        version, size = announced.version, announced.size
+        if not done or version is None or size is None or done > size:
+            _receive(response, partial, "wb", path.name, size)
+            return partial, announced
+    if done < size:
+        headers = {"Range": f"bytes={done}-", "If-Range": version}
         with _open(url, headers) as response:
-            mode = "ab" if response.status == 206 else "wb"  # or it sends all of it once more
-            _receive(response, partial, mode, path.name, told.size)
-    return partial, told
+            mode = "ab" if response.status == 206 else "wb"  # or the server sends all once more
+            _receive(response, partial, mode, path.name, size)
+    return partial, announced
 
 
-def _received(path: pathlib.Path) -> int:
+def _bytes_received(path: pathlib.Path) -> int:
     return max((p.stat().st_size for p in path.parent.glob(f".{path.name}.*.part")), default=0)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to secure addresses alone, and keeps the headers of what redirected.
+    """Follows redirects to secure addresses only, and keeps the headers of every redirect.
 
-    Hugging Face tells a file's hash before it sends on to where the file is.
+    Hugging Face sends a file's hash with the redirect to the server that has the file.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.headers: dict[str, str] = {}
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _secure(newurl)
+        _require_secure(newurl)
         self.headers |= {name.lower(): value for name, value in headers.items()}
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """Returns the response of an address, with the headers of redirects to it as `linked`."""
+    """Returns the response of an address; its `redirect_headers` are those of the redirects."""
     agent = {"User-Agent": "vit_jax", "Accept-Encoding": "identity"}
     redirects = _Redirects()
     request = urllib.request.Request(url, headers={**agent, **headers})
     response = urllib.request.build_opener(redirects).open(request, timeout=_TIMEOUT)
-    response.linked = redirects.headers
+    response.redirect_headers = redirects.headers
     return response
 
 
-def _secure(url: str) -> None:
+def _require_secure(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     local = parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not local:
@@ -138,6 +146,18 @@ def _secure(url: str) -> None:
 
 
 def _receive(response: Any, partial: pathlib.Path, mode: str, name: str, size: int | None) -> None:
+    """Writes a response to a file.
+
+    Args:
+      response: of the server.
+      partial: the file.
+      mode: "wb", or "ab" if the response continues the file.
+      name: stands beside the progress bar.
+      size: of the complete file, in bytes. None if it is not known.
+
+    Raises:
+      OSError: the server sends fewer bytes.
+    """
     with (
         open(partial, mode) as file,
         tqdm(desc=name, total=size, initial=file.tell(), unit="B", unit_scale=True) as bar,
@@ -149,25 +169,27 @@ def _receive(response: Any, partial: pathlib.Path, mode: str, name: str, size: i
             raise OSError(f"only {file.tell()} of {size} bytes came")
 
 
-def _told(response: Any) -> _Told:
+def _read_headers(response: Any) -> _Announced:
     headers, hashes = response.headers, {}
     for entry in ",".join(headers.get_all("x-goog-hash", [])).split(","):
         kind, _, value = entry.strip().partition("=")
         if kind == "md5":
             hashes["md5"] = base64.b64decode(value).hex()
-    linked = response.linked.get("x-linked-etag", "").strip('"')
-    if re.fullmatch("[0-9a-f]{64}", linked):
-        hashes["sha256"] = linked
+    etag = response.redirect_headers.get("x-linked-etag", "").strip('"')
+    if re.fullmatch("[0-9a-f]{64}", etag):
+        hashes["sha256"] = etag
     length = headers.get("Content-Length")
     version = headers.get("ETag") or headers.get("Last-Modified")
-    return _Told(version, int(length) if length else None, hashes)
+    return _Announced(version, int(length) if length else None, hashes)
 
 
-def _check(partial: pathlib.Path, url: str, told: _Told) -> None:
-    """Compares a whole file with what the server told of it; removes it where it differs."""
+def _check(partial: pathlib.Path, url: str, announced: _Announced) -> None:
+    """Compares a complete file with what was announced; removes it if it differs."""
     size = partial.stat().st_size
-    problem = f"it has {size} bytes, not {told.size}" if told.size not in (None, size) else ""
-    for kind, expected in told.hashes.items():
+    problem = ""
+    if announced.size not in (None, size):
+        problem = f"it has {size} bytes, not {announced.size}"
+    for kind, expected in announced.hashes.items():
         with open(partial, "rb") as file:
             found = hashlib.file_digest(file, kind).hexdigest()
         if found != expected:

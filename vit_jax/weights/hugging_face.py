@@ -1,4 +1,4 @@
-"""hf"""
+"""Folders of Hugging Face's transformers: a ViT's weights and its config.json."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # noqa: F401 (gives NumPy the bfloat16 that safetensors asks it for)
-
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.weights import tables
-from vit_jax.weights.recognise import TensorFile, file_arrays, side_or_sides
-from vit_jax.weights.safetensors import open_tensors, parse_json, sides, typed, write_tensors
+from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
+from vit_jax.weights.recognise import side_or_sides
+from vit_jax.weights.safetensors import open_tensors, write_tensors
+from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
+CONFIG = "config.json"
+
+# What transformers' `hidden_act` means as our `gelu`.
 _GELUS = {
     "gelu": "exact",
     "gelu_python": "exact",
@@ -22,34 +25,45 @@ _GELUS = {
     "gelu_new": "tanh",
     "gelu_fast": "tanh",
 }
+# The settings that our models have; a config.json may leave them out.
+_REQUIRED = {"model_type": "vit", "num_channels": 3, "qkv_bias": True, "pooler_act": "tanh"}
 
 
-def read_hugging_face(path: pathlib.Path) -> TensorFile:
-    """Opens a file of weights with Hugging Face's config.json beside it."""
-    beside = path.with_name("config.json")
+def read_hugging_face(path: str | os.PathLike) -> TensorFile:
+    """Opens a file of weights that has transformers' config.json beside it.
+
+    The model's sizes, GELU and layer-norm epsilon, the image size and the class names are those of
+    config.json.
+
+    Args:
+      path: `model.safetensors` or `pytorch_model.bin`.
+
+    Raises:
+      ValueError: config.json is not that of a ViT, or asks for something that our models don't
+        compute; or a file can't be read.
+    """
+    path = pathlib.Path(path)
+    beside = path.with_name(CONFIG)
     config = parse_json(beside, beside.read_bytes())
     try:
-        model, image_size, class_names = _described(config)
+        model, image_size, class_names = _read_config(config)
     except KeyError as error:
         raise ValueError(f"{beside} lacks the key {error}, so it isn't that of a ViT.") from None
     except ValueError as error:
         raise ValueError(f"{beside}: {error}") from None
-    shapes, read_one, _ = open_tensors(path)
+    shapes, read_array, _ = open_tensors(path)
     return TensorFile(
-        str(path), shapes, read_one, tables.HUGGING_FACE, model, image_size, class_names
+        str(path), shapes, read_array, tables.HUGGING_FACE, model, image_size, class_names
     )
 
 
-def _described(config: Mapping[str, Any]) -> tuple[dict, tuple[int, int], tuple[str, ...]]:
-    """Returns attributes of the model, image size and class names that a config.json tells."""
-    for key, fits in (
-        ("model_type", "vit"),
-        ("num_channels", 3),
-        ("qkv_bias", True),
-        ("pooler_act", "tanh"),
-    ):
-        if (value := config.get(key, fits)) != fits:
-            raise ValueError(f"{key} is {value!r}, and only {fits!r} can be loaded.")
+def _read_config(
+    config: Mapping[str, Any],
+) -> tuple[dict[str, Any], tuple[int, int], tuple[str, ...]]:
+    """Returns the attributes of the model, (height, width) in pixels, and the class names."""
+    for key, required in _REQUIRED.items():
+        if (value := config.get(key, required)) != required:
+            raise ValueError(f"{key} is {value!r}, and only {required!r} can be loaded.")
     if (act := str(config["hidden_act"])) not in _GELUS:
         raise ValueError(f"hidden_act is {act!r}; known are {', '.join(_GELUS)}.")
     model = {
@@ -57,27 +71,31 @@ def _described(config: Mapping[str, Any]) -> tuple[dict, tuple[int, int], tuple[
         "width": config["hidden_size"],
         "mlp_dim": config["intermediate_size"],
         "num_heads": config["num_attention_heads"],
-        "patch_size": side_or_sides(sides("patch_size", config["patch_size"])),
+        "patch_size": side_or_sides(two_sides("patch_size", config["patch_size"])),
         "norm_epsilon": config["layer_norm_eps"],
         "gelu": _GELUS[act],
     }
-    labels = {
-        int(number): str(name) for number, name in typed(dict, config, "id2label", {}).items()
-    }
+    labels = {int(number): str(name) for number, name in get_typed(config, "id2label", {}).items()}
     names = tuple(labels[i] for i in sorted(labels))
-    if names == tuple(f"LABEL_{i}" for i in range(len(names))):
-        names = ()  # what transformers fills in where nobody gave names
-    return model, sides("image_size", config["image_size"]), names
+    if names == _default_names(len(names)):
+        names = ()
+    return model, two_sides("image_size", config["image_size"]), names
 
 
-def write_hugging_face(folder: str | os.PathLike, checkpoint: Checkpoint) -> None:
-    """Writes config.json, preprocessor_config.json and model.safetensors.
+def _default_names(num_classes: int) -> tuple[str, ...]:
+    """Returns the class names that transformers writes if nobody gave any."""
+    return tuple(f"LABEL_{i}" for i in range(num_classes))
 
-    With a head, they are a `ViTForImageClassification`'s; without, a `ViTModel`'s, whose pooler
+
+def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> None:
+    """Writes a folder with config.json, preprocessor_config.json and model.safetensors.
+
+    With a head, the model is a `ViTForImageClassification`; without one, a `ViTModel`, whose pooler
     is our `pre_logits`.
 
     Raises:
-      ValueError: Hugging Face's ViT has no such parameters, or the image size is not known.
+      ValueError: transformers' ViT has no place for some parameters or computes something else, or
+        the image size is not known.
     """
     folder = pathlib.Path(folder)
     tensors = dict(file_arrays(checkpoint, tables.HUGGING_FACE))
@@ -89,7 +107,7 @@ def write_hugging_face(folder: str | os.PathLike, checkpoint: Checkpoint) -> Non
         )
     if image_shape is None:
         raise ValueError(
-            f"{checkpoint.path}: the image size is not known, and a Hugging Face folder must tell "
+            f"{checkpoint.path}: the image size is not known, and a Hugging Face folder must note "
             f"it: give image_size."
         )
     config = {
@@ -108,7 +126,7 @@ def write_hugging_face(folder: str | os.PathLike, checkpoint: Checkpoint) -> Non
         "encoder_stride": model.stride[0],
     }
     if checkpoint.num_classes:
-        names = checkpoint.class_names or [f"LABEL_{i}" for i in range(checkpoint.num_classes)]
+        names = checkpoint.class_names or _default_names(checkpoint.num_classes)
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     preprocessor = {
@@ -124,5 +142,5 @@ def write_hugging_face(folder: str | os.PathLike, checkpoint: Checkpoint) -> Non
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
-    for name, content in (("config", config), ("preprocessor_config", preprocessor)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    for name, content in ((CONFIG, config), ("preprocessor_config.json", preprocessor)):
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")

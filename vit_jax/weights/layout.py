@@ -1,22 +1,30 @@
-"""layout"""
+"""How a file's arrays correspond to our parameters: rules of names, and changes of axes."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from vit_jax.common.messages import first_few
+
 Shape = tuple[int, ...]
+
+_OUR_NAMES = re.compile(
+    r"(cls|(embedding|pre_logits|head)/|Transformer/|(conv|gn)_root/|gn_pre_head/|block\d+/unit\d+/)"
+)
+_PRE_LINEN_NAMES = re.compile(r"MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3")
 
 
 class Kind(NamedTuple):
-    """How an array of ours lies in a file.
+    """How one of our arrays is stored in a file.
 
     Attributes:
-      pack: our array -> the file's.
-      unpack: the file's array -> ours, but for a reshape.
+      pack: turns our array into the file's.
+      unpack: turns the file's array into ours, up to a reshape.
     """
 
     pack: Callable[[np.ndarray], np.ndarray]
@@ -24,14 +32,20 @@ class Kind(NamedTuple):
 
 
 SAME = Kind(lambda x: x, lambda y: y)
-OUR_NAMES = re.compile(
-    r"(cls|(embedding|pre_logits|head)/|Transformer/|(conv|gn)_root/|gn_pre_head/|block\d+/unit\d+/)"
-)
-PRE_LINEN_NAMES = re.compile(r"MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3")
 
 
 class Rule(NamedTuple):
-    """One kind of array: templates of our names, the template of the file's, and the change."""
+    """One correspondence, for all layers at once.
+
+    Names are templates: "{i}" stands for any number, "{i-1}" for that number minus one, "{i:02d}"
+    for the number with two digits.
+
+    Attributes:
+      ours: templates of our names. If there are several, the file has these parameters in one
+        array, one after another along axis 0.
+      theirs: template of the name in the file.
+      kind: how each of our arrays is stored.
+    """
 
     ours: tuple[str, ...]
     theirs: str
@@ -39,138 +53,130 @@ class Rule(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """One array of a file: our parameters in it, in this order along axis 0."""
+    """One array of a file, and the parameters of ours that it contains.
+
+    Attributes:
+      ours: the names of the parameters, in their order along axis 0.
+      kind: how each of them is stored.
+    """
 
     ours: tuple[str, ...]
     kind: Kind
 
     def shape(self, shapes: dict[str, Shape]) -> Shape:
-        """Returns the shape in the file, given those of our parameters."""
-        parts = [self._packed(shapes[name]) for name in self.ours]
-        return (sum(p[0] for p in parts), *parts[0][1:]) if len(parts) > 1 else parts[0]
+        """Returns the shape of the file's array, given the shapes of our parameters by name."""
+        parts = [self._packed_shape(shapes[name]) for name in self.ours]
+        return (sum(part[0] for part in parts), *parts[0][1:]) if len(parts) > 1 else parts[0]
 
     def join(self, arrays: Iterable[np.ndarray]) -> np.ndarray:
-        """Returns the file's array, C-contiguous, of our parameters."""
+        """Returns the file's array, C-contiguous, given our parameters in the order of `ours`."""
         packed = [self.kind.pack(x) for x in arrays]
         return np.ascontiguousarray(packed[0] if len(packed) == 1 else np.concatenate(packed))
 
     def part(self, array: np.ndarray, name: str, shapes: dict[str, Shape]) -> np.ndarray:
-        """Returns our parameter `name` of the file's array."""
+        """Returns one of our parameters, given the file's array.
+
+        Args:
+          array: the file's array.
+          name: which of `ours`.
+          shapes: the shapes of our parameters, by name.
+        """
         if len(self.ours) > 1:
-            lengths = [self._packed(shapes[other])[0] for other in self.ours]
+            lengths = [self._packed_shape(shapes[other])[0] for other in self.ours]
             at = self.ours.index(name)
             array = array[sum(lengths[:at]) : sum(lengths[: at + 1])]
         return self.kind.unpack(array).reshape(shapes[name])
 
-    def _packed(self, shape: Shape) -> Shape:
-        return self.kind.pack(_of_shape(shape)).shape
+    def _packed_shape(self, shape: Shape) -> Shape:
+        return self.kind.pack(_array_of(shape)).shape
 
 
 class NoPlaceError(ValueError):
-    """A format can't hold some parameters; `names` are those."""
+    """A format can't store some parameters.
+
+    Attributes:
+      names: those parameters.
+    """
 
     def __init__(self, title: str, names: list[str]):
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        super().__init__(f"The {title} format has no place for {', '.join(names[:5])}{more}.")
+        super().__init__(f"The {title} format has no place for {first_few(names)}.")
         self.names = names
 
 
 class Layout:
-    """The rules of one spelling of one format.
+    """The rules of one way in which a format names its arrays.
 
     Args:
-      title: what the format is called in messages.
-      rules: its rules, none for a file that has our own names.
+      title: what messages call the format.
+      rules: the correspondences. Empty if the file has our own names.
     """
 
     def __init__(self, title: str, rules: Iterable[Rule] = ()):
         self.title, self._rules = title, tuple(rules)
 
     def slots(self, names: Iterable[str]) -> dict[str, Slot]:
-        """Returns the arrays, by name, of a file that holds our parameters.
+        """Returns the arrays of a file that stores the parameters of these names.
+
+        Args:
+          names: our names of the parameters.
+
+        Returns:
+          The slots by the name of the array in the file.
 
         Raises:
-          NoPlaceError: the format has no place for some of them.
+          NoPlaceError: the format has no place for some parameters.
         """
         if not self._rules:
             return {name: Slot((name,), SAME) for name in names}
-        slots, homeless = {}, []
+        slots, without_place = {}, []
         for name in names:
             for rule in self._rules:
-                numbers = [n for t in rule.ours if (n := _numbers(t, name)) is not None]
+                numbers = [n for t in rule.ours if (n := _match(t, name)) is not None]
                 if numbers:
                     ours = tuple(_fill(template, numbers[0]) for template in rule.ours)
                     slots[_fill(rule.theirs, numbers[0])] = Slot(ours, rule.kind)
                     break
             else:
-                homeless.append(name)
-        if homeless:
-            raise NoPlaceError(self.title, homeless)
+                without_place.append(name)
+        if without_place:
+            raise NoPlaceError(self.title, without_place)
         return slots
 
     def ours(self, theirs: str, shape: Shape) -> dict[str, Shape]:
-        """Returns our names in the file's array `theirs`, with its shape in our order of axes.
+        """Returns the parameters that a file's array contains: shapes by our names.
 
-        Empty where the format knows no such array. The shapes are not yet ours: heads are not
-        split, and each of several parameters in one array gets the shape of the whole.
+        The shapes have our order of axes, but attention heads are not separated, and each of
+        several parameters in one array has the shape of the whole.
+
+        Args:
+          theirs: the name of the array in the file.
+          shape: the shape of the array.
+
+        Returns:
+          An empty dictionary if the format has no array of this name.
         """
         if not self._rules:
-            return (
-                {theirs: shape}
-                if OUR_NAMES.match(theirs) and not PRE_LINEN_NAMES.search(theirs)
-                else {}
-            )
+            known = _OUR_NAMES.match(theirs) and not _PRE_LINEN_NAMES.search(theirs)
+            return {theirs: shape} if known else {}
         for rule in self._rules:
-            if (numbers := _numbers(rule.theirs, theirs)) is not None:
-                return {_fill(t, numbers): _unpacked(rule.kind, shape) for t in rule.ours}
+            if (numbers := _match(rule.theirs, theirs)) is not None:
+                return {_fill(t, numbers): _unpacked_shape(rule.kind, shape) for t in rule.ours}
         return {}
 
 
-def _of_shape(shape: Shape) -> np.ndarray:
-    return np.broadcast_to(np.float32(0), shape)  # takes no memory, nor do its views
-
-
-def _unpacked(kind: Kind, shape: Shape) -> Shape:
-    try:
-        return kind.unpack(_of_shape(shape)).shape
-    except (IndexError, ValueError):  # not the axes there should be: reported with all others
-        return shape
-
-
-_FIELD = re.compile(r"\{(\w)(-1)?(?::(02)d)?\}")
-
-
-def _fill(template: str, numbers: dict[str, int]) -> str:
-    def field(match):
-        return format(numbers[match[1]] - bool(match[2]), f"{match[3] or ''}d")
-
-    return _FIELD.sub(field, template)
-
-
-def _numbers(template: str, name: str) -> dict[str, int] | None:
-    """Returns the numbers for which `template` is `name`, None where it can't be."""
-    if template not in _PATTERNS:
-        fields = list(_FIELD.finditer(template))
-        ends = [0, *(m.end() for m in fields)]
-        starts = [*(m.start() for m in fields), len(template)]
-        texts = [re.escape(template[a:b]) for a, b in zip(ends, starts, strict=True)]
-        groups = [*(f"(?P<{m[1]}>[0-9]{{1,4}})" for m in fields), ""]
-        pattern = "".join(text + group for text, group in zip(texts, groups, strict=True))
-        _PATTERNS[template] = re.compile(pattern), {m[1]: bool(m[2]) for m in fields}
-    pattern, offsets = _PATTERNS[template]
-    if (match := pattern.fullmatch(name)) is None:
-        return None
-    return {key: int(value) + offsets[key] for key, value in match.groupdict().items()}
-
-
-_PATTERNS: dict[str, tuple[re.Pattern, dict[str, bool]]] = {}
-
-
 def slots(layouts: Iterable[Layout], names: Iterable[str]) -> dict[str, Slot]:
-    """Returns the arrays of a file in the first of the layouts that can hold our parameters.
+    """Returns the arrays of a file in the first layout that has a place for every parameter.
+
+    Args:
+      layouts: the ways in which a format names its arrays.
+      names: our names of the parameters.
+
+    Returns:
+      The slots by the name of the array in the file.
 
     Raises:
-      NoPlaceError: none can; those are named that the best of them, the last of several, can't.
+      NoPlaceError: no layout has a place for every parameter. The error names what is left over in
+        the layout that has a place for most of them. If several have, it is the last of these.
     """
     names, errors = list(names), []
     for layout in layouts:
@@ -182,6 +188,55 @@ def slots(layouts: Iterable[Layout], names: Iterable[str]) -> dict[str, Slot]:
 
 
 def recognise_layout(layouts: Iterable[Layout], names: Iterable[str]) -> Layout:
-    """Returns the layout that knows most of a file's arrays, the first of several such."""
+    """Returns the layout that knows most of a file's arrays, the first one if several do.
+
+    Args:
+      layouts: the ways in which a format names its arrays.
+      names: the names of the arrays in the file.
+    """
     names = list(names)
     return max(layouts, key=lambda layout: sum(bool(layout.ours(name, ())) for name in names))
+
+
+def _array_of(shape: Shape) -> np.ndarray:
+    return np.broadcast_to(np.float32(0), shape)  # takes no memory, nor do views of it
+
+
+def _unpacked_shape(kind: Kind, shape: Shape) -> Shape:
+    try:
+        return kind.unpack(_array_of(shape)).shape
+    except (IndexError, ValueError):  # the array has too few axes, which is reported later
+        return shape
+
+
+# A field of a template: a letter, "-1" or nothing, and ":02d" or nothing.
+_FIELD = re.compile(r"\{(\w)(-1)?(?::(02)d)?\}")
+
+
+def _fill(template: str, numbers: dict[str, int]) -> str:
+    """Returns the name that a template gives for these numbers, by letter."""
+
+    def text(field: re.Match) -> str:
+        return format(numbers[field[1]] - bool(field[2]), f"{field[3] or ''}d")
+
+    return _FIELD.sub(text, template)
+
+
+def _match(template: str, name: str) -> dict[str, int] | None:
+    """Returns the numbers for which `_fill` gives `name`, by letter. None if there are none."""
+    pattern, offsets = _compile(template)
+    if (match := pattern.fullmatch(name)) is None:
+        return None
+    return {key: int(value) + offsets[key] for key, value in match.groupdict().items()}
+
+
+@functools.cache
+def _compile(template: str) -> tuple[re.Pattern, dict[str, bool]]:
+    """Returns the pattern of a template's names; and, by letter, True if 1 is subtracted there."""
+    fields = list(_FIELD.finditer(template))
+    ends = [0, *(field.end() for field in fields)]
+    starts = [*(field.start() for field in fields), len(template)]
+    texts = [re.escape(template[a:b]) for a, b in zip(ends, starts, strict=True)]
+    groups = [*(f"(?P<{field[1]}>[0-9]{{1,4}})" for field in fields), ""]
+    pattern = "".join(text + group for text, group in zip(texts, groups, strict=True))
+    return re.compile(pattern), {field[1]: bool(field[2]) for field in fields}

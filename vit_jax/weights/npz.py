@@ -1,4 +1,4 @@
-"""npz"""
+"""NumPy's `.npz` files: the published JAX checkpoints, and others with their names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import lzma
 import math
 import os
+import pathlib
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -14,14 +15,16 @@ from collections.abc import Iterable
 import ml_dtypes
 import numpy as np
 
+from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.weights import tables
-from vit_jax.weights.recognise import TensorFile
+from vit_jax.weights.layout import Shape
+from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
 logger = logging.getLogger(__name__)
 
-# What may stand before every name: of an optimizer's state, or of a training state.
+# What may begin every name: the parameters are part of an optimizer's or a training state.
 _PREFIXES = ("opt/target/", "params/")
-# What zipfile and NumPy raise for damaged data.
+# What zipfile and NumPy raise if data are damaged.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -31,22 +34,30 @@ _DAMAGE = (
     RuntimeError,
     ValueError,
 )
-# Of one byte, deflate makes this many at most (https://zlib.net/zlib_tech.html).
+# Number of bytes that deflate makes of one byte at most (https://zlib.net/zlib_tech.html).
 _INFLATION = 1032
-_HEADER = 2**14  # bytes; NumPy takes headers of up to 10,000
+_HEADER = 2**14  # bytes that are read to find an array's header; NumPy's own limit is 10,000
 
 
-def read(path: str | os.PathLike) -> TensorFile:
-    """Opens an `.npz` file; its arrays are read when used.
+def is_npz(path: pathlib.Path) -> bool:
+    """Returns True if a path is an `.npz` file, by its suffix or as a zip file."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return path.suffix == ".npz" or file.read(2) == b"PK"
 
-    With a prefix `opt/target/` or `params/`, what stands beside it (the state of an optimizer) is
-    left out.
+
+def read_npz(path: str | os.PathLike) -> TensorFile:
+    """Opens an `.npz` file; its arrays are read when they are used.
+
+    If names begin with `opt/target/` or `params/`, all other arrays (the state of an optimizer) are
+    left out, which is logged.
 
     Raises:
-      ValueError: it is not an `.npz` file of plain arrays, or a damaged one.
+      ValueError: the file is damaged, or is not an `.npz` file of plain arrays.
     """
     path = str(path)
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, Shape] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             most = _INFLATION * os.path.getsize(path)
@@ -57,37 +68,39 @@ def read(path: str | os.PathLike) -> TensorFile:
                     raise ValueError(f"two of its arrays are called {name}")
                 if entry.file_size > most:
                     raise ValueError(f"{name} can't hold {entry.file_size} bytes in such a file")
-                shapes[name] = _shape(archive, entry)
-    except Exception as error:  # damaged headers make Python's own parser raise errors of all kinds
+                shapes[name] = _read_shape(archive, entry)
+    except Exception as error:  # a damaged header makes Python's parser raise errors of all kinds
         raise ValueError(f"{path} can't be read as an .npz file: {str(error)[:300]}.") from error
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
     if others := [name for name in shapes if not name.startswith(prefix)]:
         logger.info("%s: %d arrays beside %s are left out", path, len(others), prefix)
     shapes = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
 
-    def read_one(name: str) -> np.ndarray:
+    def read_array(name: str) -> np.ndarray:
         try:
             with zipfile.ZipFile(path) as archive, archive.open(f"{prefix}{name}.npy") as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
         except _DAMAGE as error:
             raise ValueError(f"{path}: the array {name} is damaged: {str(error)[:300]}.") from error
+        # NumPy stores a bfloat16 as two bytes without a type.
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
-    return TensorFile(path, shapes, read_one, tables.NPZ)
+    return TensorFile(path, shapes, read_array, tables.NPZ)
 
 
-def _shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[int, ...]:
+def _read_shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Shape:
+    """Returns the shape of an array, from its header; raises ValueError if that can't be true."""
     name = entry.filename
     with archive.open(entry) as file:
         start = io.BytesIO(file.read(_HEADER))
     version = np.lib.format.read_magic(start)
-    header = {
+    read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
-    if header is None:
+    if read_header is None:
         raise ValueError(f"{name} is written in the unknown version {version}")
-    shape, _, dtype = header(start)
+    shape, _, dtype = read_header(start)
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are never loaded")
     size = start.tell() + math.prod(shape) * dtype.itemsize
@@ -96,8 +109,17 @@ def _shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[int, ...]:
     return shape
 
 
-def write(path: str | os.PathLike, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Writes (name, array) pairs as an uncompressed `.npz` file, one at a time."""
+def write_npz(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
+    """Writes an `.npz` file in the layout of the published JAX checkpoints.
+
+    Raises:
+      ValueError: the layout has no place for some parameters.
+    """
+    write_arrays(file_arrays(checkpoint, tables.NPZ), path)
+
+
+def write_arrays(arrays: Iterable[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:
+    """Writes (name, array) pairs as an uncompressed `.npz` file, of which one is in memory."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:

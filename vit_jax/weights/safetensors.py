@@ -1,4 +1,4 @@
-"""safetensors"""
+"""State dicts in files: safetensors, and what PyTorch pickled, of which only tensors are loaded."""
 
 from __future__ import annotations
 
@@ -8,67 +8,84 @@ import pathlib
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401 (gives NumPy the bfloat16 that safetensors asks it for)
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-PICKLED = (".pth", ".pt", ".bin")
-METADATA = "vit_jax"  # what we note in a safetensors file, besides the arrays
+from vit_jax.weights.layout import Shape
+
+PICKLED = (".pth", ".pt", ".bin")  # suffixes of PyTorch's files
+SUFFIXES = (".safetensors", *PICKLED)
 
 
-def parse_json(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(value).__name__}.")
-    return value
+class Tensors(NamedTuple):
+    """The arrays of an opened file.
+
+    Attributes:
+      shapes: of the arrays, by name.
+      read: returns the array of a name; raises ValueError if it can't be read.
+      metadata: texts that a safetensors file has beside the arrays.
+    """
+
+    shapes: dict[str, Shape]
+    read: Callable[[str], np.ndarray]
+    metadata: dict[str, str]
 
 
-def open_tensors(
-    path: pathlib.Path,
-) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], dict[str, str]]:
-    """Returns shapes by name, a function that reads one array, and the file's metadata."""
-    if path.suffix in PICKLED:
-        return _unpickled(path)
+def is_state_dict(path: pathlib.Path) -> bool:
+    """Returns True if a path is such a file, by its suffix or the beginning of safetensors."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return path.suffix in SUFFIXES or file.read(9)[8:] == b"{"
+
+
+def open_tensors(path: pathlib.Path) -> Tensors:
+    """Opens a state dict: a file of PyTorch if the suffix is in `PICKLED`, else safetensors.
+
+    Pickled files can't run code: PyTorch loads them with `weights_only=True`.
+
+    Raises:
+      ValueError: the file can't be read, or is pickled and PyTorch is not installed.
+    """
+    return _open_pickled(path) if path.suffix in PICKLED else _open_safetensors(path)
+
+
+def _open_safetensors(path: pathlib.Path) -> Tensors:
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            names = file.keys()  # what it can't give is its names when iterated over
+            names = file.keys()  # the opened file itself can't be iterated over
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(f"{path} can't be read as safetensors: {error}.") from error
-    if twice := _repeated(path):  # of which safetensors would take the last
+    if twice := _repeated_name(path):  # safetensors would read the last of the two
         raise ValueError(f"{path} can't be read as safetensors: two arrays are called {twice}.")
 
-    def read_one(name: str) -> np.ndarray:
-        # Opened anew each time: what an open file has mapped would stay in memory.
+    def read_array(name: str) -> np.ndarray:
+        # The file is opened for each array, because what it has mapped stays in memory.
         try:
             with safetensors.safe_open(path, "numpy") as file:
                 return file.get_tensor(name)
-        except Exception as error:  # of many kinds, for numbers and sizes that NumPy has not
+        except Exception as error:  # of many kinds, if NumPy lacks a type or can't have a size
             raise ValueError(f"{path}: the array {name} can't be read: {error}.") from error
 
-    return shapes, read_one, metadata
+    return Tensors(shapes, read_array, metadata)
 
 
-def _repeated(path: pathlib.Path) -> str | None:
-    """Returns a name that the header of a safetensors file has twice, None where there is none."""
+def _repeated_name(path: pathlib.Path) -> str | None:
+    """Returns a name that is twice in the header of a safetensors file. None if there is none."""
     with open(path, "rb") as file:
         header = file.read(int.from_bytes(file.read(8), "little"))
     names = Counter(name for name, _ in json.loads(header, object_pairs_hook=list))
     return next((name for name, count in names.items() if count > 1), None)
 
 
-def _unpickled(
-    path: pathlib.Path,
-) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], dict[str, str]]:
-    """Returns what `open_tensors` does, of a file that PyTorch pickled."""
+def _open_pickled(path: pathlib.Path) -> Tensors:
     try:
         import torch
     except ImportError:
@@ -87,7 +104,7 @@ def _unpickled(
         raise ValueError(
             f"{path} can't be read as a PyTorch state dict: {_reason(error)}."
         ) from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model"):  # a training state, which has more than the parameters
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
@@ -95,18 +112,18 @@ def _unpickled(
         raise ValueError(f"{path} holds no state dict, that is, names with a tensor each.")
     size = path.stat().st_size
 
-    def read_one(name: str) -> np.ndarray:
+    def read_array(name: str) -> np.ndarray:
         tensor = state[name].detach()
         try:
             if tensor.nbytes > size:
                 raise ValueError(f"{tensor.nbytes} bytes don't fit in a file of {size}")
             return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        except Exception as error:  # it is sparse, quantised…
+        except Exception as error:  # the tensor is sparse, quantised, …
             raise ValueError(
                 f"{path}: the array {name} can't be read: {_reason(error)}."
             ) from error
 
-    return {name: tuple(x.shape) for name, x in state.items()}, read_one, {}
+    return Tensors({name: tuple(x.shape) for name, x in state.items()}, read_array, {})
 
 
 def _reason(error: Exception) -> str:
@@ -119,19 +136,26 @@ def _reason(error: Exception) -> str:
 def write_tensors(
     tensors: dict[str, np.ndarray], path: pathlib.Path, metadata: dict[str, str]
 ) -> None:
+    """Writes a safetensors file.
+
+    Args:
+      tensors: C-contiguous arrays, by name.
+      path: the file.
+      metadata: texts that the file gets beside the arrays.
+    """
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
     os.umask(mask := os.umask(0))
-    path.chmod(0o666 & ~mask)  # as any file: safetensors makes it readable for its owner alone
+    path.chmod(0o666 & ~mask)  # safetensors lets only the owner read its files
 
 
-def typed(kind: type, values: Mapping[str, Any], key: str, default: Any) -> Any:
-    if not isinstance(value := values.get(key, default), kind):
-        raise ValueError(f"{key} must be a {kind.__name__}, not {value!r}.")
-    return value
+def write_pickled(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+    """Writes a state dict as PyTorch does.
 
-
-def sides(key: str, value: Any) -> tuple[int, int]:
-    sides = value if isinstance(value, list) else [value, value]
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise ValueError(f"{key} must be one or two whole numbers above 0, not {value!r}.")
-    return sides[0], sides[1]
+    Raises:
+      ValueError: PyTorch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"Writing {path} needs PyTorch: take the suffix .safetensors.") from None
+    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)

@@ -1,4 +1,4 @@
-"""surgery"""
+"""Parameters of one model turned into those of another: new head, grid of patches, class token."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from vit_jax.models import masked
 from vit_jax.models.params import check_same
 from vit_jax.models.positions import resize, resize_positions
 
-# What belongs to pre-training alone, masked patch prediction's too: fine-tuning starts anew.
+# What belongs to pre-training only, also by masked patch prediction: a new task gets a new head.
 HEAD = ("pre_logits", "head", *masked.PARAMETERS)
 
 
-def adapt(
+def adapt_params(
     params: Any,
     wanted: Any,
     *,
@@ -26,21 +26,23 @@ def adapt(
     head: Mapping[str, Any] | None = None,
     method: str = "linear",
 ) -> Any:
-    """Returns `params` as the parameters of another model of the same variant.
+    """Returns `params` as parameters of another model of the same variant.
 
-    Position embeddings are resized to its grid. Where only one of the two models has a class
-    token, the token and its position are dropped, or start at zero.
+    Position embeddings are resized to the grid of the other model. If only one of the two models
+    has a class token, the token and its position are dropped, or are added as zeros.
 
     Args:
-      params: loaded parameters, a tree of arrays.
-      wanted: the other model's parameters, or their shapes.
-      old_grid, new_grid: (rows, columns) of patches of the two; None where it is not known.
+      params: a tree of arrays, with Linen names.
+      wanted: the tree of the other model's parameters, or of their shapes.
+      old_grid: (rows, columns) of patches that `params` are for. None if it is not known.
+      new_grid: (rows, columns) of patches of the other model.
       where: what `params` are, for the message.
-      head: takes the place of what `HEAD` names; None keeps it.
-      method: how positions are interpolated, see `resize`.
+      head: takes the place of everything that `HEAD` names. None if that is kept.
+      method: how positions are interpolated: a key of `positions.RESIZES`.
 
     Raises:
-      ValueError: another parameter is missing, unexpected or of another shape; each is named.
+      ValueError: positions can't be resized, or another parameter is missing, unexpected or of
+        another shape; each is named.
     """
     flat, wanted_flat = flatten_dict(params, sep="/"), flatten_dict(wanted, sep="/")
     if head is not None:
@@ -72,7 +74,7 @@ def adapt(
 
 
 def _with_class_token(flat: dict[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds or drops the class token and the first row of every table, as `wanted` has one."""
+    """Adds or drops the class token and its row in every table of positions, as in `wanted`."""
     if ("cls" in flat) == ("cls" in wanted):
         return flat
     flat = dict(flat)

@@ -1,1 +1,14 @@
-"""Data sets of our own for tfds, and tfds data without TensorFlow."""
+"""tfds data sets: opened and prepared without TensorFlow, and those of this package."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    # tfds data sets, opened, prepared first if need be, or converted from TFRecord files
+    from vit_jax.data.builders.prepare import DataError, convert, open_builder
+
+    # data sets of this package
+    from vit_jax.data.builders.rendered_flowers import RenderedFlowers
+    from vit_jax.data.builders.tf_flowers import TfFlowers
+
+    # the 19 tasks of VTAB-1k
+    from vit_jax.data.builders.vtab import TASKS, Task

@@ -1,11 +1,16 @@
-"""prepare"""
+"""tfds data sets without TensorFlow: opened, prepared, and converted from TFRecord files.
+
+A data set is in DATA_DIR/NAME[/CONFIG]/VERSION (https://www.tensorflow.org/datasets/external_tfrecord).
+Its array_record files (https://github.com/google/array_record) have `group_size:1`, which makes
+single records quick to read.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
 import pathlib
 from importlib.util import find_spec
+from typing import Any
 
 import grain
 import tensorflow_datasets as tfds
@@ -17,30 +22,32 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tqdm import tqdm
 
+from vit_jax.common.files import replacing
+from vit_jax.common.messages import closest, first_few
 from vit_jax.data.builders.rendered_flowers import RenderedFlowers
 from vit_jax.data.builders.tf_flowers import TfFlowers
 
-_OWN = {cls.name: cls for cls in (RenderedFlowers, TfFlowers)}
+_OWN = {cls.name: cls for cls in (RenderedFlowers, TfFlowers)}  # the data sets of this package
 _ARRAY_RECORD, _INFO = "array_record", "dataset_info.json"
 
 
 class DataError(ValueError):
-    """A data set is unknown, or not in a state to be read."""
+    """A data set is unknown, or can't be read as it is."""
 
 
 def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """Returns a data set ready for `as_data_source`, preparing it first where nothing is there.
+    """Returns a data set ready for `as_data_source`. It is prepared first if none is there.
 
     Args:
-      name: a tfds name: NAME, NAME/CONFIG, NAME:VERSION. Without a version it is the newest that
-        is there, but for `rendered_flowers` and `tf_flowers` the one this package prepares.
-      data_dir: tfds's folder; None for its default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      name: NAME, NAME/CONFIG or NAME:VERSION. Without a version, the newest that is there is
+        opened; of `rendered_flowers` and `tf_flowers`, the version that this package prepares.
+      data_dir: tfds's folder, or None for $TFDS_DATA_DIR or ~/tensorflow_datasets, its default.
 
     Raises:
-      DataError: there is no such data set, version or config, or it is in another format.
-      FileNotFoundError: files of it are missing.
-      ImportError: preparing it needs TensorFlow.
-      ConnectionError: it could not be downloaded.
+      DataError: there is no such data set, version or config, or its files have another format.
+      FileNotFoundError: files of the data set are missing.
+      ImportError: preparing the data set needs TensorFlow.
+      ConnectionError: the data set could not be downloaded.
     """
     parsed, options = _parse(name)
     if parsed in _OWN:
@@ -53,9 +60,10 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
 
 
 def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
-    """Downloads and prepares a data set as array_record files, showing tfds's progress bars.
+    """Downloads a data set, writes it as array_record files, and returns it opened.
 
-    What is there already stays as it is. Arguments, result and errors are `open_builder`'s.
+    tfds shows its progress bars. A version that is there already is not prepared again. Arguments
+    and errors are those of `open_builder`.
     """
     builder = _builder(name, _root(data_dir))
     if not builder.data_path.exists():
@@ -64,6 +72,7 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
 
 
 def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) -> None:
+    """Downloads and prepares a data set. `name` is the user's, `root` is tfds's folder."""
     there = _prepared(root, builder.name)
     command = f"`python -m vit_jax.data prepare {name} --data_dir {root}`"
     if builder.__module__.startswith("tensorflow_datasets.") and not find_spec("tensorflow"):
@@ -72,42 +81,44 @@ def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) ->
             f'it: run `pip install -e ".[prepare]"` (tensorflow-cpu), then {command}, here or on '
             f"another machine. The folder to be read is {builder.data_path}."
         )
-    downloader.MAX_RETRIES = 4  # 3 s in all; tfds's 10 wait for a missing network for 3 minutes
+    downloader.MAX_RETRIES = (
+        4  # in 3 s; tfds's default of 10 takes 3 minutes if there is no network
+    )
     try:
         builder.download_and_prepare(file_format=_ARRAY_RECORD)
     except (RequestException, tfds.download.DownloadError, NonMatchingChecksumError) as error:
-        url = getattr(getattr(error, "request", None), "url", "")  # else the error's text has it
+        url = getattr(getattr(error, "request", None), "url", "")  # the text of other errors has it
         raise ConnectionError(
             f"{there}, and downloading {name} failed: run {command} where there is a network, or "
             f"copy data prepared elsewhere to {builder.data_path}, the folder to be read. "
             f"The cause: {' '.join(f'{url} {error}'.split())}"
         ) from error
     except OSError:
-        if not builder.data_path.exists():  # else another process was faster
+        if not builder.data_path.exists():  # if it exists, another process was faster
             raise
 
 
 def _builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
-    """Returns the builder that prepares the data set, in tfds's code or ours."""
+    """Returns the builder that prepares a data set: this package's own, or else tfds's."""
     parsed, options = _parse(name)
     there = _prepared(root, parsed)
     try:
         cls = _OWN.get(parsed) or tfds.builder_cls(parsed)
     except tfds.core.DatasetNotFoundError:
         known = {*_OWN, *tfds.list_builders(with_community_datasets=False)}
-        close = ", ".join(difflib.get_close_matches(name.lower(), known)) or "none"
-        message = f"tfds knows no data set {name!r} (close names: {close}), and {there}."
-        raise DataError(message) from None
+        hint = closest(name.lower(), known, most=3)
+        raise DataError(f"tfds knows no data set {name!r}{hint}, and {there}.") from None
     try:
         return cls(data_dir=root, **options)
     except (AssertionError, ValueError) as error:  # tfds has no such version or config
         reason = str(error).partition(". ")[0].rstrip(".")
-        configs = ", ".join([*cls.builder_configs][:9]) or "none"
+        configs = first_few(cls.builder_configs, 9) or "none"
         message = f"{there}, and tfds can't prepare {name}: {reason} (configs: {configs})."
         raise DataError(message) from error
 
 
 def _open(folder: epath.Path) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a version's folder, whose files must be array_record files."""
     builder = _read(folder)
     form = builder.info.file_format.value
     if form != _ARRAY_RECORD:
@@ -119,7 +130,11 @@ def _open(folder: epath.Path) -> tfds.core.DatasetBuilder:
 
 
 def _read(folder: epath.Path) -> tfds.core.DatasetBuilder:
-    """Returns a builder of data that is whole, of its array_record files if it has any."""
+    """Returns the builder of a version's folder, for its array_record files if it has any.
+
+    Raises:
+      FileNotFoundError: files are missing.
+    """
     present = {path.name for path in folder.iterdir()}
     missing = [name for name in (_INFO, "features.json") if name not in present]
     if not missing:
@@ -137,17 +152,19 @@ def _read(folder: epath.Path) -> tfds.core.DatasetBuilder:
 
 
 def convert(directory: str | pathlib.Path) -> pathlib.Path:
-    """Copies TFRecord-prepared data into array_record files beside it, and returns the folder.
+    """Copies TFRecord files into array_record files beside them, and returns the folder.
 
-    The records keep their order and the TFRecord files stay. dataset_info.json changes last: an
-    interrupted conversion has changed nothing and is just started again.
+    The records keep their order, and the TFRecord files stay. dataset_info.json changes last, so
+    that a conversion that was interrupted has changed nothing, and can be started again.
 
     Args:
-      directory: the version's folder, with dataset_info.json, or one above it that holds just one.
+      directory: the folder of a version, which holds dataset_info.json; or a folder above it, if
+        it is the only one there.
 
     Raises:
       FileNotFoundError: there is no prepared data set, or files of it are missing.
-      DataError: there are several, or a file is damaged or not as long as dataset_info.json says.
+      DataError: there are several data sets, a file is damaged, or a file does not have as many
+        records as dataset_info.json says.
     """
     folder = _version_folder(pathlib.Path(directory).expanduser())
     builder = _read(epath.Path(folder))
@@ -163,13 +180,13 @@ def convert(directory: str | pathlib.Path) -> pathlib.Path:
                 target = folder / f"{stem}-{i:05d}-of-{shards.num_shards:05d}"
                 _copy_records(source, target, shards.shard_lengths[i], bar)
         split["filepathTemplate"] = naming.DEFAULT_FILENAME_TEMPLATE
-    partial = folder / f"incomplete.{_INFO}"
-    partial.write_text(json.dumps(info | {"fileFormat": _ARRAY_RECORD}, indent=2))
-    partial.replace(folder / _INFO)
+    with replacing(folder / _INFO) as partial:
+        partial.write_text(json.dumps(info | {"fileFormat": _ARRAY_RECORD}, indent=2))
     return folder
 
 
 def _version_folder(directory: pathlib.Path) -> pathlib.Path:
+    """Returns the only folder with dataset_info.json that is `directory`, or up to three below."""
     found = sorted(path.parent for n in range(4) for path in directory.glob("*/" * n + _INFO))
     if not found:
         raise FileNotFoundError(f"There is no {_INFO} in {directory}: it holds no tfds data.")
@@ -179,23 +196,24 @@ def _version_folder(directory: pathlib.Path) -> pathlib.Path:
 
 
 def _copy_records(source: epath.Path, target: pathlib.Path, count: int, bar: tqdm) -> None:
-    partial = target.with_name(f"incomplete.{target.name}")
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
-    try:
-        for record in grain.experimental.TFRecordIterDataset(str(source)):
-            writer.write(record)
-            bar.update()
-    except (ValueError, OverflowError, MemoryError):  # a length that the file can't hold
-        raise DataError(f"{source} is cut off or damaged: copy or prepare it again.") from None
-    finally:
-        writer.close()
-    copied = ArrayRecordReader(str(partial)).num_records()
-    if copied != count:
-        raise DataError(f"{source} holds {copied} records, but {_INFO} beside it says {count}.")
-    partial.replace(target)
+    """Copies a TFRecord file of `count` records to an array_record file; `bar` counts them."""
+    with replacing(target) as partial:
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        try:
+            for record in grain.experimental.TFRecordIterDataset(str(source)):
+                writer.write(record)
+                bar.update()
+        except (ValueError, OverflowError, MemoryError):  # the file is shorter than a record says
+            raise DataError(f"{source} is cut off or damaged: copy or prepare it again.") from None
+        finally:
+            writer.close()
+        copied = ArrayRecordReader(str(partial)).num_records()
+        if copied != count:
+            raise DataError(f"{source} holds {copied} records, but {_INFO} beside it says {count}.")
 
 
-def _parse(name: str) -> tuple[str, dict]:
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
+    """Returns a data set's name without, and as keyword arguments with, its config and version."""
     try:
         parsed, options = naming.parse_builder_name_kwargs(name)
     except ValueError:
@@ -210,6 +228,7 @@ def _root(data_dir: str | None) -> epath.Path:
 
 
 def _prepared(root: epath.Path, name: str) -> str:
+    """Returns a clause that says which versions of a data set tfds's folder holds."""
     found = [path.parent for n in (1, 2) for path in (root / name).glob("*/" * n + _INFO)]
     names = sorted(f"{folder.parent.relative_to(root)}:{folder.name}" for folder in found)
     return f"{root} holds {', '.join(names) or f'nothing of {name}'}"

@@ -1,9 +1,16 @@
-"""rendered_flowers"""
+"""Five kinds of flowers, drawn by a program: a data set that needs no download.
+
+Every image is drawn from its own random numbers. They decide the flower's colours, size, place,
+rotation and tilt, its stem and leaves, the background, leaves in front of the flower, the light,
+and the noise of a camera. The kinds share most of their colours, so that a model has to tell them
+apart by shape and texture.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,83 +20,92 @@ import tensorflow_datasets as tfds
 SIZE = 64  # pixels
 SPLITS = {"train": 3000, "test": 600}  # images
 _SEED = 2010
-_SHIFT = 4  # cv2 takes coordinates with this many binary places
-_SUPERSAMPLING = 3  # canvas pixels a pixel of the result
+_SHIFT = 4  # binary places of the coordinates that cv2 gets
+_SUPERSAMPLING = 3  # pixels of the canvas on each side of a pixel of the result
 _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=-1)
-_ALONG = np.linspace(0, 1, 9)  # a petal
-_BULGE = np.sin(np.pi * _ALONG**0.8)
-Colour = np.ndarray  # RGB, 0 to 255
+_ALONG = np.linspace(0, 1, 9)  # places along a petal
+_BULGE = np.sin(np.pi * _ALONG**0.8)  # its half width there
+Colour = np.ndarray | tuple[int, int, int]  # RGB, 0 to 255
 WHITE, CREAM, YELLOW, ORANGE = (246, 244, 238), (244, 232, 180), (244, 208, 40), (236, 140, 40)
 RED, PINK, PURPLE, BROWN = (196, 30, 44), (232, 130, 160), (140, 80, 170), (84, 52, 28)
 GREEN = (70, 130, 54)
 
 
 class _Canvas:
-    """An RGB picture of `side` pixels on which shapes are placed in a flower's own coordinates.
+    """A picture on which shapes are drawn in a flower's own coordinates.
 
-    In those, the flower's centre is the origin and its radius 1; `pose` maps them to pixels.
+    Attributes:
+      pixels: uint8 RGB (side, side, 3).
+      pose: a matrix (2, 3) that maps a flower's coordinates to pixels. In these coordinates, the
+        flower's centre is the origin and its radius is 1.
     """
 
     def __init__(self, pixels: np.ndarray):
         self.pixels = pixels
         self.pose = np.eye(2, 3)
 
-    def fill(self, outline: np.ndarray, colour: Colour) -> None:
-        """Fills a polygon (n, 2) with a colour."""
+    def fill(self, outline: np.ndarray, colour: np.ndarray) -> None:
+        """Fills a polygon with a colour (3,); `outline` are its corners (n, 2)."""
         points = outline @ self.pose[:, :2].T + self.pose[:, 2]
         points = np.round(points * 2**_SHIFT).astype(np.int32)
         cv2.fillPoly(self.pixels, [points], colour.tolist(), lineType=cv2.LINE_AA, shift=_SHIFT)
 
 
-def _vary(rng: np.random.Generator, colour: Colour, amount: float = 18) -> Colour:
-    """The colour, lighter or darker and a little shifted."""
+def _vary(rng: np.random.Generator, colour: Colour, amount: float = 18) -> np.ndarray:
+    """Returns the colour (3,), made lighter or darker, and shifted a little."""
     return np.asarray(colour) + rng.normal(0, amount) + rng.normal(0, amount / 2, 3)
 
 
-def _choose(rng: np.random.Generator, *colours: Colour) -> Colour:
+def _choose(rng: np.random.Generator, *colours: Colour) -> np.ndarray:
+    """Returns one of the colours, varied."""
     return _vary(rng, colours[rng.integers(len(colours))])
 
 
-def _turned(outline: np.ndarray, angle: float) -> np.ndarray:
+def _rotate(outline: np.ndarray, angle: float) -> np.ndarray:
+    """Returns points (n, 2) rotated round the origin; the angle is in radians."""
     c, s = np.cos(angle), np.sin(angle)
     return outline @ np.array([[c, s], [-s, c]])
 
 
 def _disc(radius: float, centre: tuple[float, float] = (0, 0)) -> np.ndarray:
+    """Returns the outline (n, 2) of a disc."""
     return _CIRCLE * radius + centre
 
 
-def _petal(length: float, width: float, start: float, tip: float) -> np.ndarray:
-    """A petal along +x from `start`: `tip` 1 is round, above it pointed, below it blunt."""
-    half = width * _BULGE ** (0.6 * tip)
-    along = start + (length - start) * _ALONG
-    return np.array([[*along, *along[::-1]], [*half, *-half[::-1]]]).T
+class _Petal(NamedTuple):
+    """The shape of a petal along the x axis, from `start` to `length`.
+
+    A `tip` of 1 is round, a larger one is pointed, a smaller one is blunt.
+    """
+
+    length: float
+    width: float
+    start: float
+    tip: float
+
+    def outline(self, stretch: float = 1.0) -> np.ndarray:
+        """Returns the corners (n, 2), with the length multiplied by `stretch`."""
+        half = self.width * _BULGE ** (0.6 * self.tip)
+        along = self.start + (self.length * stretch - self.start) * _ALONG
+        return np.array([[*along, *along[::-1]], [*half, *-half[::-1]]]).T
 
 
 def _ring(
-    canvas: _Canvas,
-    rng: np.random.Generator,
-    colour: Colour,
-    *,
-    count: int,
-    length: float,
-    width: float,
-    start: float,
-    tip: float,
-    phase: float,
+    canvas: _Canvas, rng: np.random.Generator, colour: np.ndarray, count: int, petal: _Petal
 ) -> None:
-    """Petals all round, each a little different."""
+    """Draws a ring of petals, each a little different."""
+    phase = rng.uniform(0, 6.3)
     for i in range(count):
         angle = phase + 2 * np.pi * (i + rng.normal(0, 0.12)) / count
-        shape = _petal(length * rng.uniform(0.88, 1.06), width, start, tip)
-        canvas.fill(_turned(shape, angle), _vary(rng, colour, 9))
+        outline = petal.outline(stretch=rng.uniform(0.88, 1.06))
+        canvas.fill(_rotate(outline, angle), _vary(rng, colour, 9))
 
 
 def _speckle(
     canvas: _Canvas, rng: np.random.Generator, colour: Colour, radius: float, count: int, dot: float
 ) -> None:
-    """Dots in the sunflower spiral, which covers a disc evenly."""
+    """Draws dots along the spiral of a sunflower's seeds, which covers a disc evenly."""
     for i in range(count):
         distance, angle = radius * np.sqrt((i + 0.5) / count), i * 2.39996
         centre = (distance * np.cos(angle), distance * np.sin(angle))
@@ -97,7 +113,7 @@ def _speckle(
 
 
 def _draw_daisy(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """Many narrow petals round a small yellow disc."""
+    """Draws many narrow petals round a small yellow disc."""
     colour = _choose(rng, WHITE, WHITE, PINK, RED, PURPLE, YELLOW)
     count = int(rng.integers(12, 20))
     for layer in range(2):
@@ -105,12 +121,8 @@ def _draw_daisy(canvas: _Canvas, rng: np.random.Generator) -> None:
             canvas,
             rng,
             colour - 16 * (1 - layer),
-            count=count,
-            length=1.0 - 0.06 * layer,
-            width=0.11,
-            start=0.15,
-            tip=0.8,
-            phase=rng.uniform(0, 6.3),
+            count,
+            _Petal(length=1.0 - 0.06 * layer, width=0.11, start=0.15, tip=0.8),
         )
     radius = rng.uniform(0.24, 0.32)
     disc = _choose(rng, YELLOW, ORANGE)
@@ -119,12 +131,12 @@ def _draw_daisy(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """A dense head of very many thin rays, or the white ball of seeds."""
+    """Draws a dense head of thin rays, or the white ball of seeds."""
     if rng.random() < 0.3:
         colour = _choose(rng, WHITE, CREAM)
         for _ in range(70):
             angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.0)
-            ray = _turned(_petal(length, 0.012, 0.0, 1.0), angle)
+            ray = _rotate(_Petal(length, 0.012, 0.0, 1.0).outline(), angle)
             canvas.fill(ray, _vary(rng, colour - 40, 14))
             tuft = (length * np.cos(angle), length * np.sin(angle))
             canvas.fill(_disc(0.07, tuft), _vary(rng, colour, 14))
@@ -136,17 +148,13 @@ def _draw_dandelion(canvas: _Canvas, rng: np.random.Generator) -> None:
             canvas,
             rng,
             colour + 28 * (0.6 - radius),
-            count=int(34 * radius) + 8,
-            length=radius,
-            width=0.045,
-            start=0.0,
-            tip=0.35,
-            phase=rng.uniform(0, 6.3),
+            int(34 * radius) + 8,
+            _Petal(length=radius, width=0.045, start=0.0, tip=0.35),
         )
 
 
 def _draw_rose(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """Broad petals in a spiral, each over the last, darker towards the heart."""
+    """Draws broad petals in a spiral, each over the one before, and darker towards the centre."""
     colour = _choose(rng, RED, RED, PINK, PURPLE, WHITE)
     phase, turns = rng.uniform(0, 6.3), int(rng.integers(13, 18))
     for i in range(turns):
@@ -161,7 +169,7 @@ def _draw_rose(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_sunflower(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """Pointed petals round a large dark disc."""
+    """Draws pointed petals round a large dark disc."""
     colour = _choose(rng, YELLOW, YELLOW, YELLOW, ORANGE)
     count = int(rng.integers(14, 22))
     for layer in range(2):
@@ -169,12 +177,8 @@ def _draw_sunflower(canvas: _Canvas, rng: np.random.Generator) -> None:
             canvas,
             rng,
             colour - 22 * (1 - layer),
-            count=count,
-            length=1.04 - 0.1 * layer,
-            width=0.13,
-            start=0.35,
-            tip=1.7,
-            phase=rng.uniform(0, 6.3),
+            count,
+            _Petal(length=1.04 - 0.1 * layer, width=0.13, start=0.35, tip=1.7),
         )
     radius = rng.uniform(0.45, 0.58)
     disc = _vary(rng, BROWN, 14)
@@ -184,10 +188,10 @@ def _draw_sunflower(canvas: _Canvas, rng: np.random.Generator) -> None:
 
 
 def _draw_tulip(canvas: _Canvas, rng: np.random.Generator) -> None:
-    """A cup of a few tall petals, seen from the side."""
+    """Draws a cup of a few tall petals, seen from the side."""
     colour = _choose(rng, RED, PINK, PURPLE, WHITE, ORANGE)
     spread = rng.uniform(0.1, 0.4)
-    back, front = _petal(1.75, 0.4, 0.0, 1.2), _petal(1.6, 0.44, 0.0, 1.1)
+    back, front = _Petal(1.75, 0.4, 0.0, 1.2).outline(), _Petal(1.6, 0.44, 0.0, 1.1).outline()
     base = (0, 0.85)
     for outline, angle, shade in (
         (back, -spread * 0.7, -34),
@@ -196,9 +200,9 @@ def _draw_tulip(canvas: _Canvas, rng: np.random.Generator) -> None:
         (front, spread + 0.3, 2),
         (front, rng.normal(0, 0.06), 14),
     ):
-        upright = _turned(outline, angle - np.pi / 2) + base
+        upright = _rotate(outline, angle - np.pi / 2) + base
         canvas.fill(upright, _vary(rng, colour + shade, 6))
-        vein = _turned(_petal(1.3, 0.02, 0.2, 1.0), angle - np.pi / 2) + base
+        vein = _rotate(_Petal(1.3, 0.02, 0.2, 1.0).outline(), angle - np.pi / 2) + base
         canvas.fill(vein, colour + shade - 24)
 
 
@@ -213,7 +217,10 @@ KINDS = tuple(_DRAW)
 
 
 def _background(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Sky, grass, soil or something out of focus: smooth noise between two colours, and blobs."""
+    """Returns a background, uint8 RGB (side, side, 3): smooth noise between two colours, and blobs.
+
+    It may look like sky, grass, soil, or something out of focus.
+    """
     tones = [(120, 170, 220), GREEN, (50, 90, 44), (110, 84, 60), (190, 200, 190), (40, 46, 50)]
     first, second = (_choose(rng, *tones) for _ in range(2))
     grain = int(rng.integers(2, 9))
@@ -231,32 +238,36 @@ def _background(rng: np.random.Generator, side: int) -> np.ndarray:
 def _pose(
     rng: np.random.Generator, side: int, centre: np.ndarray, radius: float, upright: bool
 ) -> np.ndarray:
-    """Scale, tilt (foreshortening along one direction), turn and place: a matrix (2, 3)."""
+    """Returns a random pose, see `_Canvas`: a scale, a tilt, a rotation and a place.
+
+    The tilt makes the flower shorter along one direction.
+    """
     if upright:
         width, height = rng.uniform(0.65, 0.85), rng.uniform(0.9, 1.05)
-        matrix = _turned(np.eye(2), rng.normal(0, 0.25)) * (width, height)
+        matrix = _rotate(np.eye(2), rng.normal(0, 0.25)) * (width, height)
     else:
         tilt = np.diag([1.0, rng.uniform(0.7, 1.0)])
-        first, second = (_turned(np.eye(2), a) for a in rng.uniform(0, 2 * np.pi, 2))
+        first, second = (_rotate(np.eye(2), a) for a in rng.uniform(0, 2 * np.pi, 2))
         matrix = first @ tilt @ second
     return np.hstack([matrix * radius * side, (centre * side)[:, None]])
 
 
 def _leaf(canvas: _Canvas, rng: np.random.Generator, start: np.ndarray, length: float) -> None:
+    """Draws a leaf in a random direction; `start` and `length` are shares of the picture's side."""
     side = canvas.pixels.shape[0]
     canvas.pose = np.hstack([np.eye(2) * side, (start * side)[:, None]])
-    outline = _petal(length, length * rng.uniform(0.08, 0.2), 0.0, 1.3)
-    canvas.fill(_turned(outline, rng.uniform(0, 2 * np.pi)), _vary(rng, GREEN, 22))
+    outline = _Petal(length, length * rng.uniform(0.08, 0.2), 0.0, 1.3).outline()
+    canvas.fill(_rotate(outline, rng.uniform(0, 2 * np.pi)), _vary(rng, GREEN, 22))
 
 
 def _plant(canvas: _Canvas, rng: np.random.Generator, kind: str, radius: float) -> None:
-    """One flower with its stem and leaves."""
+    """Draws one flower with its stem and leaves."""
     side = canvas.pixels.shape[0]
     centre = rng.uniform(0.28, 0.72, 2)
     foot = np.array([centre[0] + rng.normal(0, 0.15), 1.05])
     width = max(1, int(side * rng.uniform(0.015, 0.035)))
-    ends = [tuple(int(c) for c in point * side) for point in (centre, foot)]
-    cv2.line(canvas.pixels, *ends, _vary(rng, GREEN, 20).tolist(), width, cv2.LINE_AA)
+    head, root = ([int(c) for c in point * side] for point in (centre, foot))
+    cv2.line(canvas.pixels, head, root, _vary(rng, GREEN, 20).tolist(), width, cv2.LINE_AA)
     for _ in range(rng.integers(0, 3)):
         _leaf(canvas, rng, centre + (foot - centre) * rng.uniform(0.4, 1), rng.uniform(0.15, 0.4))
     canvas.pose = _pose(rng, side, centre, radius, upright=kind == "tulip")
@@ -264,8 +275,12 @@ def _plant(canvas: _Canvas, rng: np.random.Generator, kind: str, radius: float) 
 
 
 def _photograph(rng: np.random.Generator, pixels: np.ndarray, size: int) -> np.ndarray:
-    """Light from one side, white balance, blur and noise; reduced to the final size."""
-    image = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    """Returns the picture as a camera takes it, uint8 RGB (size, size, 3).
+
+    It is reduced to its final size, and gets light from one side, a white balance, blur and noise.
+    """
+    small = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_AREA)
+    image: np.ndarray = small.astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-0.5 : 0.5 : size * 1j, -0.5 : 0.5 : size * 1j]
     light = 1 + rng.uniform(0, 0.5) * (np.cos(angle) * x + np.sin(angle) * y)
@@ -277,18 +292,18 @@ def _photograph(rng: np.random.Generator, pixels: np.ndarray, size: int) -> np.n
 
 
 def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """Draws one image with one or two flowers of a kind.
+    """Returns an image of one or two flowers of a kind.
 
     Args:
       kind: one of `KINDS`.
-      rng: where all random numbers come from.
-      size: side in pixels.
+      rng: where everything random is drawn from.
+      size: side of the image in pixels.
 
     Returns:
       uint8 RGB (size, size, 3).
 
     Raises:
-      KeyError: an unknown kind.
+      KeyError: there is no such kind.
     """
     side = size * _SUPERSAMPLING
     canvas = _Canvas(_background(rng, side))
@@ -301,7 +316,7 @@ def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
 
 
 class RenderedFlowers(tfds.core.GeneratorBasedBuilder):
-    """3,000 images to train on and 600 to test on, 64 x 64 pixels, the kinds in equal numbers."""
+    """3,000 images to train on and 600 to test on, 64 x 64 pixels, as many of each kind."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -318,7 +333,7 @@ class RenderedFlowers(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         return {
             split: self._generate_examples(number, count)
             for number, (split, count) in enumerate(SPLITS.items())

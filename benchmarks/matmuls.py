@@ -1,12 +1,12 @@
-"""How much of a forward pass is matrix products, and how fast they are on this machine.
+"""The share of matmuls in a forward pass, and their speed on this machine.
 
-    python -m benchmarks.products Ti/16 S/16 B/16 --json=products.json
+    python -m benchmarks.matmuls Ti/16 S/16 B/16 --json=matmuls.json
 
-Each kind of product of an encoder is timed by itself, at the sizes of the model and batch, in
-float32 and by XLA, in turns with the whole forward pass and with one large product, 2048 x 2048 x
-2048, whose rate stands for the machine's peak. `share` is the time that all products of the model
-take, of the time of the forward pass: what is left is what other formulations of the rest could
-save at most.
+Each kind of matmul of an encoder is timed alone, at the sizes of the model and batch, in float32
+and by XLA. It takes turns with the forward pass and with one large matmul, 2048 x 2048 x 2048,
+whose rate stands for the machine's peak. `share` is the time of the model's matmuls relative to
+that of the forward pass. The rest of the forward pass is all that a faster formulation of other
+operations could save.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vit_jax.cli.environment import keep_freed_memory
 PEAK = "2048 x 2048 x 2048"
 
 
-def products(model: Any, batch: int, tokens: int) -> dict[str, tuple[int, tuple, tuple]]:
-    """Returns the products of a forward pass: name -> (how many, shapes of the two factors)."""
+def matmuls(model: Any, batch: int, tokens: int) -> dict[str, tuple[int, tuple, tuple]]:
+    """Returns the matmuls of a forward pass: name -> (how many, shapes of the two operands)."""
     rows, d, k = batch * tokens, model.width, model.num_heads
     heads = (batch * k, tokens, d // k)
     return {
@@ -40,7 +40,7 @@ def products(model: Any, batch: int, tokens: int) -> dict[str, tuple[int, tuple,
 
 
 def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a row for each product, and one for the whole forward pass."""
+    """Returns a row for each kind of matmul, and one for the forward pass."""
     import jax
     import jax.numpy as jnp
 
@@ -53,7 +53,7 @@ def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     images = array((args.batch, args.image_size, args.image_size, 3))
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     rows, columns = model.grid((args.image_size, args.image_size))
-    kinds = products(model, args.batch, rows * columns + (model.pool == "token"))
+    kinds = matmuls(model, args.batch, rows * columns + (model.pool == "token"))
     kinds[PEAK] = (0, (2048, 2048), (2048, 2048))
     multiply = jax.jit(jnp.matmul)
     runs: dict[str, Callable[[], jax.Array]] = {
@@ -79,7 +79,6 @@ def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         for name, run in runs.items():
             turns[name].append(seconds(run, steps[name]))
     taken = {name: machine.median(times) for name, times in turns.items()}
-    whole = taken["forward pass"]
 
     def row(name, flops, share):
         return {
@@ -88,7 +87,7 @@ def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             "GFLOPs": flops / 1e9,
             "GFLOP/s": flops / 1e9 / taken[name],
             "of peak": f"{flops / taken[name] / peak:.0%}",
-            "share": f"{share / whole:.0%}" if share else None,
+            "share": f"{share / taken['forward pass']:.0%}" if share else None,
         }
 
     peak = 2 * 2048**3 / taken[PEAK]
@@ -102,24 +101,24 @@ def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m benchmarks.products`."""
+    """Runs `python -m benchmarks.matmuls`."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.products",
+        prog="python -m benchmarks.matmuls",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("variant", nargs="+", help="ViTs, such as Ti/16")
     parser.add_argument("--batch", type=int, default=8, help="images")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each product")
-    parser.add_argument("--seconds", type=float, default=0.5, help="that a turn takes")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each matmul")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a turn")
     parser.add_argument("--json", help="file for the results")
     args = parser.parse_args(argv)
     keep_freed_memory()
     rows = [row for variant in args.variant for row in measure(variant, args)]
     about = machine.description("flax")
     about |= {k: getattr(args, k) for k in ("batch", "image_size", "rounds")}
-    machine.report("Matrix products", rows, about, args.json)
+    machine.report("Matmuls", rows, about, args.json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""The encoder's layers in every implementation, and which implementation a device gets."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from equations import assert_same, forward_and_gradients, random_params, tiny
+
+from vit_jax import models
+from vit_jax.models.layers import best_implementation
+
+
+@pytest.fixture
+def images(rng):
+    return rng.uniform(-1, 1, (2, 12, 8, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        pytest.param(dict(gelu="exact", norm_epsilon=1e-3, dropout=0.3), marks=pytest.mark.slow),
+        dict(positions="relative"),
+        pytest.param(dict(axial=True, pool="gap"), marks=pytest.mark.slow),
+        pytest.param(dict(remat="dots"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_derivatives_of_our_own_are_those_of_the_plain_formulation(images, options):
+    model = tiny(implementation="custom_vjp", **options)
+    params = random_params(model, images)
+    found, expected = (
+        forward_and_gradients(m, params, images) for m in (model, models.plain(model))
+    )
+    assert_same(found, expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_derivatives_of_our_own_are_as_exact_in_bfloat16_as_plain_ones(images):
+    """Both round; each is compared with float32."""
+    model = tiny(implementation="custom_vjp")
+    params = jax.tree.map(lambda x: 0.5 * x, random_params(model, images))
+    exact = forward_and_gradients(model, params, images)
+    errors = []
+    for implementation in ("custom_vjp", "plain"):
+        rounded = model.clone(implementation=implementation, dtype=jnp.bfloat16)
+        found = forward_and_gradients(rounded, params, images)
+        errors.append(max(np.abs(x - y).max() for x, y in zip(found, exact, strict=True)))
+    largest = max(np.abs(x).max() for x in exact)
+    assert errors[0] < 1.5 * errors[1] and errors[0] < 0.05 * largest
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "dtype", "expected"),
+    [
+        ("cpu", None, "bfloat16", "custom_vjp"),
+        ("tpu", None, "bfloat16", "plain"),
+        ("gpu", "9.0", "bfloat16", "cudnn"),
+        ("gpu", "12.0", "float16", "cudnn"),
+        ("gpu", "9.0", "float32", "plain"),
+        ("gpu", "7.5", "bfloat16", "plain"),  # Turing
+        ("gpu", "gfx942", "bfloat16", "plain"),  # AMD
+    ],
+)
+def test_devices_get_the_implementation_that_suits_them(
+    monkeypatch, backend, capability, dtype, expected
+):
+    device = types.SimpleNamespace(platform=backend, compute_capability=capability)
+    assert best_implementation(dtype, 64, device) == expected
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert best_implementation(dtype, 64) == expected

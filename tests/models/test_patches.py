@@ -1,0 +1,29 @@
+"""Images are cut into whole patches, or refused."""
+
+import pytest
+from equations import shapes
+
+from vit_jax import models
+
+
+def test_patches_can_be_rectangles():
+    tree = shapes("Ti/16", (14, 27), num_classes=0, patch_size=(7, 9))
+    assert tree["embedding/kernel"] == (7, 9, 3, 192)
+    assert tree["Transformer/posembed_input/pos_embedding"] == (1, 1 + 2 * 3, 192)
+
+
+@pytest.mark.parametrize("image", [(225, 224), (224, 100), (8, 16)])
+def test_images_that_do_not_divide_into_patches_are_refused(image):
+    with pytest.raises(ValueError, match=f"{image[0]}x{image[1]} pixels can't be cut"):
+        shapes("Ti/16", image, num_classes=0)
+
+
+def test_hybrids_cut_the_stems_features_into_patches():
+    """Sides are halved and rounded up by the stem; only its features need whole patches."""
+    model = models.build("R50+B/16", num_classes=0)
+    assert model.stride == (16, 16) and model.grid((225, 64)) == (15, 4)
+    tree = shapes("R50+B/16", (33, 64), num_classes=0, width=12, num_heads=3, depth=1)
+    assert tree["Transformer/posembed_input/pos_embedding"] == (1, 1 + 3 * 4, 12)
+    assert models.build("R+Ti/16", num_classes=0).stride == (32, 32)
+    with pytest.raises(ValueError, match="of 100x224 pixels the stem makes features of 25x56"):
+        shapes("R+Ti/16", (100, 224), num_classes=0)

@@ -1,0 +1,141 @@
+"""All that a run reads, opened in one call, for this JAX process."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import grain
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax.data.batch import Batch
+from vit_jax.data.checks import require_decodable, require_trainable
+from vit_jax.data.pipeline import Shard, SkippedImages, eval_batches, train_batches
+from vit_jax.data.sources import Dataset, Source, open_dataset, open_source
+
+logger = logging.getLogger(__name__)
+
+
+class Inputs(NamedTuple):
+    """What a training run reads.
+
+    Attributes:
+      dataset: the data set of `config.data.name`.
+      class_names: the names of its classes; a label is a position in it.
+      train_split: the split to train on, such as "train[:85%]".
+      test_split: the split to test on.
+      train_source: the examples of the training split.
+      test_source: the examples of the test split.
+      train_batches: an endless iterator of this process's training batches. It reads nothing until
+        `pipeline.seek` starts it at a step, or a batch is taken.
+      test_batches: this process's batches of the test split, an iterable to go through many times.
+      eval_batches: (source, num_classes=) -> this process's evaluation batches of any source.
+      skipped_images: gets the images that all these batches skip.
+    """
+
+    dataset: Dataset
+    class_names: tuple[str, ...]
+    train_split: str
+    test_split: str
+    train_source: Source
+    test_source: Source
+    train_batches: grain.DatasetIterator
+    test_batches: Iterable[Batch]
+    eval_batches: Callable[..., Iterable[Batch]]
+    skipped_images: SkippedImages
+
+    def check_decodable(self, options: ConfigDict) -> None:
+        """Decodes every image of both splits, if they are of a folder; see `require_decodable`.
+
+        The first process shows a progress bar on stderr.
+
+        Args:
+          options: `config.data`.
+
+        Raises:
+          ValueError: some images can't be read or decoded; the message lists them.
+        """
+        splits = (self.train_split, self.test_split)
+        require_decodable(self.dataset, splits, options, progress=jax.process_index() == 0)
+
+
+def open_inputs(config: ConfigDict) -> Inputs:
+    """Opens the data set of a training run, checks its size and classes, and logs them.
+
+    No image is read. The batches are this process's part: `config.batch_size` and
+    `config.eval_batch_size` are of all processes together.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or it has no images.
+      ValueError: there is no such data set or split, the training split has fewer images than a
+        batch, or some of its classes have none.
+      ImportError, ConnectionError: as `open_dataset`.
+    """
+    dataset = open_dataset(config.data.name, config.data.dir)
+    class_names = dataset.class_names
+    train_split, train_source = open_source(dataset, "train", config.data.train)
+    test_split, test_source = open_source(dataset, "test", config.data.test)
+    logger.info(
+        "%s: %d classes; train on %s (%d images), test on %s (%d images)",
+        config.data.name,
+        len(class_names),
+        train_split,
+        len(train_source),
+        test_split,
+        len(test_source),
+    )
+    require_trainable(
+        dataset,
+        train_split,
+        batch_size=config.batch_size,
+        labels=config.objective == "classification",
+    )
+    skipped = SkippedImages()
+    batches = train_batches(
+        train_source,
+        config.data,
+        num_classes=len(class_names),
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        shard=_this_shard(),
+        skipped=skipped,
+    )
+    evaluation = evaluation_batches(config, config.data, skipped)
+    return Inputs(
+        dataset=dataset,
+        class_names=class_names,
+        train_split=train_split,
+        test_split=test_split,
+        train_source=train_source,
+        test_source=test_source,
+        train_batches=batches,
+        test_batches=evaluation(test_source, num_classes=len(class_names)),
+        eval_batches=evaluation,
+        skipped_images=skipped,
+    )
+
+
+def evaluation_batches(
+    config: ConfigDict, options: ConfigDict, skipped: SkippedImages | None = None
+) -> Callable[..., Iterable[Batch]]:
+    """Returns (source, num_classes=) -> this process's evaluation batches of the source.
+
+    Args:
+      config: its `eval_batch_size` is of all processes together.
+      options: `config.data`, or a copy of it with a checkpoint's image size.
+      skipped: gets the images that are skipped, or None if nobody asks.
+    """
+    return functools.partial(
+        eval_batches,
+        options=options,
+        batch_size=config.eval_batch_size // jax.process_count(),
+        shard=_this_shard(),
+        skipped=skipped,
+    )
+
+
+def _this_shard() -> Shard:
+    return Shard(jax.process_index(), jax.process_count())

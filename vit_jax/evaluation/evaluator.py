@@ -1,0 +1,38 @@
+"""An evaluator: one measurement that a training run takes at intervals.
+
+`jobs/train.py` walks through a list of them. To add one, write a function that returns an
+`Evaluator`, and put it into that list: `metrics.csv` gets its columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vit_jax.training.step import TrainState
+
+
+class Evaluator(NamedTuple):
+    """One measurement of a model in training.
+
+    Attributes:
+      name: for messages.
+      every: steps between two measurements; 0 for none before the last step.
+      columns: the names of the numbers, in the order of metrics.csv.
+      run: state -> {column: number}. Columns without a number stay empty.
+    """
+
+    name: str
+    every: int
+    columns: tuple[str, ...]
+    run: Callable[[TrainState], dict[str, float]]
+
+
+def is_due(every: int, step: int) -> bool:
+    """Returns True if something that comes at intervals comes after this step.
+
+    Args:
+      every: steps; 0 for never.
+      step: counted from 1.
+    """
+    return bool(every) and step % every == 0

@@ -1,0 +1,141 @@
+"""The formats of weights: `FORMATS` has a row for each.
+
+A new format is a module with the functions that read and write it, and a row here.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from vit_jax.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from vit_jax.weights import hugging_face, layout, npz, safetensors, tables, timm
+from vit_jax.weights.checked_json import parse_json
+from vit_jax.weights.tensor_file import TensorFile
+
+
+class Format(NamedTuple):
+    """A format that weights are read from and written in.
+
+    Attributes:
+      holds: returns True if a path on this machine is in this format.
+      read: opens such a path; raises ValueError if it can't be read. None for Orbax, whose
+        checkpoints note their configuration: `read_checkpoint` reads them.
+      write: writes a checkpoint to a path that does not exist yet; raises ValueError if the format
+        can't store it.
+      suffixes: of the format's files. () if the format is a folder.
+      assumed: values of the attributes that the format does not note, as its other readers assume
+        them.
+      fixed_positions: True if the format can note that positions are computed
+        (positions="sincos"). If False, they are written as a table.
+      buckets: True if the format can be written to a bucket. Its `write` then leaves nothing behind
+        if it fails.
+    """
+
+    holds: Callable[[pathlib.Path], bool]
+    read: Callable[[pathlib.Path], TensorFile] | None
+    write: Callable[[Checkpoint, Any], None]
+    suffixes: tuple[str, ...] = ()
+    assumed: Mapping[str, Any] = MappingProxyType({})
+    fixed_positions: bool = False
+    buckets: bool = False
+
+
+def _is_hugging_face(path: pathlib.Path) -> bool:
+    return (path / hugging_face.CONFIG).is_file()
+
+
+def _read_folder(folder: pathlib.Path) -> TensorFile:
+    """Opens a folder of Hugging Face's hub: config.json beside weights of transformers or timm."""
+    path = folder / hugging_face.CONFIG
+    config = parse_json(path, path.read_bytes())
+    weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    found = [file for file in weights if file.is_file()]
+    if not found:
+        names = " nor ".join(file.name for file in weights)
+        raise ValueError(f"{folder} has a config.json, but neither {names}.")
+    is_timm = "architecture" in config
+    return _read_state_dict(found[0]) if is_timm else hugging_face.read_hugging_face(found[0])
+
+
+def _read_state_dict(path: pathlib.Path) -> TensorFile:
+    """Opens a state dict, of timm or, if its names are those, of transformers."""
+    names = safetensors.open_tensors(path).shapes
+    spelling = layout.recognise_layout(tables.TIMM + tables.HUGGING_FACE, names)
+    if spelling not in tables.HUGGING_FACE:
+        return timm.read_timm(path)
+    if path.with_name(hugging_face.CONFIG).is_file():
+        return hugging_face.read_hugging_face(path)
+    raise ValueError(
+        f"{path} has Hugging Face's names, but no config.json beside it, which notes its GELU "
+        f"and layer-norm epsilon: give the model's whole folder."
+    )
+
+
+# A path is in the first format that holds it: a pickled state dict, too, is a zip file, as .npz is.
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "hf": Format(_is_hugging_face, _read_folder, hugging_face.write_hugging_face),
+        "timm": Format(
+            safetensors.is_state_dict,
+            _read_state_dict,
+            timm.write_timm,
+            suffixes=safetensors.SUFFIXES,
+            assumed={"gelu": "exact", "norm_epsilon": 1e-6, "kernel_epsilon": 1e-8},
+        ),
+        "npz": Format(
+            npz.is_npz,
+            npz.read_npz,
+            npz.write_npz,
+            suffixes=(".npz",),
+            assumed={"gelu": "tanh", "norm_epsilon": 1e-6, "kernel_epsilon": None},
+        ),
+        "orbax": Format(
+            pathlib.Path.is_dir, None, write_checkpoint, fixed_positions=True, buckets=True
+        ),
+    }
+)
+SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row.suffixes)
+
+
+def open_file(path: pathlib.Path) -> TensorFile | None:
+    """Opens a file or folder of weights; its arrays are read when they are used.
+
+    Returns:
+      The opened file. None for a folder that can only be a checkpoint of our own.
+
+    Raises:
+      ValueError: the path is in no format, or can't be read.
+    """
+    for row in FORMATS.values():
+        if row.holds(path):
+            return None if row.read is None else row.read(path)
+    raise ValueError(f"{path} is no file of weights: neither .npz nor safetensors nor PyTorch's.")
+
+
+def format_of(destination: str | os.PathLike) -> str:
+    """Returns the format that a path's suffix stands for, "orbax" if it stands for none."""
+    suffix = pathlib.PurePath(destination).suffix
+    return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "orbax")
+
+
+def not_noted(model: nn.Module, format: str) -> str:
+    """Returns what other readers of a format would compute differently.
+
+    Args:
+      model: the module that is written.
+      format: a key of `FORMATS`.
+
+    Returns:
+      The model's attributes, such as "gelu=exact". "" if others compute the same.
+    """
+    assumed = dict(FORMATS[format].assumed)
+    if getattr(model, "stem", ()) is None:  # a plain ViT has no kernels to standardise
+        assumed.pop("kernel_epsilon", None)
+    own = {key: getattr(model, key, value) for key, value in assumed.items()}
+    return " and ".join(f"{key}={value}" for key, value in own.items() if value != assumed[key])

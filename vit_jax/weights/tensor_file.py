@@ -1,0 +1,99 @@
+"""A file of arrays with names of another code base, and how our parameters are read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.models import masked
+from vit_jax.weights import layout
+from vit_jax.weights.layout import Layout, Shape, Slot
+
+
+class TensorFile(NamedTuple):
+    """An opened file of arrays.
+
+    Attributes:
+      path: of the file, for messages.
+      shapes: shapes of its arrays, by their names in the file.
+      read: returns the array of a name. It raises ValueError if the file is damaged.
+      layouts: the ways in which its format names arrays.
+      model: what the file says of its model: "variant", and attributes as `models.build` takes
+        them. {} if it says nothing.
+      image_size: (height, width) in pixels. None if the file does not say it.
+      class_names: in the order of the logits. () if the file does not say them.
+    """
+
+    path: str
+    shapes: dict[str, Shape]
+    read: Callable[[str], np.ndarray]
+    layouts: tuple[Layout, ...]
+    model: Mapping[str, Any] = MappingProxyType({})
+    image_size: tuple[int, int] | None = None
+    class_names: tuple[str, ...] = ()
+
+
+class FileArray:
+    """One of our parameters in a file: `np.asarray` reads it, as float32.
+
+    Args:
+      file: the opened file.
+      theirs: the name, in the file, of the array that contains the parameter.
+      slot: what that array contains.
+      name: our name of the parameter.
+      shapes: shapes of our parameters, by name.
+    """
+
+    def __init__(
+        self, file: TensorFile, theirs: str, slot: Slot, name: str, shapes: dict[str, Shape]
+    ):
+        self._file, self._theirs, self._slot = file, theirs, slot
+        self._name, self._shapes = name, shapes
+        self.shape = shapes[name]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self._file.read(self._theirs)
+        if array.dtype.kind not in "fiu" and array.dtype != ml_dtypes.bfloat16:
+            raise ValueError(f"{self._file.path}: {self._theirs} holds {array.dtype}, not numbers.")
+        array = np.asarray(self._slot.part(array, self._name, self._shapes), np.float32)
+        if not np.isfinite(array).all():
+            bad = np.count_nonzero(~np.isfinite(array))
+            raise ValueError(
+                f"{self._file.path}: {bad} of the {array.size} values of {self._theirs} are NaN or "
+                f"infinite; weights must be finite, so the file is damaged or its training failed."
+            )
+        return np.asarray(array, dtype)
+
+
+def file_arrays(
+    checkpoint: Checkpoint, layouts: tuple[Layout, ...]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the (name, float32 array) pairs of a file that stores a checkpoint's parameters.
+
+    Args:
+      checkpoint: parameters are read one by one.
+      layouts: those of the format. The first one that has a place for every parameter is taken.
+
+    Raises:
+      ValueError: the format has no place for some parameters, which are named, or its readers would
+        compute something else.
+    """
+    if checkpoint.config.model.positions_at == "shared":
+        raise ValueError(
+            f"{checkpoint.path} adds its positions before every block (positions_at='shared'), "
+            f"which only Orbax can note: readers of other formats would add them once."
+        )
+    if extra := [name for name in masked.PARAMETERS if name in checkpoint.params]:
+        raise ValueError(
+            f"{checkpoint.path} comes from masked patch prediction, and no format but Orbax has a "
+            f"place for its {' and '.join(extra)}: leave them out by num_classes=0."
+        )
+    params = flatten_dict(checkpoint.params, sep="/")
+    for theirs, slot in layout.slots(layouts, params).items():
+        yield theirs, slot.join(np.asarray(params[name], np.float32) for name in slot.ours)
