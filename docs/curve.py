@@ -1,4 +1,4 @@
-"""Draws the accuracy of a run over its steps, from its metrics.csv, as in the README.
+"""Draws the accuracy of a run over its steps, from its metrics.csv.
 
 python docs/curve.py runs/photos docs/photos.png
 """

@@ -1,6 +1,6 @@
-"""Makes the pictures of the documentation and runs its notebook: `make docs`.
+"""Fills in quoted code, draws the pictures of the documents and runs the notebook: `make docs`.
 
-Everything comes from what the repository holds: `checkpoints/quickstart` and drawn flowers.
+The pictures come from `checkpoints/quickstart` and from drawn flowers.
 """
 
 import pathlib
@@ -10,9 +10,9 @@ import sys
 import numpy as np
 from PIL import Image
 
+import vit_jax
 from vit_jax.data.builders import rendered_flowers
 from vit_jax.interpret.report import write_report
-from vit_jax.weights.api import load
 
 DOCS = pathlib.Path(__file__).parent
 SEED = 8  # not of the images that the checkpoint was trained on
@@ -31,9 +31,10 @@ def draw_flowers(folder: pathlib.Path) -> list[str]:
 
 
 def main() -> None:
-    """Draws docs/flowers and docs/report, and runs docs/flowers.ipynb in place."""
+    """Fills docs/*.md, draws docs/flowers and docs/report, runs docs/flowers.ipynb in place."""
+    subprocess.run([sys.executable, str(DOCS / "quote.py")], check=True)
     flowers = draw_flowers(DOCS / "flowers")
-    checkpoint = load(DOCS.parent / "checkpoints" / "quickstart")
+    checkpoint = vit_jax.load(DOCS.parent / "checkpoints" / "quickstart")
     write_report(checkpoint, flowers, DOCS / "report")
     subprocess.run(
         [
