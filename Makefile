@@ -1,10 +1,11 @@
-# Each target makes what it needs: a .venv with the package in it. PYTHON chooses the interpreter.
+# Each target first makes what it needs: .venv with the package. PYTHON chooses the interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-# What `make study` looks at: five kinds of flowers, from a folder or, downloaded, of tfds.
+# The data of `make study`: five kinds of flowers from a folder, or from tfds, which downloads them.
 DATA ?= $(firstword $(wildcard ../shared/data/flower_photos) tf_flowers)
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-.PHONY: quickstart study bench docs test lint clean
+.PHONY: quickstart study bench docs test test-fast check clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
@@ -15,7 +16,7 @@ study: .venv/installed
 bench: .venv/installed
 	$(BIN)/pip install -q -e ".[bench]"
 	$(BIN)/python -m benchmarks.throughput Ti/16 S/16 B/16 --json=runs/bench/throughput.json
-	$(BIN)/python -m benchmarks.products Ti/16 S/16 B/16 --json=runs/bench/products.json
+	$(BIN)/python -m benchmarks.matmuls Ti/16 S/16 B/16 --json=runs/bench/matmuls.json
 	$(BIN)/python -m benchmarks.input_pipeline --json=runs/bench/input_pipeline.json
 	$(BIN)/python -m benchmarks.startup --json=runs/bench/startup.json
 	$(BIN)/python -m benchmarks.scaling Ti/16 --json=runs/bench/scaling.json
@@ -26,20 +27,27 @@ docs: .venv/installed
 	$(BIN)/pip install -q -e ".[docs]"
 	$(BIN)/python docs/make.py
 
-test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
-
-lint: .venv/installed-test
-	$(BIN)/pip install -q ruff
+# Style, format and types: seconds. Run it before every commit.
+check: .venv/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The core of every room: under 3 minutes on two cores.
+test-fast: .venv/installed-dev
+	$(PYTEST) -m "not slow and not peers and not browser and not faults"
+
+# All tests.
+test: .venv/installed-dev
+	$(PYTEST)
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -e .
 	touch $@
 
-.venv/installed-test: .venv/installed
-	$(BIN)/pip install -q -e ".[test]"
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
 clean:

@@ -6,8 +6,9 @@ from setuptools import find_packages, setup
 
 DEMO = ["gradio>=6.30"]
 ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
-GCS = ["gcsfs>=2026.4", "google-cloud-storage"]  # Orbax needs the second one, too
+GCS = ["gcsfs>=2026.4", "google-cloud-storage"]  # Orbax needs the second one
 PYTORCH = ["timm>=1.0.20", "torch==2.13.0"]
+CHECK = ["mypy==2.4.1", "ruff==0.17.6"]  # other versions find and format other things
 TEST = [
     *DEMO,
     *GCS,
@@ -30,16 +31,18 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["vit_jax", "vit_jax.*"]),
+    package_data={"vit_jax": ["py.typed"]},
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[
         "absl-py",
         "array-record",
         "chex",
-        "etils[epath]",
-        "flatbuffers",  # jax.export needs it without saying so
+        "etils[epath,epy]",
+        "flatbuffers",  # jax.export needs it and does not require it
         "flax",
         "grain",
-        "importlib_resources",  # tensorflow-datasets needs it without saying so
+        "importlib_resources",  # tensorflow-datasets needs it and does not require it
         "jax>=0.10",
         "matplotlib",
         "ml-collections",
@@ -49,7 +52,7 @@ setup(
         "optax",
         "orbax-checkpoint>=0.12",
         "pillow",
-        "safetensors>=0.8",  # older ones copy all they write
+        "safetensors>=0.8",  # older versions copy every array that they write
         "scipy",
         "simplejpeg",
         "tensorboard",
@@ -59,13 +62,13 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "bench": ["tensorflow-cpu", *PYTORCH],  # what benchmarks compare with
-        "prepare": ["tensorflow-cpu"],  # only for tfds builders that can't do without it
+        "bench": ["tensorflow-cpu", *PYTORCH],  # the peers that benchmarks measure
+        "prepare": ["tensorflow-cpu"],  # for the tfds builders that need TensorFlow
         "gcs": GCS,
         "demo": DEMO,
         "onnx": ONNX,
         "docs": ["ipykernel", "nbconvert"],
         "test": TEST,
-        "dev": [*TEST, "ruff"],
+        "dev": [*TEST, *CHECK],
     },
 )
