@@ -33,7 +33,7 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The core of every room: under 3 minutes on two cores.
+# The core of every folder: under 3 minutes on two cores.
 test-fast: .venv/installed-dev
 	$(PYTEST) -m "not slow and not peers and not browser and not faults"
 

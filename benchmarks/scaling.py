@@ -53,7 +53,7 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     config.data.image_size = args.image_size
     devices = jax.devices()[: args.devices]
     trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
-    program = parallel.strategy(config)(update=trained.update, key=trained.key, devices=devices)
+    program = parallel.make_program(config, update=trained.update, key=trained.key, devices=devices)
     state = program.init(trained.init_state, trained.init_key)
     batch = machine.batch(args.batch, args.image_size, CLASSES)
 

@@ -70,7 +70,8 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     config.optim.clip_norm = 0.0
     config.data.image_size = args.image_size
     trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
-    program = parallel.strategy(config)(
+    program = parallel.make_program(
+        config,
         update=trained.update,
         key=trained.key,
         extract_features=lambda params, batch: trained.model.apply(

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vit_jax").setLevel(logging.INFO)
-    jax.config.update("jax_platforms", "cpu")  # arrays are moved, not computed with
+    jax.config.update("jax_platforms", "cpu")  # arrays are copied, not computed with
     try:
         checkpoint = load(args.source, variant=args.variant)
         if args.average:

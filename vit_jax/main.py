@@ -65,8 +65,8 @@ def main(argv: list[str]) -> None:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         signals.remove(signal.SIGTERM)  # JAX's preemption service handles it
     exit_at_signals(signals, stopped)
-    is_first = jax.process_index() == 0
-    logging.getLogger("vit_jax").setLevel(logging.INFO if is_first else logging.WARNING)
+    is_main = jax.process_index() == 0
+    logging.getLogger("vit_jax").setLevel(logging.INFO if is_main else logging.WARNING)
     try:
         validate(config)
         with logging_redirect_tqdm():
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         return
     except (FloatingPointError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    if is_first:
+    if is_main:
         print(json.dumps(summary))
 
 

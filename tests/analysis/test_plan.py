@@ -115,6 +115,7 @@ def test_micro_batches_are_all_counted(report):
     assert ratio == pytest.approx(1, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_sharded_state_is_planned():
     settings = settings_of("nowhere", parallel="sharded")
     settings.model.update(width=128, mlp_dim=128)  # its kernels are large enough to be sharded
@@ -162,6 +163,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command_counts_the_images_of_a_folder(capsys, image_folder):
     main([f"--config={CONFIG}{image_folder}", *TINY, "--topology=local", "--json"])
     report = json.loads(capsys.readouterr().out)

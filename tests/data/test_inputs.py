@@ -74,7 +74,7 @@ def test_batches_are_of_the_splits(settings):
         assert {len(batch["label"]) for batch in batches} == {settings.eval_batch_size}
         found = np.concatenate([b["label"][b["mask"]] for b in batches])
         assert sorted(found) == labels(inputs.test_source)
-    other = inputs.eval_batches(inputs.train_source, num_classes=3)
+    other = inputs.make_eval_batches(inputs.train_source, num_classes=3)
     found = np.concatenate([b["label"][b["mask"]] for b in other])
     assert sorted(found) == labels(inputs.train_source)
 
@@ -115,7 +115,7 @@ def test_bad_images_of_both_splits_are_found_or_skipped(settings, tmp_path, proc
     inputs.check_decodable(settings.data)
     list(inputs.test_batches)
     assert len(inputs.skipped_images) == 1
-    list(inputs.eval_batches(inputs.train_source, num_classes=2))
+    list(inputs.make_eval_batches(inputs.train_source, num_classes=2))
     assert len(inputs.skipped_images) == 2
 
 
@@ -138,5 +138,4 @@ def test_what_can_not_be_trained_is_refused(settings, tmp_path):
     settings.data.update(name=str(tmp_path), train=None)
     with pytest.raises(ValueError, match="only one class, only"):
         open_inputs(settings)
-    settings.objective = "masked_patches"  # which needs no classes
-    assert open_inputs(settings).class_names == ("only",)
+    assert open_inputs(settings, labels=False).class_names == ("only",)

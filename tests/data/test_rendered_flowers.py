@@ -71,6 +71,7 @@ def test_an_unknown_kind_is_refused():
         render("orchid", np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_preparing_does_not_import_tensorflow(prepared):
     folder, imported = prepared
     assert imported == "False"
@@ -81,6 +82,7 @@ def test_preparing_does_not_import_tensorflow(prepared):
     ]
 
 
+@pytest.mark.slow
 def test_it_says_what_it_holds(prepared):
     info = tfds.builder("rendered_flowers", data_dir=prepared[0]).info
     assert info.features["label"].names == ["daisy", "dandelion", "rose", "sunflower", "tulip"]
@@ -91,17 +93,20 @@ def test_it_says_what_it_holds(prepared):
     assert info.supervised_keys == ("image", "label")
 
 
+@pytest.mark.slow
 def test_the_kinds_are_equally_many_and_the_images_have_one_size(decoded):
     for images, labels in decoded.values():
         assert images.shape[1:] == (SIZE, SIZE, 3)
         assert set(np.bincount(labels)) == {len(labels) / len(KINDS)}
 
 
+@pytest.mark.slow
 def test_no_image_is_there_twice(splits):
     images = [image for examples in splits.values() for image, _ in examples]
     assert len(set(images)) == len(images) == 3600
 
 
+@pytest.mark.slow
 def test_every_process_draws_the_same_bytes(splits, tmp_path):
     builder = RenderedFlowers(data_dir=tmp_path)
     for number, split in enumerate(("train", "test")):
@@ -112,6 +117,7 @@ def test_every_process_draws_the_same_bytes(splits, tmp_path):
         assert len(drawn) == 20 and drawn <= set(splits[split])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [16, SIZE])
 def test_a_linear_classifier_learns_something_but_not_much(decoded, side):
     """Ridge regression on the pixels, with the penalty that suits the test split best."""

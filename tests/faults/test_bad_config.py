@@ -17,7 +17,7 @@ from vit_jax.cli.flags import parse_flags
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import all_keys, short_repr
 from vit_jax.jobs import validation
-from vit_jax.jobs.start import changes
+from vit_jax.jobs.resume import changes
 
 DEFAULT = default()
 SECTIONS = tuple(key for key, value in DEFAULT.items() if isinstance(value, ConfigDict))

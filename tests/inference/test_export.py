@@ -33,7 +33,8 @@ KINDS = {
     "axial resnet": ("AxialResNet50", dict(layers=(1, 1))),
 }
 FORMATS = {"stablehlo": 1e-5, "onnx": 1e-4}  # of the largest output: what they may differ by
-BOTH = ["stablehlo", pytest.param("onnx", marks=pytest.mark.slow)]
+SLOW = pytest.mark.slow
+BOTH = ["stablehlo", pytest.param("onnx", marks=SLOW)]
 
 
 def make(kind="token", num_classes=CLASSES, image_size=(IMAGE, IMAGE)):
@@ -85,7 +86,9 @@ def need():
 
 
 @pytest.mark.parametrize("format", BOTH)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["token", *(pytest.param(k, marks=SLOW) for k in KINDS if k != "token")]
+)
 def test_every_kind_of_model_computes_its_own_outputs(kind, format, batch, tmp_path, need):
     need(format)
     checkpoint = make(kind)

@@ -147,7 +147,11 @@ def views_of(files, checkpoint):
 
 
 @pytest.mark.parametrize("strategy", ["pmap", "sharded"])
-@pytest.mark.parametrize("attributes", [{}, dict(pool="gap", depth=2)], ids=str)
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, pytest.param(dict(pool="gap", depth=2), marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_features_are_the_headless_models_and_its_blocks(folder, expected, strategy, attributes):
     """21 images in batches of 8 on eight devices, with the head's parameters left in the tree."""
     model = tiny(**attributes)
@@ -218,6 +222,7 @@ def test_features_need_no_head_and_name_what_they_cannot_have(saved, expected, t
         resnet.features(files, layers=[1])
 
 
+@pytest.mark.slow
 def test_the_command_needs_a_head(saved, expected, tmp_path):
     save(adapt(load(saved), num_classes=0), tmp_path / "headless", format="orbax")
     done = run(tmp_path / "headless", next(iter(expected)), "--csv")
@@ -225,6 +230,7 @@ def test_the_command_needs_a_head(saved, expected, tmp_path):
     assert done.stderr.endswith("has no head to classify with: fine-tune from it.\n")
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_reported_at_the_end(saved, folder, expected, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     whole = next(iter(expected))
@@ -243,6 +249,7 @@ def test_unreadable_files_are_reported_at_the_end(saved, folder, expected, tmp_p
         assert reason.startswith(f"{path}: ")
 
 
+@pytest.mark.slow
 def test_the_command_takes_folders_globs_and_lists(saved, folder, expected):
     listed = f"{folder}/two/0.jpg\n\n{folder}/two/1.jpg\n"
     done = run(saved, folder / "one", f"{folder}/*/1*.jpg", "-", "--csv", "--top=2", stdin=listed)
@@ -266,6 +273,7 @@ def test_the_table_names_classes_and_probabilities(saved, expected):
     assert done.stdout == f"{file}  {cells[0]}  {cells[1]}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -160,6 +160,7 @@ def test_only_uploads_are_read_upload(tmp_path, path):
         _read_upload({"path": path, "orig_name": None}, str(tmp_path / "uploads"), MEGABYTES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "no head"])
 def test_the_page_has_what_applies_to_the_model(kind):
     pytest.importorskip("gradio")

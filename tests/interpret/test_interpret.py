@@ -227,6 +227,7 @@ def test_filters_of_a_resnet_are_those_of_its_root():
     assert np.corrcoef(found[9].reshape(-1), kernel[..., 9].reshape(-1))[0, 1] > 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attributes",
     [

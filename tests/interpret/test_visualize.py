@@ -47,7 +47,13 @@ class Reader(html.parser.HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in ("hybrid", "axial") else ())
+        for kind in KINDS
+    ],
+)
 def test_the_report_holds_what_applies_to_the_model(tmp_path, kind):
     found = checkpoint(kind, num_classes=0 if "no head" in kind else 3)
     page = write_report(found, FLOWERS[:2], tmp_path / "report")
@@ -137,6 +143,7 @@ def test_the_command_prints_where_the_page_is(tmp_path):
     assert "rose 99." in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

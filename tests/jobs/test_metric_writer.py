@@ -16,8 +16,8 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def write(folder, steps, first_step=0, **more):
-    writer = MetricWriter(folder, COLUMNS, first_step=first_step, active=True)
+def write(folder, steps, steps_done=0, **more):
+    writer = MetricWriter(folder, COLUMNS, steps_done=steps_done, active=True)
     for step in steps:
         writer.write({"step": step, **ROW, **more})
     writer.close()
@@ -32,7 +32,7 @@ def test_writes_a_row_a_step_and_leaves_missing_columns_empty(tmp_path):
 
 def test_more_columns_can_come_and_go(tmp_path):
     for first, columns in ((0, ["fewshot_5"]), (1, ["fewshot_5", "fewshot_10"]), (2, [])):
-        writer = MetricWriter(tmp_path, [*COLUMNS, *columns], first_step=first, active=True)
+        writer = MetricWriter(tmp_path, [*COLUMNS, *columns], steps_done=first, active=True)
         writer.write({"step": first + 1, **ROW, **dict.fromkeys(columns, 0.5)})
         writer.close()
         found = rows(tmp_path)
@@ -42,7 +42,7 @@ def test_more_columns_can_come_and_go(tmp_path):
 
 def test_a_row_without_an_accuracy_is_written(tmp_path):
     """As training on pixels gives."""
-    writer = MetricWriter(tmp_path, COLUMNS, first_step=0, active=True)
+    writer = MetricWriter(tmp_path, COLUMNS, steps_done=0, active=True)
     writer.write({"step": 1, "train_loss": 1.0, "images_per_second": 10.0})
     writer.close()
     assert rows(tmp_path)[0]["train_accuracy"] == ""
@@ -50,7 +50,7 @@ def test_a_row_without_an_accuracy_is_written(tmp_path):
 
 def test_going_on_drops_the_rows_after_the_restored_step(tmp_path):
     write(tmp_path, [2, 4, 6, 8], learning_rate=0.1)
-    write(tmp_path, [6, 8], first_step=4, learning_rate=0.2)
+    write(tmp_path, [6, 8], steps_done=4, learning_rate=0.2)
     assert [(r["step"], r["learning_rate"]) for r in rows(tmp_path)] == [
         ("2", "0.1"),
         ("4", "0.1"),
@@ -61,7 +61,7 @@ def test_going_on_drops_the_rows_after_the_restored_step(tmp_path):
 
 def test_tensorboard_reads_every_number_and_forgets_what_was_done_again(tmp_path):
     write(tmp_path, [2, 4, 6], learning_rate=0.25)
-    write(tmp_path, [6, 8], first_step=4, learning_rate=0.125)
+    write(tmp_path, [6, 8], steps_done=4, learning_rate=0.125)
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert set(read.Tags()["scalars"]) == {*ROW, "learning_rate"}
@@ -74,7 +74,7 @@ def test_tensorboard_reads_every_number_and_forgets_what_was_done_again(tmp_path
 
 
 def test_an_inactive_writer_leaves_nothing(tmp_path):
-    writer = MetricWriter(tmp_path, COLUMNS, first_step=0, active=False)
+    writer = MetricWriter(tmp_path, COLUMNS, steps_done=0, active=False)
     writer.write({"step": 1, **ROW})
     writer.close()
     assert list(tmp_path.iterdir()) == []

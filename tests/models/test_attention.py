@@ -58,6 +58,7 @@ def test_gradients_of_attend_equal_those_of_softmax_attention(rng):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [6, 7])
 def test_attend_cudnn_attends_to_the_tokens_there_are(rng, xla_as_cudnn, tokens):
     """An odd number of them is filled up with one."""

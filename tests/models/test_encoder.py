@@ -51,6 +51,7 @@ def test_dropout_works_in_training_only_and_repeats_with_its_key(images):
     assert (run(0, True) != run(1, True)).any() and (run(0, True) != plain).any()
 
 
+@pytest.mark.slow
 def test_stochastic_depth_drops_whole_branches_more_often_deeper():
     """Each branch adds a power of 4 to every number, so that the sum shows which were kept."""
     images, rates = np.zeros((2000, 4, 4, 3), np.float32), (0.0, 0.25, 0.5)

@@ -128,6 +128,7 @@ def test_parameter_tree_is_that_of_the_published_checkpoints():
     assert pooled == without | {"Transformer/posembed_input/pos_embedding": (1, 49, 768)}
 
 
+@pytest.mark.slow
 def test_parameters_start_as_those_of_the_published_code():
     model = models.build("Ti/16", num_classes=10, depth=1)
     params = model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]

@@ -9,7 +9,7 @@ from conftest import CLASSES, IMAGE, random_params, tiny
 
 from vit_jax.models import masked
 from vit_jax.models.patches import to_float, to_patches
-from vit_jax.training.classification import apply_mixup, classification
+from vit_jax.training.classification import classification
 from vit_jax.training.masked_patches import (
     TARGETS,
     downsized_colours,
@@ -17,6 +17,7 @@ from vit_jax.training.masked_patches import (
     masked_patches,
     mean_colour,
 )
+from vit_jax.training.mixup import apply_mixup
 from vit_jax.training.objective import softmax_cross_entropy
 from vit_jax.training.step import initial_state, make_update
 
@@ -48,8 +49,8 @@ def test_evaluation_counts_only_unmasked_examples(batch):
 
     assert sums["count"] == 13
     assert sums["loss"] == pytest.approx(-log_p[np.arange(13), label].sum(), rel=1e-4)
-    assert sums["correct"] == (ranks == 0).sum()
-    assert sums["top5"] == (ranks < 5).sum()
+    assert sums["accuracy"] == (ranks == 0).sum()
+    assert sums["top5_accuracy"] == (ranks < 5).sum()
     np.testing.assert_array_equal(sums["confusion"], confusion)
     assert objective.summarize(sums)["accuracy"] == pytest.approx((ranks == 0).mean())
 
@@ -213,6 +214,7 @@ def test_the_predictor_sees_the_corrupted_embeddings_alone(batch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_masked_sums_by_numpy(batch, target):
     vit = tiny(num_classes=0)
@@ -243,9 +245,10 @@ def test_masked_sums_by_numpy(batch, target):
     if target == "pixels":
         assert set(objective.summarize(sums)) == {"loss"}
     else:
-        assert sums["correct"] == pytest.approx(right)
+        assert sums["accuracy"] == pytest.approx(right)
 
 
+@pytest.mark.slow
 def test_evaluation_corrupts_an_image_alike_wherever_it_stands(batch):
     objective = masked_patches(tiny(num_classes=0))
     params = random_params(objective.model)

@@ -22,7 +22,7 @@ FSDP = [1, 4, None]
 
 def sharded(fsdp, **options):
     """The strategy, which also shards the small arrays of a tiny model."""
-    return parallel.sharded(fsdp=fsdp, smallest=SMALLEST, **options)
+    return parallel.sharded(fsdp=fsdp, min_elements=SMALLEST, **options)
 
 
 def state_of(optimizer, polyak=False):
@@ -50,11 +50,11 @@ def assert_close(found, expected):
     ],
 )
 def test_the_longest_axis_that_the_devices_divide_is_sharded(shape, devices, expected):
-    assert parallel.partition(shape, devices, smallest=16) == PartitionSpec(*expected)
+    assert parallel.partition(shape, devices, min_elements=16) == PartitionSpec(*expected)
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-@pytest.mark.parametrize("fsdp", FSDP)
+@pytest.mark.parametrize("accumulate_steps", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("fsdp", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, None))])
 def test_a_sharded_state_takes_the_steps_of_one_device(batch, fsdp, accumulate_steps):
     objective, optimizer = classification(tiny()), optax.sgd(0.1, momentum=0.9)
     update = make_update(
@@ -71,6 +71,7 @@ def test_a_sharded_state_takes_the_steps_of_one_device(batch, fsdp, accumulate_s
         assert_close(program.gather(found), metrics)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", FSDP)
 def test_each_device_holds_its_part_before_and_after_a_step(batch, fsdp):
     optimizer = optax.adam(1e-3)
@@ -107,6 +108,7 @@ def test_devices_that_cannot_share_evenly():
         sharded(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved_by", "read_by"), [("pmap", "sharded"), ("sharded", "pmap")])
 def test_a_checkpoint_of_one_strategy_is_read_by_another(tmp_path, saved_by, read_by):
     settings = default()
@@ -153,6 +155,7 @@ def test_a_run_with_a_sharded_state_has_the_losses_of_pmap(image_folder, tmp_pat
         np.testing.assert_allclose(found, losses["pmap", None], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pmap", "sharded"])
 def test_a_lowered_update_is_the_update(batch, name):
     """Of shapes alone; compiled, it takes the state and batch that the update takes."""

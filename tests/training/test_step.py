@@ -58,6 +58,7 @@ def test_accumulation_equals_one_large_batch(batch, accumulate_steps):
     assert_close(whole, parts)
 
 
+@pytest.mark.slow
 def test_every_micro_batch_has_its_own_dropout():
     """With the same image in both micro-batches, one shared mask would give each the same loss."""
     model, optimizer = tiny(dropout=0.5), optax.sgd(0.0)
@@ -92,8 +93,8 @@ def test_dropout_changes_with_the_step_and_repeats_with_the_key(batch):
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
+@pytest.mark.parametrize("accumulate_steps", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_eight_devices_equal_one(batch, accumulate_steps, dropout):
     """Loss, gradients (through one SGD step) and further losses; dropout: against its keys by hand.
 
@@ -144,6 +145,7 @@ def test_the_average_is_that_of_the_parameters_after_each_update(batch):
     assert_close(program.gather(state.average), expected)
 
 
+@pytest.mark.slow
 def test_masked_patches_on_eight_devices_are_the_mean_of_their_updates(batch):
     objective = masked_patches(tiny(num_classes=0))
     optimizer, key = optax.sgd(0.1), jax.random.key(7)
@@ -181,6 +183,7 @@ def test_update_reuses_the_buffers_of_the_state(batch):
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters(batch):
     optimizer = optax.sgd(0.1)
     states = [random_state(tiny(dtype=dtype), optimizer) for dtype in ("float32", "bfloat16")]

@@ -64,6 +64,7 @@ def test_positions_of_an_unknown_grid(tmp_path):
     assert load(tmp_path / "hf").image_shape == (32, 48)
 
 
+@pytest.mark.slow
 def test_names_are_nested_as_linen_nests_them(tmp_path):
     _, params = published(tmp_path)
     found = load_params(tmp_path / "published.npz", variant="B/16", **VIT)

@@ -51,6 +51,7 @@ def test_the_command_converts_and_says_what_it_wrote(published, tmp_path):
     assert table.shape == (1, 1 + 24 * 20, 192)
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_parameters_and_writes_nothing(published, tmp_path):
     before = sorted(tmp_path.iterdir())
     done = run(published, tmp_path / "x.safetensors", "--dry_run", "--variant=ti16")
@@ -61,6 +62,7 @@ def test_a_dry_run_lists_the_parameters_and_writes_nothing(published, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -81,6 +83,7 @@ def test_mistakes_get_one_clear_message(published, arguments, message, capsys, m
     assert [p.name for p in published.parent.iterdir()] == ["published.npz"]
 
 
+@pytest.mark.slow
 def test_every_format_round_trips_through_the_command(published, tmp_path):
     """npz -> Orbax -> timm -> Hugging Face -> npz: the same file, byte for byte but for the zip."""
     chain = [

@@ -28,6 +28,7 @@ MODELS = {
 }
 
 
+SLOW = pytest.mark.slow
 # What a format has no place for.
 IMPOSSIBLE = {
     "npz": (),
@@ -50,7 +51,14 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit",
+        "relative",
+        *(pytest.param(n, marks=SLOW) for n in MODELS if n not in ("vit", "relative")),
+    ],
+)
 def test_written_and_read_again_every_bit_is_the_same(tmp_path, name, format):
     variant, options = MODELS[name]
     params = random_params(variant, **options)
@@ -102,7 +110,7 @@ def test_positions_shared_by_layers_are_for_orbax_alone(tmp_path):
     options = dict(VIT, positions_at="shared")
     params = random_params("B/16", **options)
     for format in ("npz", "timm", "hf"):
-        with pytest.raises(ValueError, match="which only Orbax can note"):
+        with pytest.raises(ValueError, match="which only Orbax can record"):
             save_params(params, tmp_path / "x", variant="B/16", format=format, **options)
     save_params(params, tmp_path / "x", variant="B/16", format="orbax", **options)
     assert load(tmp_path / "x").model().positions_at == "shared"
@@ -167,7 +175,7 @@ def test_a_hugging_face_file_alone_is_not_enough(tmp_path):
     file = tmp_path / "hf" / "model.safetensors"
     assert_same(load_params(file), params)  # its config.json is beside it
     (tmp_path / "hf" / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"no config\.json beside it, which notes its GELU"):
+    with pytest.raises(ValueError, match=r"no config\.json beside it, which records its GELU"):
         load_params(file)
 
 

@@ -170,7 +170,7 @@ def test_sizes_that_no_variant_has_are_taken_from_the_config(tmp_path):
         ({"pooler_act": "relu"}, "pooler_act is 'relu'"),
         ({"hidden_size": None}, "lacks the key 'hidden_size'"),
         ({"hidden_size": "x"}, "width='x' must be a whole number above 0"),
-        ({"num_hidden_layers": 10**12}, "it notes 1000000000000 blocks, but has"),
+        ({"num_hidden_layers": 10**12}, "it records 1000000000000 blocks, but has"),
         ({"intermediate_size": 10**20}, "model.safetensors"),
         ({"image_size": [1, 2, 3]}, "image_size must be one or two whole numbers above 0"),
         ({"id2label": {"0": "a"}}, "it names 1 classes, but has 2 logits"),

@@ -99,6 +99,7 @@ def test_without_a_layer_a_file_is_still_seen_as_its_variant(tmp_path, missing):
     assert "isn't a Ti/16: " in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["x.npz", "x.safetensors"])
 def test_a_wrong_variant_is_named(tmp_path, ending):
     params = random_params("Ti/16", num_classes=0)

@@ -53,7 +53,7 @@ def compile_step(
     Args:
       config: see `config.defaults.default`.
       topology: the devices.
-      num_classes: of the head.
+      num_classes: number of classes of the head.
       total_steps: length of the run.
     """
     device = topology.devices[0]
@@ -62,7 +62,9 @@ def compile_step(
         best = best_implementation(config.dtype, model.width // model.num_heads, device)
         config = with_changes(config, {"model.implementation": best})
     run = setup.set_up(config, num_classes=num_classes, total_steps=total_steps)
-    program = parallel.strategy(config)(update=run.update, key=run.key, devices=topology.devices)
+    program = parallel.make_program(
+        config, update=run.update, key=run.key, devices=topology.devices
+    )
     state, batch = step_arguments(config, run)
     return compile_lowered(
         program.lower(state, batch),
@@ -134,7 +136,7 @@ def step_arguments(
     """Returns the state and the batch of a step, as `jax.ShapeDtypeStruct`s.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       run: what `setup.set_up` returns for it.
     """
     layout = batch_lib.layout(config.batch_size, image_shape(config.data.image_size))

@@ -28,8 +28,8 @@ class Collective(NamedTuple):
     """All collectives of one kind in a step.
 
     Attributes:
-      count: how many.
-      bytes: of their results.
+      count: number of instructions.
+      bytes: bytes of their results.
       sent: bytes that one device sends.
     """
 
@@ -47,7 +47,7 @@ class Costs(NamedTuple):
         FLOPs the text doesn't show.
       bytes_accessed: bytes that operations read from and write to the device's memory. A fusion
         is one operation. Arrays in fast memory (a memory space of its own) are not counted.
-      collectives: by kind, such as "all-reduce".
+      collectives: their costs by kind, such as "all-reduce".
     """
 
     flops: float | None
@@ -89,8 +89,8 @@ def count_costs(text: str, devices: int) -> Costs:
     """Returns the costs of a compiled program.
 
     Args:
-      text: of its HLO, as `jax.stages.Compiled.as_text` returns it.
-      devices: how many it runs on.
+      text: the program's HLO, as `jax.stages.Compiled.as_text` returns it.
+      devices: number of devices that it runs on.
     """
     computations, entry = parse(text)
 

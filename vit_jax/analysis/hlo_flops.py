@@ -16,7 +16,7 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> int
     here. Of attention, the derivative computes the scores again, which is counted.
 
     Args:
-      instruction: of `computation`.
+      instruction: an instruction of `computation`.
       computation: where the shapes of the operands are found.
     """
     if instruction.kind == "dot":

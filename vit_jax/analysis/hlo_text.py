@@ -17,8 +17,8 @@ class Instruction(NamedTuple):
     """One line of a computation.
 
     Attributes:
-      shape: of the result, such as "f32[8,4]{1,0}", or "(…, …)" for several arrays.
-      kind: of the operation, such as "dot".
+      shape: the result's shape, such as "f32[8,4]{1,0}", or "(…, …)" for several arrays.
+      kind: the operation's name, such as "dot".
       rest: the text after the opening parenthesis: operands, then attributes.
     """
 
@@ -55,7 +55,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     """Returns the computations of a program by name, and the name of the one that it starts with.
 
     Args:
-      text: of the HLO, as `jax.stages.Compiled.as_text` returns it.
+      text: the program's HLO, as `jax.stages.Compiled.as_text` returns it.
     """
     computations: dict[str, Computation] = {}
     name, entry = None, ""
@@ -76,7 +76,7 @@ def trip_count(computations: dict[str, Computation], condition: str, body: str) 
     the counter from the loop's tuple. Where XLA has unrolled the loop, the body adds more than 1.
 
     Args:
-      computations: of the program.
+      computations: the program's computations.
       condition, body: the names of the loop's two computations.
     """
     bounds = _integers(computations[condition].values())

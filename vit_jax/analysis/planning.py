@@ -48,8 +48,9 @@ def plan(
     Args:
       config: see `config.defaults.default`; its job is "train".
       topology: see `hardware.find_topology`.
-      num_classes: of the data set.
-      images: of the training split; None if `config.total_steps` is the run's length.
+      num_classes: number of classes of the data set.
+      images: number of images in the training split. None if `config.total_steps` is the run's
+        length.
       suggest: compiles up to three more batch sizes to find the largest that fits and, if the step
         doesn't fit, up to four other ways to make it fit.
       log: is called with a line before each compilation.
@@ -77,7 +78,7 @@ def plan(
             f"The number of training images of {config.data.name} is unknown, which {config.epochs}"
             f" epochs are counted by: give --images=N, or --config.total_steps=N."
         )
-    steps = setup.total_steps(config, images or 0)
+    steps = setup.run_length(config, images or 0)
 
     def compile_config(config: ConfigDict) -> Program:
         log(f"Compiling for {count} x {found.kind}: {_summary(config)}.")
@@ -90,7 +91,7 @@ def plan(
     flops_per_image = 3 * forward_flops(
         config.model.variant,
         config.data.image_size,
-        num_classes=num_classes if setup.has_head(config) else 0,
+        num_classes=num_classes if setup.needs_labels(config) else 0,
         **model_attributes(config),
     )
     report = {
@@ -132,7 +133,7 @@ def _compiled_costs(program: Program, topology: Topology, expected_flops: float)
     Args:
       program: the compiled step.
       topology: its devices.
-      expected_flops: of the step, on all devices.
+      expected_flops: floating-point operations of the step, on all devices.
     """
     chip = topology.chip
     costs: dict[str, Any] = {

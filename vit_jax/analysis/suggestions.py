@@ -22,7 +22,7 @@ def suggest_changes(
     """Returns the largest batch that fits and, if the step doesn't fit, other ways to make it fit.
 
     Args:
-      config: of the run.
+      config: the run's configuration.
       topology: the devices.
       program: the compiled step.
       state_bytes: bytes of the state on one device.

@@ -35,7 +35,7 @@ class Checkpoint(NamedTuple):
         shape that NumPy turns into such arrays, and which are read from disk at that moment.
       config: the configuration of the run. For weights of another code base only `model` and
         `data.image_size` have a meaning.
-      class_names: in the order of the logits. () if they are not known.
+      class_names: names of the classes, in the order of the logits. () if they are not known.
       step: number of updates. 0 for weights of another code base.
       average: the Polyak average of the parameters, a tree like `params`. None if there is none.
     """
@@ -162,7 +162,11 @@ def is_checkpoint(folder: epath.Path) -> bool:
 
 
 def read_metadata(folder: epath.Path) -> dict[str, Any]:
-    """Returns what `metadata_of` returned when the checkpoint in a folder was written."""
+    """Returns a checkpoint's JSON: what `metadata_of` returns, and what a `CheckpointManager` adds.
+
+    Args:
+      folder: the checkpoint's folder.
+    """
     return ocp.JsonCheckpointHandler().restore(folder / "metadata", args=ocp.args.JsonRestore())
 
 

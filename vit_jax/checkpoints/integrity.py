@@ -31,24 +31,24 @@ def write_manifest(folder: epath.Path) -> None:
 
 
 def find_damage(folder: epath.Path, items: Collection[str] | None = None) -> list[str]:
-    """Returns a sentence for each file of a checkpoint that is not as it was written.
+    """Returns one phrase for each file of a checkpoint that is not as it was written.
 
     The list is empty for a checkpoint in a bucket, which hashes its objects itself, and for one
     without a manifest.
 
     Args:
       folder: the checkpoint's folder.
-      items: the subfolders to check, such as "params". None if all are to be checked.
+      items: the subfolders to check, such as "params". None checks all.
     """
     if is_bucket(folder) or not (path := pathlib.Path(folder) / MANIFEST).is_file():
         return []
     try:
         manifest = json.loads(path.read_bytes())
-        noted = [(name, file["bytes"], file["sha256"]) for name, file in manifest.items()]
+        recorded = [(name, file["bytes"], file["sha256"]) for name, file in manifest.items()]
     except (AttributeError, KeyError, TypeError, ValueError):
         return [f"{MANIFEST} can't be read"]
     found = []
-    for name, size, digest in noted:
+    for name, size, digest in recorded:
         if items is not None and name.split("/")[0] not in items:
             continue
         file = path.parent / name

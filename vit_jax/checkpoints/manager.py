@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saved in the background, restored, and never taken if damaged."""
+"""The checkpoints of one run: saved in the background, restored, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from vit_jax.training.step import TrainState
 logger = logging.getLogger(__name__)
 
 _PARTIAL = ".orbax-checkpoint-tmp"  # part of the names of folders that Orbax has not finished
-_PENDING = "window"  # the key of the pending metrics in a checkpoint's metadata
+# The key of the pending metrics in a checkpoint's metadata. Version 0.1 wrote it: with another key,
+# runs could not be resumed from its checkpoints.
+_PENDING = "window"
 
 
 class CheckpointManager:
@@ -88,7 +90,7 @@ class CheckpointManager:
         Args:
           state: the state after an update.
           config: the run's configuration.
-          class_names: in the order of the logits.
+          class_names: names of the classes, in the order of the logits.
           pending: scalar metrics of each step that metrics.csv has no row of yet.
 
         Raises:
@@ -115,7 +117,7 @@ class CheckpointManager:
         """Returns the state and the pending metrics of the newest checkpoint, as they were saved.
 
         Args:
-          state: a state with the structure, the shapes and the placement that the result gets.
+          state: a state with the same structure, shapes and sharding.
 
         Raises:
           ValueError: the stored parameters are not those of `state`; each difference is named. Or
@@ -171,7 +173,7 @@ class CheckpointManager:
             for partial in _unfinished(self._folder):
                 shutil.rmtree(partial, ignore_errors=True)
             newest = max(steps_in(self._folder), default=None)
-            left = "None was saved before" if newest is None else f"{self.path(newest)} is whole"
+            left = "None was saved before" if newest is None else f"{self.path(newest)} is complete"
             next_run = "begins again" if newest is None else "goes on from there"
             raise OSError(
                 f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {left}. "

@@ -1,4 +1,4 @@
-"""What every room needs: files that are written whole or not at all, and parts of messages."""
+"""What every folder needs: files that are written completely or not at all; parts of messages."""
 
 from etils import epy
 

@@ -1,4 +1,4 @@
-"""Parts of messages that several rooms write: lists that are cut, and corrections of names."""
+"""Parts of messages that several folders write: lists that are cut, and corrections of names."""
 
 from __future__ import annotations
 

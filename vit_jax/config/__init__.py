@@ -6,7 +6,7 @@ with epy.lazy_api_imports(globals()):
     # every key with its default
     from vit_jax.config.defaults import default
 
-    # names and types of keys, and what several rooms derive from their values
+    # names and types of keys, and what several folders derive from their values
     from vit_jax.config.keys import (
         all_keys,
         image_shape,

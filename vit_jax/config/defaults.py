@@ -28,8 +28,8 @@ def default() -> ConfigDict:
     config.objective = "classification"
     config.seed = 0  # of parameters, order of the data, augmentation and dropout
     config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are always float32
-    # How the devices share the work, in training.parallel.STRATEGIES: with "pmap" each holds the
-    # whole state; with "sharded" each holds a part, for models too large for one device.
+    # How the devices share the work, in training.parallel.STRATEGIES: with "pmap" each holds a
+    # full copy of the state; with "sharded" each holds a part, for models too large for one device.
     config.parallel = "pmap"
     # With "sharded": number of devices that hold one copy of the state together. None: all of them.
     config.fsdp = placeholder(int)
@@ -37,7 +37,7 @@ def default() -> ConfigDict:
     # The model. Keys that are set replace the variant's values; None keeps them. ResNets take only
     # axial, kernel_epsilon, layers and width_factor. See models.attributes.ATTRIBUTES.
     config.model = ConfigDict()
-    config.model.variant = "B/16"  # a row of models.VARIANTS, in any usual spelling
+    config.model.variant = "B/16"  # a row of models.VARIANTS, in any common spelling
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
     config.model.stochastic_depth = placeholder(float)  # probability at the last block; paper: 0
     config.model.pool = placeholder(str)  # the head reads the "token" (paper) or the "gap" (mean)

@@ -1,4 +1,4 @@
-"""The keys of a configuration: types of values, nearest names, and what several rooms derive."""
+"""The keys of a configuration: types of values, nearest names, and what several folders derive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ValueType(NamedTuple):
     Attributes:
       fits: value -> True if it is of the type; takes anything, and None is not of any type.
       rule: what the values are, such as "a finite number".
-      example: such as ", such as (3, 4)" for keys that hold several numbers, "" for others.
+      example: a text such as ", such as (3, 4)" for keys that hold several numbers, "" for others.
       optional: True if the key can be None.
     """
 
@@ -82,7 +82,7 @@ def type_problem(key: str, value: Any) -> str:
     """Returns "optim.lr='x' must be a finite number.", or "" if the value is of the key's type.
 
     Args:
-      key: of `default`, in full.
+      key: a key of `default`, in full.
       value: anything.
     """
     fits, rule, example, optional = value_types()[key]
@@ -95,7 +95,7 @@ def what_fits(key: str) -> str:
     """Returns what the values of a key are, such as "a finite number".
 
     Args:
-      key: of `default`, in full.
+      key: a key of `default`, in full.
     """
     return value_types()[key].rule + value_types()[key].example
 
@@ -144,7 +144,7 @@ def no_such_key(key: str) -> str:
     """Returns "there is no key optim.lrr; did you mean optim.lr?", or "" for a key of `default`.
 
     Args:
-      key: in full, such as "optim.lrr".
+      key: a key in full, such as "optim.lrr".
     """
     known = list(value_types())
     if key in known:

@@ -63,7 +63,7 @@ def require_decodable(
 
     Args:
       dataset: what `open_dataset` returns.
-      splits: such as ("train", "test").
+      splits: names of splits, such as ("train", "test").
       options: `config.data`.
       progress: True to show a progress bar on stderr.
 
@@ -94,13 +94,13 @@ def find_undecodable(
     Args:
       source: the examples.
       num_classes: every label must be below it.
-      threads: number of threads that read and decode, or None for one on each CPU.
+      threads: number of threads that read and decode. None for one on each CPU.
       progress: True to show a progress bar on stderr.
     """
 
-    def find_problem(number: int) -> tuple[ExampleError] | tuple[()]:
+    def find_problem(index: int) -> tuple[ExampleError] | tuple[()]:
         try:
-            _, example = decode_example(source, number)
+            _, example = decode_example(source, index)
             check_label(example, num_classes)
         except ExampleError as error:
             return (error,)

@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
     Attributes:
       dataset: the data set of `config.data.name`.
-      class_names: the names of its classes; a label is a position in it.
+      class_names: the names of its classes, by label.
       train_split: the split to train on, such as "train[:85%]".
       test_split: the split to test on.
       train_source: the examples of the training split.
@@ -32,8 +32,8 @@ class Inputs(NamedTuple):
       train_batches: an endless iterator of this process's training batches. It reads nothing until
         `pipeline.seek` starts it at a step, or a batch is taken.
       test_batches: this process's batches of the test split, an iterable to go through many times.
-      eval_batches: (source, num_classes=) -> this process's evaluation batches of any source.
-      skipped_images: gets the images that all these batches skip.
+      make_eval_batches: (source, num_classes=) -> this process's evaluation batches of any source.
+      skipped_images: the ids of the images skipped so far, in all these batches.
     """
 
     dataset: Dataset
@@ -44,7 +44,7 @@ class Inputs(NamedTuple):
     test_source: Source
     train_batches: grain.DatasetIterator
     test_batches: Iterable[Batch]
-    eval_batches: Callable[..., Iterable[Batch]]
+    make_eval_batches: Callable[..., Iterable[Batch]]
     skipped_images: SkippedImages
 
     def check_decodable(self, options: ConfigDict) -> None:
@@ -62,11 +62,15 @@ class Inputs(NamedTuple):
         require_decodable(self.dataset, splits, options, progress=jax.process_index() == 0)
 
 
-def open_inputs(config: ConfigDict) -> Inputs:
+def open_inputs(config: ConfigDict, *, labels: bool = True) -> Inputs:
     """Opens the data set of a training run, checks its size and classes, and logs them.
 
     No image is read. The batches are this process's part: `config.batch_size` and
     `config.eval_batch_size` are of all processes together.
+
+    Args:
+      config: see `vit_jax.config.default`.
+      labels: False if the objective reads no labels: then a class may have no images.
 
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
@@ -91,7 +95,7 @@ def open_inputs(config: ConfigDict) -> Inputs:
         dataset,
         train_split,
         batch_size=config.batch_size,
-        labels=config.objective == "classification",
+        labels=labels,
     )
     skipped = SkippedImages()
     batches = train_batches(
@@ -113,7 +117,7 @@ def open_inputs(config: ConfigDict) -> Inputs:
         test_source=test_source,
         train_batches=batches,
         test_batches=evaluation(test_source, num_classes=len(class_names)),
-        eval_batches=evaluation,
+        make_eval_batches=evaluation,
         skipped_images=skipped,
     )
 
@@ -124,9 +128,9 @@ def evaluation_batches(
     """Returns (source, num_classes=) -> this process's evaluation batches of the source.
 
     Args:
-      config: its `eval_batch_size` is of all processes together.
+      config: the run's configuration; `eval_batch_size` is of all processes together.
       options: `config.data`, or a copy of it with a checkpoint's image size.
-      skipped: gets the images that are skipped, or None if nobody asks.
+      skipped: gets the images that are skipped. None doesn't collect them.
     """
     return functools.partial(
         eval_batches,

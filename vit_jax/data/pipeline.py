@@ -35,7 +35,7 @@ class Shard(NamedTuple):
     processes: int = 1  # how many there are
 
 
-WHOLE = Shard()  # of a single process
+SINGLE_PROCESS = Shard()  # all examples
 
 
 class SkippedImages:
@@ -70,7 +70,7 @@ def train_batches(
     num_classes: int,
     batch_size: int,
     seed: int,
-    shard: Shard = WHOLE,
+    shard: Shard = SINGLE_PROCESS,
     skipped: SkippedImages | None = None,
 ) -> grain.DatasetIterator:
     """Returns an endless iterator of training batches, of `batch.layout`; `seek` moves it.
@@ -84,9 +84,9 @@ def train_batches(
       options: `config.data`.
       num_classes: every label must be below it.
       batch_size: number of examples in a batch of this process.
-      seed: of the order and of the augmentation.
+      seed: seed of the order and of the augmentation.
       shard: which part of the order this process takes.
-      skipped: gets the images that are skipped, as they are read ahead; None if nobody asks.
+      skipped: gets the images that are skipped, as they are read ahead. None doesn't collect them.
 
     Raises (when a batch is taken):
       ValueError: an image can't be read or decoded, or a label is out of range, and the message
@@ -96,9 +96,9 @@ def train_batches(
     crop = transforms.TRAIN_CROPS[options.crop]
     reader = _Reader(source, options, skipped)
 
-    def augment(position: int, number: int) -> tuple[np.ndarray, Example]:
+    def augment(position: int, index: int) -> tuple[np.ndarray, Example]:
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
-        image, example = reader.read_usable(number)
+        image, example = reader.read_usable(index)
         image = crop(image, size, rng, options)
         image = transforms.random_flip(image, rng) if options.flip else image
         image = rand_augment(
@@ -133,22 +133,22 @@ def batch_ids(
       source: the examples.
       step: the number of the batch, counted from 1.
       batch_size: number of examples in a batch of all processes together.
-      seed: of the order.
-      skipped: the images that this process skipped, or None if it skips none. Where another process
+      seed: seed of the order.
+      skipped: the images that this process skipped. None if it skips none. Where another process
         skipped an image, the id is that image's, not that of the one that took its place.
     """
     order = _order(len(source), seed)
     ids = []
     for position in range((step - 1) * batch_size, step * batch_size):
-        number = order[position]
-        while (id := example_id(source, number)) in (skipped or ()):
-            number = (number + 1) % len(source)
+        index = order[position]
+        while (id := example_id(source, index)) in (skipped or ()):
+            index = (index + 1) % len(source)
         ids.append(id)
     return ids
 
 
 def _order(count: int, seed: int) -> grain.MapDataset:
-    """Returns the numbers of the examples in the order of training, without an end."""
+    """Returns the indices of the examples in the order of training, without an end."""
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
 
 
@@ -161,7 +161,7 @@ def eval_batches(
     *,
     num_classes: int,
     batch_size: int,
-    shard: Shard = WHOLE,
+    shard: Shard = SINGLE_PROCESS,
     skipped: SkippedImages | None = None,
 ) -> Iterable[Batch]:
     """Returns an iterable of batches in which every example is once, over all processes.
@@ -173,35 +173,35 @@ def eval_batches(
     size = image_shape(options.image_size)
     reader = _Reader(source, options, skipped)
 
-    def view(number: int) -> tuple[np.ndarray, Example] | None:
-        if number >= len(source) or (found := reader.read(number)) is None:
+    def view(index: int) -> tuple[np.ndarray, Example] | None:
+        if index >= len(source) or (found := reader.read(index)) is None:
             return None
         image, example = found
         return transforms.evaluation_view(image, size, options), example
 
-    def collate(numbers: list[int]) -> Batch:
-        examples = [view(number) for number in numbers]
+    def collate(indices: list[int]) -> Batch:
+        examples = [view(index) for index in indices]
         if not any(examples):
             reader.read_usable(0)  # raises an error if no image of the source can be used
         return _collate(examples, num_classes, batch_size, size)
 
     steps = -(-len(source) // (batch_size * shard.processes))
-    numbers = grain.MapDataset.range(steps * batch_size * shard.processes)
-    numbers = numbers[shard.process :: shard.processes]
-    batches = numbers.batch(batch_size, batch_fn=list).map(collate)
+    indices = grain.MapDataset.range(steps * batch_size * shard.processes)
+    indices = indices[shard.process :: shard.processes]
+    batches = indices.batch(batch_size, batch_fn=list).map(collate)
     return batches.to_iter_dataset(_read_options(options))
 
 
 # ------------------------------------------------------------------------------ reading examples
 
 
-def decode_example(source: Source, number: int) -> tuple[np.ndarray, Example]:
+def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
     """Returns an example's image, uint8 RGB (height, width, 3), and the example.
 
     Raises:
       ExampleError: the example can't be read, or its image can't be decoded.
     """
-    example = source[number]
+    example = source[index]
     try:
         return transforms.decode(example.image), example
     except ValueError as error:
@@ -218,10 +218,10 @@ def check_label(example: Example, num_classes: int) -> None:
         )
 
 
-def example_id(source: Source, number: int) -> str:
+def example_id(source: Source, index: int) -> str:
     """Returns the id of an example, even if the example can't be read."""
     try:
-        return source[number].id
+        return source[index].id
     except ExampleError as error:
         return error.id
 
@@ -232,31 +232,31 @@ class _Reader:
     def __init__(self, source: Source, options: ConfigDict, skipped: SkippedImages | None):
         self._source, self._skip = source, options.on_error == "skip"
         self._skipped = SkippedImages() if skipped is None else skipped
-        self._bad: dict[int, ExampleError] = {}  # by number: these are not decoded again
+        self._bad: dict[int, ExampleError] = {}  # by index: these are not decoded again
 
-    def read(self, number: int) -> tuple[np.ndarray, Example] | None:
-        """Returns what `decode_example` does, or None if the example is skipped."""
-        if number in self._bad:
+    def read(self, index: int) -> tuple[np.ndarray, Example] | None:
+        """Returns what `decode_example` returns. None if the example is skipped."""
+        if index in self._bad:
             return None
         try:
-            return decode_example(self._source, number)
+            return decode_example(self._source, index)
         except ExampleError as error:
             if not self._skip:
                 raise ValueError(
                     f"{error}. Remove or repair it, or skip such images with "
                     f"--config.data.on_error=skip."
                 ) from error
-            self._bad[number] = error
+            self._bad[index] = error
             self._skipped.add(error)
             return None
 
-    def read_usable(self, number: int) -> tuple[np.ndarray, Example]:
-        """Returns the first example that is not skipped, from this number on, as `read` does."""
+    def read_usable(self, index: int) -> tuple[np.ndarray, Example]:
+        """Returns the first example that is not skipped, from this index on, as `read` does."""
         count = len(self._source)
         for i in range(count):
-            if (found := self.read((number + i) % count)) is not None:
+            if (found := self.read((index + i) % count)) is not None:
                 return found
-        raise ValueError(f"None of {count} images can be used, such as {self._bad[number]}.")
+        raise ValueError(f"None of {count} images can be used, such as {self._bad[index]}.")
 
 
 def _collate(

@@ -1,7 +1,7 @@
 """Where examples come from: a folder of images, a tfds data set, or a task of VTAB.
 
 `open_dataset` opens a data set by its name. `open_source` opens a split of it: a `Source`, which
-reads encoded examples by their numbers. A further kind of data set is a class with the attributes
+reads encoded examples by their indices. A further kind of data set is a class with the attributes
 of `Dataset` and a line in `open_dataset`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,7 +46,7 @@ class ExampleError(ValueError):
     """An example can't be used.
 
     Attributes:
-      id: the example's.
+      id: the example's id.
       reason: what is wrong with it, without a full stop.
     """
 
@@ -59,7 +59,7 @@ class ExampleError(ValueError):
 
 
 class Source(Protocol):
-    """A sequence of examples that are read by number, by several threads at once.
+    """A sequence of examples that are read by index, by several threads at once.
 
     Reading raises `ExampleError` if the example can't be read.
     """
@@ -73,7 +73,7 @@ class Dataset(Protocol):
     """A set of images, each of one class.
 
     Attributes:
-      class_names: the name of each class; a label is a position in it.
+      class_names: the names of the classes, by label.
       splits: names of the splits, with their numbers of examples.
     """
 
@@ -185,9 +185,9 @@ class TfdsSource:
     """Examples that are records of a tfds data set.
 
     Args:
-      records: the split's, with images still encoded.
+      records: the split's records, with images still encoded.
       read: takes a record, returns the image's bytes and the label.
-      name: of the data set and split, for the examples' ids.
+      name: name of the data set and split, for the examples' ids.
     """
 
     def __init__(
@@ -211,8 +211,9 @@ class TfdsDataset:
 
     Args:
       name: tfds's name, with or without a config and a version.
-      data_dir: tfds's folder, or None for its default, see `open_dataset`.
-      task: a task of VTAB, which says how to make image and label, or None if they are features.
+      data_dir: tfds's folder. None for its default, see `open_dataset`.
+      task: a task of VTAB, which says how to make image and label. None reads both from tfds
+        features.
 
     Raises:
       ValueError: the data set does not have images with one class label each.
@@ -224,18 +225,15 @@ class TfdsDataset:
         info = self._builder.info
         features = dict(info.features)
         image_key, label_key = info.supervised_keys or ("image", "label")
-        recode, label = (task.image, task.label) if task else (bytes, label_key)
-        if isinstance(label, str):
-            names = getattr(features.get(label), "names", None) or ()
-            label = vtab.Labels(tuple(names), operator.itemgetter(label))
-        if not isinstance(features.get(image_key), tfds.features.Image) or not label.names:
+        image_bytes_of, label = (task.image, task.label) if task else (bytes, label_key)
+        labels = _named_labels(label, features) if isinstance(label, str) else label
+        if not isinstance(features.get(image_key), tfds.features.Image) or not labels.names:
             raise ValueError(
                 f"The tfds data set {name} can't be used for classification: it has the features "
                 f"{', '.join(features)}, and an image with one class label is needed."
             )
-        label_of = label.of
-        self._read = lambda record: (recode(record[image_key]), int(label_of(record)))
-        self.class_names = label.names
+        self._read = lambda record: (image_bytes_of(record[image_key]), int(labels.of(record)))
+        self.class_names = labels.names
         self.splits: Mapping[str, int] = {
             split: info.splits[split].num_examples for split in info.splits
         }
@@ -255,6 +253,12 @@ class TfdsDataset:
         return TfdsSource(records, self._read, f"{info.full_name} {split}")
 
 
+def _named_labels(key: str, features: Mapping[str, Any]) -> vtab.Labels:
+    """Returns the classes of a feature. They have no names if the feature has none."""
+    names = getattr(features.get(key), "names", None) or ()
+    return vtab.Labels(tuple(names), operator.itemgetter(key))
+
+
 # ------------------------------------------------------------------------------------- opening
 
 
@@ -264,7 +268,7 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
     Args:
       name: a folder of images, see `config.keys.is_folder`; or "vtab/" and a task of `vtab.TASKS`;
         or the name of a tfds data set, such as "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
-      data_dir: where tfds keeps prepared data, or None for ~/tensorflow_datasets, its default.
+      data_dir: where tfds keeps prepared data. None for ~/tensorflow_datasets, its default.
 
     Raises:
       FileNotFoundError: there is no such folder, it has no images, or files of a data set are lost.
@@ -291,7 +295,7 @@ def open_source(dataset: Dataset, part: str, split: str | None = None) -> tuple[
     Args:
       dataset: what `open_dataset` returns.
       part: "train" or "test".
-      split: such as "train[:85%]", or None for the one that `default_splits` chooses.
+      split: a split such as "train[:85%]". None for the one that `default_splits` chooses.
 
     Raises:
       ValueError: the split's syntax is wrong, there is no such split, or it is empty.

@@ -12,7 +12,7 @@ def parse_split(split: str) -> tfds.core.ReadInstruction:
     """Returns a split as tfds reads it.
 
     Args:
-      split: such as "train", "train[:85%]" or "train[:800]+validation".
+      split: a text such as "train", "train[:85%]" or "train[:800]+validation".
 
     Raises:
       ValueError: the syntax is wrong; the message gives examples.
@@ -30,7 +30,7 @@ def absolute_parts(split: str, splits: Mapping[str, int]) -> list[Any]:
     """Returns the parts of a split, which a "+" separates, with percentages as numbers of examples.
 
     Args:
-      split: such as "train[:85%]+validation".
+      split: a text such as "train[:85%]+validation".
       splits: names of the data set's splits, with their numbers of examples.
 
     Returns:
@@ -67,7 +67,7 @@ def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, 
     """Returns a split without its last examples, and these as a split of their own.
 
     Args:
-      split: such as "train[:90%]" or "train+validation". Each part of it is divided.
+      split: a text such as "train[:90%]" or "train+validation". Each part of it is divided.
       share: the part of the examples to hold out, in (0, 1). It is rounded to whole examples; one
         is held out at least, and one stays at least.
       splits: names of the data set's splits, with their numbers of examples.

@@ -16,7 +16,7 @@ class Evaluator(NamedTuple):
     """One measurement of a model in training.
 
     Attributes:
-      name: for messages.
+      name: what is measured, for the log.
       every: steps between two measurements; 0 for none before the last step.
       columns: the names of the numbers, in the order of metrics.csv.
       run: state -> {column: number}. Columns without a number stay empty.

@@ -46,8 +46,8 @@ class Probe(NamedTuple):
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Returns the classes (n,) of features (n, d)."""
-        whitened = (np.asarray(features, np.float64) - self.mean) / self.scale
-        return (whitened @ self.weights + self.bias).argmax(-1)
+        standardised = (np.asarray(features, np.float64) - self.mean) / self.scale
+        return (standardised @ self.weights + self.bias).argmax(-1)
 
 
 def fit(

@@ -30,7 +30,7 @@ class Prediction(NamedTuple):
 
     Attributes:
       label: the class's name, or "class 3" if the checkpoint has no names.
-      probability: in [0, 1]; those of all classes sum to 1.
+      probability: a number in [0, 1]; those of all classes sum to 1.
     """
 
     label: str
@@ -59,7 +59,8 @@ class Classifier:
 
     Attributes:
       checkpoint: the weights, at this image size.
-      class_names: in the order of the logits; "class 0", "class 1", … if the checkpoint has none.
+      class_names: names of the classes, in the order of the logits; "class 0", "class 1", … if the
+        checkpoint has none.
 
     Raises:
       ValueError: the source can't be read, or there is no model for images of this size.

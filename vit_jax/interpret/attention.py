@@ -61,7 +61,7 @@ def _between_all_tokens(
     Args:
       weights: (b, k, n, n); of axial attention (b * rows, k, columns, columns) or (b * columns, k,
         rows, rows).
-      path: of the module, which says along which axis it attends.
+      path: the module's path, which says along which axis it attends.
       grid: (rows, columns) of the patches.
     """
     rows, columns = grid

@@ -100,7 +100,7 @@ def about_distances(
     """Returns a caption for mean attention distances.
 
     Args:
-      distances: of all heads, in pixels.
+      distances: the distances of all heads, in pixels.
       uniform: the distance of attention to all patches alike, in pixels.
       images: number of images that they are averaged over.
       image_shape: (h, w) in pixels.

@@ -33,7 +33,7 @@ def first_layer_filters(params: Any, components: int = 28) -> Filters:
     they are the standardised filters of its root convolution.
 
     Args:
-      params: of any model.
+      params: the parameters of any model.
       components: largest number of principal components, m.
     """
     if "conv_root" in params:

@@ -119,7 +119,7 @@ def build_page(
     Args:
       checkpoint: what `weights.api.load` returns, of any model.
       image_size: pixels, a side or (h, w). None for the checkpoint's own.
-      max_megabytes: of 2^20 bytes; larger files are refused.
+      max_megabytes: largest size of a file, in 2^20 bytes; larger files are refused.
 
     Raises:
       ValueError: the model is a ResNet without a head, or see `classifier.prepare`.
@@ -266,7 +266,7 @@ def serve(
       blocks: what `build_page` returns.
       host: the address to listen on.
       port: the port to listen on.
-      max_megabytes: of 2^20 bytes; a larger upload is broken off.
+      max_megabytes: largest size of an upload, in 2^20 bytes; a larger one is broken off.
 
     Raises:
       OSError: this address and port can't be listened on.

@@ -58,7 +58,7 @@ class _Photo(NamedTuple):
     """An image of the report.
 
     Attributes:
-      name: of its file.
+      name: the name of its file.
       stem: how the names of its pictures begin.
       view: the part that the model sees, in the model's size: uint8 (h, w, 3).
       large: the same part, larger.

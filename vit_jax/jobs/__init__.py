@@ -11,7 +11,7 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.jobs.validation import validate
 
     # What a run starts from.
-    from vit_jax.jobs.start import Start, find_start
+    from vit_jax.jobs.resume import Start, find_start
 
     # What a run reports.
     from vit_jax.jobs.metric_writer import MetricWriter

@@ -15,10 +15,11 @@ from vit_jax.common.files import write_csv
 from vit_jax.common.messages import first_few
 from vit_jax.data import sources
 from vit_jax.data.inputs import evaluation_batches
+from vit_jax.data.pipeline import SkippedImages
 from vit_jax.evaluation.split_metrics import POLYAK, TEST, add_up, prefixed
 from vit_jax.jobs.validation import validate
 from vit_jax.training.classification import classification
-from vit_jax.training.parallel import strategy
+from vit_jax.training.parallel import make_program
 from vit_jax.weights.api import load
 
 
@@ -33,8 +34,10 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       workdir: where the results go.
 
     Returns:
-      As `train`, without `fewshot_…`, and `confusion_matrix`: the path of a table with one row for
-      each true class and one column for each predicted class, counting images.
+      `step`, `test_accuracy`, `test_loss`… and `polyak_test_accuracy`…, as `train`;
+      `images_per_second`; `skipped_images`, if there were any; `checkpoint`, its path; and
+      `confusion_matrix`, the path of a table with one row for each true class and one column for
+      each predicted class, counting images.
 
     Raises:
       ValueError: the data's classes are not the checkpoint's (if these have no names, their
@@ -62,11 +65,11 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     class_names = dataset.class_names
     _check_classes(checkpoint, class_names, config.data.name)
     _, source = sources.open_source(dataset, "test", config.data.test)
-    batches = evaluation_batches(config, checkpoint_view(config, checkpoint))(
-        source, num_classes=len(class_names)
-    )
+    skipped = SkippedImages()
+    make_batches = evaluation_batches(config, checkpoint_view(config, checkpoint), skipped)
+    batches = make_batches(source, num_classes=len(class_names))
     objective = classification(checkpoint.model(dtype=config.dtype), confusion=True)
-    program = strategy(config)(evaluate=objective.evaluate)
+    program = make_program(config, evaluate=objective.evaluate)
     params = program.place(checkpoint.params)
 
     start = time.monotonic()
@@ -85,6 +88,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     return {
         "step": checkpoint.step,
         **columns,
+        **({"skipped_images": len(skipped)} if len(skipped) else {}),
         "images_per_second": round(int(sums["count"]) / seconds, 1),
         "checkpoint": checkpoint.path,
         "confusion_matrix": str(table),
@@ -106,8 +110,8 @@ def _check_classes(checkpoint: Checkpoint, class_names: tuple[str, ...], data: s
         return
     classes = _listed(known) if known else f"{checkpoint.num_classes} classes"
     raise ValueError(
-        f"{checkpoint.path} tells {classes} apart, but {data} has {_listed(class_names)}: choose "
-        f"data with its classes."
+        f"{checkpoint.path} has {classes}, but {data} has {_listed(class_names)}: choose data with "
+        f"the checkpoint's classes."
     )
 
 

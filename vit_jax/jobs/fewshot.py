@@ -20,7 +20,7 @@ from vit_jax.evaluation.fewshot import (
 )
 from vit_jax.jobs.evaluate import checkpoint_view
 from vit_jax.jobs.validation import validate
-from vit_jax.training.parallel import strategy
+from vit_jax.training.parallel import make_program
 from vit_jax.weights.api import load
 
 
@@ -49,7 +49,7 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         checkpoint = checkpoint.averaged()
     probe = open_few_shot(config, evaluation_batches(config, checkpoint_view(config, checkpoint)))
     model = checkpoint.model(dtype=config.dtype)
-    program = strategy(config)(extract_features=feature_extractor(model))
+    program = make_program(config, extract_features=feature_extractor(model))
     scores = probe.measure(on_devices(program, program.place(checkpoint.params)))
 
     table = folder / "fewshot.csv"

@@ -29,14 +29,14 @@ _TABLE = "metrics.csv"
 class MetricWriter:
     """Writes rows of numbers to WORKDIR/metrics.csv and to TensorBoard.
 
-    A run that goes on from `first_step` drops the rows of later steps, which an interrupted run
+    A run that goes on drops the rows of later steps, which an interrupted run
     left. Nothing can be appended to a file in a bucket. There, both are written to a temporary
-    folder, which is copied every half minute at most, and at the end.
+    folder. With a row, it is copied if the last copy is 30 s old, and at the end.
 
     Args:
       workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
-      columns: of metrics.csv, `step` among them.
-      first_step: updates that are done.
+      columns: the columns of metrics.csv, including `step`.
+      steps_done: where the run starts.
       active: False on all processes but one: nothing is written.
 
     Raises:
@@ -49,7 +49,7 @@ class MetricWriter:
         workdir: str | os.PathLike,
         columns: Sequence[str],
         *,
-        first_step: int,
+        steps_done: int,
         active: bool,
     ):
         self._active = active
@@ -63,10 +63,10 @@ class MetricWriter:
         folder = pathlib.Path(workdir)
         self._path = folder / _TABLE
         with self._one_message():
-            _keep_rows(self._path, first_step, columns)
+            _keep_rows(self._path, steps_done, columns)
             self._file = self._path.open("a", newline="")
             self._csv = csv.DictWriter(self._file, columns, extrasaction="ignore")
-            self._events = _Events(folder / "tensorboard", first_step + 1)
+            self._events = _Events(folder / "tensorboard", steps_done + 1)
 
     def write(self, row: dict[str, float]) -> None:
         """Writes one row.
@@ -116,20 +116,20 @@ class MetricWriter:
 class _Events:
     """Writes scalars to a folder for TensorBoard, at once.
 
-    TensorBoard's own writer has a thread that hides a full disk, and then waits for ever.
+    TensorBoard's own writer has a thread that hides a full disk, and then waits forever.
 
     Args:
-      folder: for the file.
-      first_step: TensorBoard hides what an earlier run wrote from this step on.
+      folder: where the file goes.
+      next_step: TensorBoard hides what an earlier run wrote from this step on.
     """
 
-    def __init__(self, folder: pathlib.Path, first_step: int):
+    def __init__(self, folder: pathlib.Path, next_step: int):
         folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads files of such names, in their order.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter((folder / name).open("wb"))
         self._add(file_version="brain.Event:2")
-        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+        self._add(step=next_step, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, row: dict[str, float]) -> None:
         scalars = [
@@ -175,15 +175,15 @@ class _Copy:
         self._temporary.cleanup()
 
 
-def _keep_rows(path: pathlib.Path, last_step: int, columns: Sequence[str]) -> None:
-    """Rewrites the file with the rows up to `last_step`. The file is whole at every moment."""
+def _keep_rows(path: pathlib.Path, steps_done: int, columns: Sequence[str]) -> None:
+    """Rewrites the file with the rows up to `steps_done`. The file is whole at every moment."""
     rows = []
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # it was being written when the run ended
             lines.pop()
         try:
-            rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= last_step]
+            rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= steps_done]
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(
                 f"{path} is not a table with a number in the column step of every row: put it "

@@ -19,12 +19,12 @@ ON_NONFINITE = ("stop", "skip")  # values of config.on_nonfinite
 
 
 class StopAtNonfinite(NamedTuple):
-    """Saves what led to a refused update, and stops the run; see `stop`.
+    """Saves what led to a refused update, and stops the run; see `save_and_raise`.
 
     Attributes:
-      workdir: of the run.
-      config: of the run.
-      class_names: of the head.
+      workdir: the run's folder.
+      config: the run's configuration.
+      class_names: the names of the head's classes.
       inputs: what the run reads.
     """
 
@@ -33,7 +33,7 @@ class StopAtNonfinite(NamedTuple):
     class_names: tuple[str, ...]
     inputs: Inputs
 
-    def stop(self, refused: HostMetrics, state: TrainState) -> NoReturn:
+    def save_and_raise(self, refused: HostMetrics, state: TrainState) -> NoReturn:
         """Writes WORKDIR/nonfinite/step_N, a checkpoint and batch.txt, apart from the run's own.
 
         Args:

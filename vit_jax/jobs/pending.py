@@ -20,7 +20,7 @@ def train_columns(train_metrics: Iterable[str]) -> tuple[str, ...]:
     """Returns the columns that `PendingMetrics.row` fills.
 
     Args:
-      train_metrics: the objective's.
+      train_metrics: the names of the objective's metrics.
     """
     return (*(f"train_{name}" for name in train_metrics), *_OF_THE_UPDATE, "skipped_updates")
 
@@ -32,10 +32,10 @@ class PendingMetrics:
       gather: device arrays -> host arrays.
       on_refused: called with the metrics of an update that was refused and may not be skipped, and
         with the state; raises an error.
-      saved: metrics that a checkpoint kept.
+      saved: pending metrics that a checkpoint kept.
 
     Attributes:
-      metrics: those that have come from the devices, one dictionary a step.
+      metrics: the metrics that were fetched from the devices, one dictionary per step.
     """
 
     def __init__(
@@ -53,10 +53,12 @@ class PendingMetrics:
         self._on_device.append(metrics)
 
     def check_finite(self, state: TrainState, max_skipped: int) -> None:
-        """Waits for all steps, and raises an error if one update was refused too many.
+        """Fetches the metrics of all steps, and raises an error if too many updates were refused.
+
+        It waits until the steps have ended.
 
         Args:
-          state: after these steps. From the refused update on, nothing in it has changed.
+          state: the state after these steps. A refused update has changed nothing in it.
           max_skipped: how many updates in a row may be skipped.
         """
         self.metrics.extend(self._gather(self._on_device))
@@ -67,6 +69,8 @@ class PendingMetrics:
 
     def row(self) -> dict[str, float]:
         """Returns the columns of a row: means over the steps since the last row.
+
+        `check_finite` comes first: it fetches the metrics.
 
         Skipped updates don't count, unless all were skipped. The learning rate is the last one.
         """

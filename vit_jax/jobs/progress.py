@@ -15,40 +15,43 @@ _SHOWN = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accu
 class Progress:
     """Shows which step a run is at, and measures images per second in training.
 
-    Time between `stop` and `start`, such as that of evaluations, doesn't count.
+    Time between `pause` and `resume`, such as that of evaluations, doesn't count.
 
     Args:
-      first_step: updates that are done.
-      last_step: the length of the run.
-      batch_size: images a step.
+      steps_done: where the run starts.
+      total_steps: the length of the run.
+      batch_size: images per step.
       active: False shows nothing, for all processes but one.
     """
 
-    def __init__(self, first_step: int, last_step: int, batch_size: int, *, active: bool):
+    def __init__(self, steps_done: int, total_steps: int, batch_size: int, *, active: bool):
         self._batch_size = batch_size
-        self._compiled = last_step - first_step == 1  # of a single step, the compiler's time counts
+        self._compiled = (
+            total_steps - steps_done == 1
+        )  # of a single step, the compiler's time counts
         self._images, self._seconds = 0, 0.0
         self._bar = tqdm(
-            total=last_step,
-            initial=first_step,
+            total=total_steps,
+            initial=steps_done,
             unit="step",
             disable=not active,
             dynamic_ncols=True,
             file=sys.stderr,
             mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds: a log file stays short
         )
-        self.start()
+        self.resume()
 
-    def start(self) -> None:
-        """Starts to measure."""
+    def resume(self) -> None:
+        """Measures the time from here on."""
         self._begin, self._new_images = time.monotonic(), 0
 
     def advance(self, metrics: Any) -> None:
-        """Counts a step that is on its way to the devices.
+        """Counts a step that was sent to the devices.
+
+        The first step is waited for and not measured: most of its time is the compiler's.
 
         Args:
-          metrics: of the step. The first step is waited for and not measured: most of its time is
-            the compiler's.
+          metrics: the step's, to wait for.
         """
         self._bar.update()
         if self._compiled:
@@ -56,10 +59,10 @@ class Progress:
         else:
             jax.block_until_ready(metrics)
             self._compiled = True
-            self.start()
+            self.resume()
 
-    def stop(self) -> float:
-        """Returns the images per second since `start`."""
+    def pause(self) -> float:
+        """Returns the images per second since `resume`."""
         seconds = time.monotonic() - self._begin
         self._seconds += seconds
         self._images += self._new_images

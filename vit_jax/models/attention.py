@@ -23,9 +23,9 @@ def attend(
 ) -> jax.Array:
     """Returns softmax(q k^T / sqrt(depth)) v: (b, n, heads, depth), of the dtype of `value`.
 
-    The weighted values are divided by the sum of the exponentials, instead of the (n, n) weights.
-    It is the function of the paper's equations 6 and 7, with depth instead of n divisions a row,
-    which is faster on a CPU. Scores and sums are float32 for every dtype of the inputs.
+    It divides after the matmul: depth instead of n divisions per query, which is faster on a CPU.
+    The result is that of the paper's equations 6 and 7. Scores and sums are float32 for every dtype
+    of the inputs.
 
     Args:
       query, key, value: arrays (b, n, heads, depth).
@@ -92,9 +92,9 @@ def _attend_vjp(kept, dy):
     dots = (dy * y).sum(-1, keepdims=True)
     dy = dy.astype(v.dtype)
     dv = _matmul("bhqk,bhqd->bhkd", exps, dy)
-    scores = (exps * (_matmul("bhqd,bhkd->bhqk", dy, v) - dots)).astype(v.dtype)
-    dq = _matmul("bhqk,bhkd->bhqd", scores, k) * (q.shape[-1] ** -0.5)
-    dk = _matmul("bhqk,bhqd->bhkd", scores, q)
+    dscores = (exps * (_matmul("bhqd,bhkd->bhqk", dy, v) - dots)).astype(v.dtype)
+    dq = _matmul("bhqk,bhkd->bhqd", dscores, k) * (q.shape[-1] ** -0.5)
+    dk = _matmul("bhqk,bhqd->bhkd", dscores, q)
     return tuple(jnp.swapaxes(x, 1, 2).astype(v.dtype) for x in (dq, dk, dv))
 
 
@@ -145,7 +145,7 @@ def attend_cudnn(
     return y[:, :n]
 
 
-ATTENDS: dict[str, Callable[..., jax.Array]] = {
+ATTENTION_FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
     "plain": attend,
     "custom_vjp": attend_custom_vjp,
     "cudnn": attend_cudnn,
@@ -163,7 +163,7 @@ class MultiHeadDotProductAttention(nn.Module):
       num_heads: number of heads, which must divide d; depth = d / num_heads.
       attention_fn: (query, key, value) -> weighted values, all (b, n, heads, depth).
       dense: class of the four projections, see `layers.dense`.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     num_heads: int
@@ -199,10 +199,10 @@ def self_attention(
       num_heads: number of heads, which must divide d.
       relative: True adds relative positions (paper D.4), always by the plain `attend`.
       tokens: number of tokens that are attended to, for `attend_cudnn`. None for all.
-      implementation: a key of `ATTENDS`.
-      dtype: of the computation.
+      implementation: a key of `ATTENTION_FUNCTIONS`.
+      dtype: dtype of the computation.
     """
-    attention_fn = ATTENDS[implementation]
+    attention_fn = ATTENTION_FUNCTIONS[implementation]
     if relative:
         embeddings = RelativePositions(x.shape[1], x.shape[2] // num_heads)()
         attention_fn = functools.partial(attend, relative=embeddings)

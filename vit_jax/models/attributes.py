@@ -62,7 +62,7 @@ def _whole_number(kind: Kind) -> Attribute:
     return Attribute(kind, _whole, "a whole number above 0")
 
 
-def _number(kind: Kind) -> Attribute:
+def _fraction_number(kind: Kind) -> Attribute:
     return Attribute(kind, _fraction, "a number in [0, 1)")
 
 
@@ -91,12 +91,12 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "positions_at": _one_of("weights", *PLACES),
         "pool": _one_of("mathematics", *POOLS),
         "gelu": _one_of("mathematics", *GELUS),
-        "norm_epsilon": _number("mathematics"),
+        "norm_epsilon": _fraction_number("mathematics"),
         "kernel_epsilon": Attribute(
             "mathematics", lambda x: x is None or _fraction(x), "a number in [0, 1), or None"
         ),
-        "dropout": _number("run"),
-        "stochastic_depth": _number("run"),
+        "dropout": _fraction_number("run"),
+        "stochastic_depth": _fraction_number("run"),
         "pre_logits": _flag("run"),
         "remat": _one_of("device", *REMATS),
         "scan": _flag("device"),
@@ -115,7 +115,7 @@ def of_kind(attributes: Mapping[str, Any], *kinds: Kind) -> dict[str, Any]:
 
     Args:
       attributes: values by name. Names that are not in `ATTRIBUTES` are left out.
-      *kinds: one or more.
+      *kinds: one or more kinds.
     """
     return {name: value for name, value in attributes.items() if name in names(*kinds)}
 
@@ -125,13 +125,13 @@ def without(attributes: Mapping[str, Any], *kinds: Kind) -> dict[str, Any]:
 
     Args:
       attributes: values by name. Names that are not in `ATTRIBUTES`, such as "variant", are kept.
-      *kinds: one or more.
+      *kinds: one or more kinds.
     """
     return {name: value for name, value in attributes.items() if name not in names(*kinds)}
 
 
 def check(attributes: Mapping[str, Any]) -> None:
-    """Returns if every attribute has a value that fits.
+    """Raises ValueError if an attribute has a value that doesn't fit.
 
     Args:
       attributes: values by name. Names that are not in `ATTRIBUTES` are not checked.

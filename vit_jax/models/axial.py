@@ -51,7 +51,7 @@ class AxialAttention(nn.Module):
 
     Attributes:
       num_heads: number of heads of each attention, which must divide d.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     num_heads: int

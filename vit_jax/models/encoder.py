@@ -68,7 +68,7 @@ class EncoderBlock(nn.Module):
       tokens: number of tokens that are attended to, the first of the n. None for all. See
         `Encoder`.
       drop_path: probability that a residual branch is left out for an example, in training. Each
-        of the two branches is drawn for itself, and scaled so that its mean stays the same.
+        of the two branches is drawn independently, and scaled to keep its expectation.
       others: as in `VisionTransformer`.
     """
 
@@ -153,6 +153,8 @@ class Encoder(nn.Module):
         def apply(block, z):
             return sharded_by_example(block(z, train=train))
 
+        # `nn.remat`, not `jax.checkpoint`: the blocks are bound to their parameters, so JAX doesn't
+        # see these among the arguments.
         if train and self.remat != "none":
             apply = nn.remat(apply, policy=REMATS[self.remat])
         n = x.shape[1]
@@ -176,23 +178,23 @@ class Encoder(nn.Module):
             implementation=self.implementation,
             dtype=self.dtype,
         )
-        table = absolute_positions(self.positions, self.grid)
-        if table and self.positions_at != "layers":
-            positions = table(name="posembed_input")
+        positions_class = absolute_positions(self.positions, self.grid)
+        if positions_class and self.positions_at != "layers":
+            input_positions = positions_class(name="posembed_input")
 
         def add_positions(i, z):
             """Returns tokens with the positions that are added before block i, if there are any."""
-            if table and self.positions_at == "layers":
-                return table(name=f"posembed_{i}")(z)
-            if table and (self.positions_at == "shared" or i == 0):
-                return positions(z)
+            if positions_class and self.positions_at == "layers":
+                return positions_class(name=f"posembed_{i}")(z)
+            if positions_class and (self.positions_at == "shared" or i == 0):
+                return input_positions(z)
             return z
 
-        def block(i, **where):
+        def block(i, **module):
             drop_path = self.stochastic_depth * i / max(1, self.depth - 1)
             if self.axial:
-                return AxialEncoderBlock(self.grid, {**options, "drop_path": drop_path}, **where)
-            return EncoderBlock(**options, drop_path=drop_path, **where)
+                return AxialEncoderBlock(self.grid, {**options, "drop_path": drop_path}, **module)
+            return EncoderBlock(**options, drop_path=drop_path, **module)
 
         z = nn.Dropout(self.dropout, deterministic=not train)(add_positions(0, x))
         if padded:
@@ -222,6 +224,8 @@ class Encoder(nn.Module):
             z = block.apply({"params": params}, z, train=True, rngs={"dropout": key})
             return sharded_by_example(z), None
 
+        # `jax.checkpoint`, not `nn.remat`: the block isn't bound, and its parameters are arguments.
+        # In a loop, XLA can't undo the second computation, so no barriers (prevent_cse) are needed.
         if self.remat != "none":
             apply = jax.checkpoint(apply, policy=REMATS[self.remat], prevent_cse=False)
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *layers)

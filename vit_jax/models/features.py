@@ -34,7 +34,7 @@ def token_features(
 
     Args:
       model: what `models.build` returns; its head is not computed.
-      params: its parameters. Those of a head may be among them.
+      params: the model's parameters. Those of a head may be among them.
       images: (b, h, w, 3) in [-1, 1].
       layers: numbers of encoder blocks, counted from 1. The last LayerNorm is not applied to
         their tokens.

@@ -66,8 +66,9 @@ def forward_flops(
     """Returns the floating-point operations of one image's forward pass.
 
     It counts the multiplications and the additions, 2 for each pair, of all matmuls and
-    convolutions of the traced model, padding included. That is twice the MACs of the usual
-    counters. A training step is three forward passes, which reproduces the paper's table 6.
+    convolutions of the traced model, padding included. That is twice the MACs that
+    most counters give. A training step is three forward passes, which reproduces the paper's
+    table 6.
 
     Args:
       variant: a key of `models.VARIANTS`.
@@ -95,7 +96,7 @@ def training_exaflops(flops: float, images: float) -> float:
     """Returns the exaFLOPs (1e18) of training on a number of images: three forward passes each.
 
     Args:
-      flops: of one image's forward pass, as `forward_flops` counts them.
+      flops: operations of one image's forward pass, as `forward_flops` counts them.
       images: number of images seen; an image that is seen in 7 epochs counts 7 times.
     """
     return 3 * flops * images / 1e18

@@ -30,7 +30,7 @@ def best_implementation(dtype: Any, depth: int, device: jax.Device | None = None
     """Returns the fastest implementation known for a computation on a device.
 
     Args:
-      dtype: of the computation.
+      dtype: dtype of the computation.
       depth: size of an attention head, width / num_heads.
       device: None for this process's first device.
     """
@@ -61,7 +61,7 @@ class LayerNorm(nn.LayerNorm):
     `scale` and `bias` (d,).
 
     Attributes:
-      implementation: of `IMPLEMENTATIONS`.
+      implementation: one of `IMPLEMENTATIONS`.
       others: as in Flax.
     """
 
@@ -167,7 +167,7 @@ def gelu(x: jax.Array, kind: str, implementation: str) -> jax.Array:
     Args:
       x: the array.
       kind: a key of `GELUS`.
-      implementation: of `IMPLEMENTATIONS`.
+      implementation: one of `IMPLEMENTATIONS`.
     """
     plain, by_hand = GELUS[kind]
     return (plain if implementation == "plain" else by_hand)(x)
@@ -204,6 +204,6 @@ def dense(implementation: str) -> type[nn.DenseGeneral]:
     """Returns the class of an implementation's dense layers.
 
     Args:
-      implementation: of `IMPLEMENTATIONS`.
+      implementation: one of `IMPLEMENTATIONS`.
     """
     return nn.DenseGeneral if implementation == "plain" else FlatDense

@@ -37,7 +37,7 @@ class MaskedPatchPredictor(nn.Module):
     Attributes:
       vit: a model without `pre_logits` and without a head.
       outputs: number of values predicted for each patch.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     vit: VisionTransformer

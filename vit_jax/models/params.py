@@ -41,17 +41,17 @@ def count_parameters(tree: Any) -> int:
     """Returns the number of parameters in a tree, each element of an array counted.
 
     Args:
-      tree: of arrays, or of anything else with a `shape`, such as parameters in a file.
+      tree: arrays, or anything else with a `shape`, such as parameters in a file.
     """
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def check_same(found: Any, wanted: Any, where: str) -> None:
-    """Returns if two parameter trees have the same names and shapes.
+    """Raises ValueError unless two parameter trees have the same names and shapes.
 
     Args:
       found: nested dictionary of anything with a `shape`.
-      wanted: the same, of the model.
+      wanted: the same of the model.
       where: says what `found` is, for the message.
 
     Raises:
@@ -66,13 +66,13 @@ def check_same(found: Any, wanted: Any, where: str) -> None:
 
 
 def differences(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]) -> list[str]:
-    """Returns a sentence for every missing, unexpected and wrong-shaped parameter of `found`.
+    """Returns one phrase for every missing, unexpected and wrong-shaped parameter of `found`.
 
     An unexpected parameter is listed with the missing one of the most similar name, if any.
 
     Args:
       found: shapes by name.
-      wanted: the model's.
+      wanted: the model's shapes by name.
     """
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]

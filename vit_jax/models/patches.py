@@ -18,7 +18,7 @@ def to_patches(images: jax.Array, patch: tuple[int, int]) -> jax.Array:
     """Returns images (b, h, w, c), cut into patches row by row: (b, n, ph, pw, c).
 
     Args:
-      images: of any dtype.
+      images: pixels, of any dtype.
       patch: (ph, pw) in pixels, which divide h and w.
     """
     b, h, w, channels = images.shape

@@ -27,11 +27,11 @@ class StdConv(nn.Module):
     Attributes:
       features: number of output channels.
       size: the kernel's side in pixels.
-      stride: in pixels.
+      stride: step of the window, in pixels.
       bit: True for symmetric padding and (w - mean) / sqrt(var + 1e-10), as in the published BiT
         ResNets; False for SAME padding and (w - mean) / (std + 1e-5), as in the published hybrids.
       epsilon: makes it (w - mean) / sqrt(var + epsilon) in both. None for the formulas above.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     features: int
@@ -135,7 +135,7 @@ class Stage(nn.Module):
     Attributes:
       units: number of units.
       unit: (stride=, name=) -> the module of one unit.
-      stride: of the first unit; that of the others is 1.
+      stride: stride of the first unit; that of the others is 1.
     """
 
     units: int
@@ -159,7 +159,7 @@ def _stages(
     Args:
       x: (b, h, w, c).
       layers: number of units of each stage.
-      width: that of the first stage.
+      width: width of the first stage.
       unit: (width, stride=, name=) -> the module of one unit.
     """
     for i, units in enumerate(layers):
@@ -178,10 +178,10 @@ def hybrid_stem(
     hybrids: `conv_root`, `gn_root`, `block1/unit1/conv1`…
 
     Args:
-      images: in [-1, 1].
+      images: pixels in [-1, 1].
       layers: number of units of each stage; () for the root alone.
       kernel_epsilon: see `StdConv.epsilon`.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
     options = dict(epsilon=kernel_epsilon, dtype=dtype)
     x = StdConv(64, size=7, stride=2, **options, name="conv_root")(images)
@@ -212,7 +212,7 @@ class ResNet(nn.Module):
       width_factor: multiplies every width; 1 gives d = 2048.
       axial: True puts row and column attention in the place of the 3x3 convolutions (paper D.6).
       kernel_epsilon: see `StdConv.epsilon`.
-      dtype: of the computation; parameters are always float32.
+      dtype: dtype of the computation; parameters are always float32.
     """
 
     num_classes: int

@@ -48,14 +48,14 @@ class VisionTransformer(nn.Module):
       norm_epsilon: added to the variance in LayerNorm.
       gelu: "tanh", the approximation that the published checkpoints were trained with, or "exact",
         which PyTorch's ViTs compute.
-      kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems are for 1e-8.
+      kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems were trained with 1e-8.
       remat: what the blocks compute again in the backward pass, to save memory: "none" nothing,
         "dots" all but matmuls with parameters, "full" everything from each block's input.
       scan: True trains the blocks as one loop over their stacked parameters. A block is then
         compiled once instead of `depth` times. Evaluation and stored parameters don't change.
       implementation: how the encoder computes, see `layers`. None for the fastest implementation
         known for this process's first device.
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
 
     num_classes: int
@@ -129,7 +129,7 @@ class VisionTransformer(nn.Module):
           train: True applies dropout, and what else differs in training.
           corrupt: patch embeddings (b, n, d) -> patch embeddings, for
             `masked.MaskedPatchPredictor`. The result is then the encoder's output for the patches,
-            (b, n, d). None for no such function.
+            (b, n, d). None corrupts nothing.
 
         Raises:
           ValueError: the images can't be cut into whole patches.

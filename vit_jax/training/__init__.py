@@ -18,10 +18,10 @@ with epy.lazy_api_imports(globals()):
     )
 
     # how a step runs on all devices
-    from vit_jax.training.parallel import STRATEGIES, Parallel, partition, strategy
+    from vit_jax.training.parallel import STRATEGIES, Parallel, partition, make_program
 
     # from a configuration to all of the above
-    from vit_jax.training.setup import OBJECTIVES, Setup, set_up, total_steps
+    from vit_jax.training.setup import OBJECTIVES, Setup, set_up, run_length
 
     # one step
     from vit_jax.training.step import TrainState, initial_state, make_update

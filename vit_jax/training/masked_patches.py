@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from vit_jax.models.masked import Corruption, MaskedPatchPredictor
 from vit_jax.models.patches import to_float, to_patches
 from vit_jax.models.vit import VisionTransformer
-from vit_jax.training.objective import Objective, softmax_cross_entropy
+from vit_jax.training.objective import Objective, mean, softmax_cross_entropy
 
 _COLOURS = 8**3  # 3 bits a channel
 _SIDE = 4  # of the downsized patch
@@ -96,7 +96,7 @@ def masked_patches(
 
     The metrics are `loss` and `accuracy`, means over the selected patches; there is no accuracy of
     pixels. In a test an image is corrupted in the same way each time, wherever it stands in a
-    batch. The sums are `count` (of the selected patches), `loss` and `correct`.
+    batch. The sums are `count` (of the selected patches), `loss` and `accuracy`.
 
     Args:
       model: without a head. Its patches cover the image exactly.
@@ -127,14 +127,13 @@ def masked_patches(
 
     def evaluate(params, batch):
         images = batch["image"]
-        numbers = images.astype(jnp.uint32).sum((1, 2, 3))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), numbers)
+        # The sum of its pixels is the seed of an image: its corruption depends on nothing else.
+        seeds = images.astype(jnp.uint32).sum((1, 2, 3))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), seeds)
         losses, right, selected = predict(params, images, keys)
         counted = selected & batch["mask"][:, None]
         sums = {"count": counted.sum(), "loss": losses.sum(where=counted)}
-        return sums if right is None else {**sums, "correct": right.sum(where=counted)}
+        return sums if right is None else {**sums, "accuracy": right.sum(where=counted)}
 
-    test_metrics = {"loss": "loss", "accuracy": "correct"}
-    if target == "pixels":
-        test_metrics.pop("accuracy")
-    return Objective(predictor, loss, evaluate, tuple(test_metrics), test_metrics)
+    metrics = ("loss",) if target == "pixels" else ("loss", "accuracy")
+    return Objective(predictor, loss, evaluate, metrics, dict.fromkeys(metrics, mean))

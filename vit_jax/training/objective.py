@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Batch = dict[str, jax.Array]
+DeviceBatch = dict[str, jax.Array]  # a `data.batch.Batch`, placed on the devices
 Metrics = dict[str, jax.Array]
 
 
@@ -24,26 +24,33 @@ class Objective(NamedTuple):
       model: a module of images (b, h, w, 3) float32 in [-1, 1]. Its `init` makes all parameters.
       loss: (params, batch, key) -> (loss, metrics). Both are float32 scalars, means over the batch.
         The metrics are `loss` (nats) and the others of `train_metrics`.
-      evaluate: (params, batch) -> sums over the examples whose mask is True: `count` and the sums
-        of `test_metrics`. The sums of batches and devices are added before a mean is taken.
+      evaluate: (params, batch) -> sums over the examples whose mask is True: `count`, and one sum
+        for each of `test_metrics`. The sums of batches and devices are added up.
       train_metrics: the names of the metrics of `loss`. `metrics.csv` has a column `train_NAME` for
         each.
-      test_metrics: for each metric of a test, the name of its sum. The metric is sum / count.
+      test_metrics: for each metric of a test, the function (its sum, count) -> the metric.
         `metrics.csv` has a column `test_NAME` for each.
     """
 
     model: nn.Module
-    loss: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Metrics]]
-    evaluate: Callable[[Any, Batch], Metrics]
+    loss: Callable[[Any, DeviceBatch, jax.Array], tuple[jax.Array, Metrics]]
+    evaluate: Callable[[Any, DeviceBatch], Metrics]
     train_metrics: tuple[str, ...]
-    test_metrics: Mapping[str, str]
+    test_metrics: Mapping[str, Callable[[Any, float], float]]
 
     def summarize(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Returns the test metrics of some sums; a metric without a sum is left out."""
         count = float(sums["count"])
         return {
-            name: float(sums[key]) / count for name, key in self.test_metrics.items() if key in sums
+            name: value(sums[name], count)
+            for name, value in self.test_metrics.items()
+            if name in sums
         }
+
+
+def mean(total: Any, count: float) -> float:
+    """Returns the mean of a metric: its sum divided by the number of examples."""
+    return float(total) / count
 
 
 def softmax_cross_entropy(

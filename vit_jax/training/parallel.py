@@ -1,8 +1,8 @@
 """Sharding strategies: how one training step runs on all devices, and where its arrays lie.
 
-`STRATEGIES` has one function a strategy; each returns a `Parallel`, and all of them compute the
-same: `pmap` replicates the state on every device, `sharded` splits it between devices. Nothing
-else in the package knows on how many devices a program runs.
+`STRATEGIES` has one function for each strategy. `pmap` replicates the state on every device,
+`sharded` splits it between devices. Both return a `Parallel`, and compute the same losses and
+gradients, but for random numbers (see `pmap`). Only this file places arrays on devices.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def pmap(
     Args:
       evaluate: (params, batch) -> sums over the batch, an `Objective`'s.
       update: what `step.make_update` returns.
-      key: the run's key, for `update`. Each device folds its number in, so that dropout differs
-        between devices.
+      key: the run's key, for `update`. Each device folds its number in, so that dropout,
+        stochastic depth, mixup and the corruption of patches differ between devices.
       extract_features: (params, batch) -> arrays with one entry an example, see
         `fewshot.feature_extractor`.
       devices: devices of this process, in a run of one process. None for all devices of all
@@ -138,7 +138,7 @@ def sharded(
     key: Any = None,
     extract_features: Callable[..., Any] = _not_given,
     fsdp: int | None = None,
-    smallest: int = SMALLEST_SHARDED,
+    min_elements: int = SMALLEST_SHARDED,
     devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
     """Returns the program that shards the state too, for models too large for one device.
@@ -148,28 +148,31 @@ def sharded(
     device with the whole batch, and the compiler inserts the collectives.
 
     Args:
-      evaluate, update, key, extract_features: as for `pmap`; dropout needs no number of a device.
-      fsdp: number of devices that hold one copy of the state together. It must divide the number
+      evaluate, update, key, extract_features: as for `pmap`; `key` is not folded per device.
+      fsdp: number of devices that one copy of the state is sharded over. It must divide the number
         of devices. None for all devices.
-      smallest: arrays of fewer elements are replicated.
+      min_elements: arrays of fewer elements are replicated.
       devices: None for all devices of all processes.
 
     Raises:
       ValueError: `fsdp` doesn't divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    shared = fsdp or len(devices)
-    if len(devices) % shared:
+    copy_size = fsdp or len(devices)  # devices that hold one copy of the state
+    if len(devices) % copy_size:
         raise ValueError(f"fsdp={fsdp} doesn't divide the {len(devices)} devices.")
     mesh = jax.make_mesh(
-        (len(devices) // shared, shared), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
+        (len(devices) // copy_size, copy_size),
+        ("data", "fsdp"),
+        (AxisType.Auto,) * 2,
+        devices=devices,
     )
     replicated = NamedSharding(mesh, PartitionSpec())
     over_all = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
     rules = [("batch", ("data", "fsdp"))]  # for the axes that models name
 
     def sharding(x):
-        return NamedSharding(mesh, partition(x.shape, shared, smallest))
+        return NamedSharding(mesh, partition(x.shape, copy_size, min_elements))
 
     def shard(tree):
         """Says to the compiler which device holds which part of a state."""
@@ -217,7 +220,7 @@ def sharded(
     )
 
 
-def partition(shape: tuple[int, ...], devices: int, smallest: int) -> PartitionSpec:
+def partition(shape: tuple[int, ...], devices: int, min_elements: int) -> PartitionSpec:
     """Returns how an array is sharded over the mesh axis "fsdp": along its longest axis that fits.
 
     An axis fits if the devices divide its length. The first is taken of axes that are equally
@@ -226,10 +229,10 @@ def partition(shape: tuple[int, ...], devices: int, smallest: int) -> PartitionS
     Args:
       shape: the array's shape.
       devices: number of devices along "fsdp".
-      smallest: arrays of fewer elements are replicated.
+      min_elements: arrays of fewer elements are replicated.
     """
     axes = [axis for axis, length in enumerate(shape) if length % devices == 0]
-    if devices == 1 or not axes or np.prod(shape) < smallest:
+    if devices == 1 or not axes or np.prod(shape) < min_elements:
         return PartitionSpec()
     longest = max(axes, key=lambda axis: shape[axis])
     return PartitionSpec(*(None,) * longest, "fsdp")
@@ -243,13 +246,12 @@ def _readable(tree: Any) -> Any:
 STRATEGIES = {"pmap": pmap, "sharded": sharded}  # by the value of config.parallel
 
 
-def strategy(config: ConfigDict) -> Callable[..., Parallel]:
-    """Returns the function of `STRATEGIES` that a configuration chooses.
-
-    It takes the same keyword arguments as `pmap`.
+def make_program(config: ConfigDict, **functions: Any) -> Parallel:
+    """Returns the functions of a run, spread over the devices as a configuration chooses.
 
     Args:
       config: with `parallel`, a key of `STRATEGIES`, and `fsdp`, see `sharded`.
+      **functions: the keyword arguments of `pmap`.
     """
     options = {"fsdp": config.fsdp} if config.parallel == "sharded" else {}
-    return functools.partial(STRATEGIES[config.parallel], **options)
+    return STRATEGIES[config.parallel](**functions, **options)

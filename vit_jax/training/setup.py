@@ -30,7 +30,7 @@ class Setup(NamedTuple):
       max_skipped: how many updates in a row may be skipped because they are not finite.
       key: the random key of the run, for `update`.
       init_state: key -> the state before the first step.
-      init_key: for `init_state`.
+      init_key: the random key for `init_state`.
     """
 
     model: nn.Module
@@ -40,6 +40,18 @@ class Setup(NamedTuple):
     key: jax.Array
     init_state: Callable[[jax.Array], TrainState]
     init_key: jax.Array
+
+
+class ObjectiveRow(NamedTuple):
+    """A row of `OBJECTIVES`.
+
+    Attributes:
+      make: (configuration, model) -> the objective.
+      needs_labels: True if the objective reads labels, and the model needs a head for them.
+    """
+
+    make: Callable[[ConfigDict, Any], Objective]
+    needs_labels: bool
 
 
 def _classification(config: ConfigDict, model: nn.Module) -> Objective:
@@ -52,16 +64,15 @@ def _masked_patches(config: ConfigDict, model: VisionTransformer) -> Objective:
     return masked_patches(model, target=config.masked.target, fraction=config.masked.fraction)
 
 
-# By the value of config.objective: (configuration, model) -> the objective.
-OBJECTIVES: dict[str, Callable[[ConfigDict, Any], Objective]] = {
-    "classification": _classification,
-    "masked_patches": _masked_patches,
+OBJECTIVES = {  # by the value of config.objective
+    "classification": ObjectiveRow(_classification, needs_labels=True),
+    "masked_patches": ObjectiveRow(_masked_patches, needs_labels=False),
 }
 
 
-def has_head(config: ConfigDict) -> bool:
-    """Returns True if the objective needs labels, and the model a head for them."""
-    return config.objective != "masked_patches"
+def needs_labels(config: ConfigDict) -> bool:
+    """Returns True if the configured objective reads labels, see `OBJECTIVES`."""
+    return OBJECTIVES[config.objective].needs_labels
 
 
 def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
@@ -69,19 +80,19 @@ def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
 
     Args:
       config: see `vit_jax.config.default`.
-      num_classes: of the data. An objective without labels has no head for them.
-      total_steps: the length of the run, which is the schedule's.
+      num_classes: the number of classes of the data. Without labels, the model has no head.
+      total_steps: the length of the run and of its learning-rate schedule.
 
     Raises:
       ValueError: the variant doesn't exist, or doesn't take these attributes.
     """
     model = models.build(
         config.model.variant,
-        num_classes=num_classes if has_head(config) else 0,
+        num_classes=num_classes if needs_labels(config) else 0,
         dtype=config.dtype,
         **model_attributes(config),
     )
-    objective = OBJECTIVES[config.objective](config, model)
+    objective = OBJECTIVES[config.objective].make(config, model)
     learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
     optimizer = optim.optimizer(config.optim, learning_rate)
     max_skipped = config.max_skipped_updates if config.on_nonfinite == "skip" else 0
@@ -104,12 +115,12 @@ def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
     return Setup(model, objective, update, max_skipped, key, init_state, init_key)
 
 
-def total_steps(config: ConfigDict, images: int) -> int:
+def run_length(config: ConfigDict, images: int) -> int:
     """Returns the length of a run in steps.
 
     Args:
-      config: `total_steps`, or else `epochs` and `batch_size`.
-      images: of the training split.
+      config: `run_length`, or else `epochs` and `batch_size`.
+      images: the number of images in the training split.
 
     Raises:
       ValueError: it is 2**31 steps or more.

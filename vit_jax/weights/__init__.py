@@ -23,7 +23,7 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.weights.hugging_face import read_hugging_face, write_hugging_face
 
     # how a format's arrays correspond to our parameters
-    from vit_jax.weights.layout import Kind, Layout, Rule
+    from vit_jax.weights.layout import Layout, Packing, Rule
 
     # one format
     from vit_jax.weights.npz import read_npz, write_npz

@@ -19,8 +19,8 @@ from vit_jax.common.files import is_bucket, replacing
 from vit_jax.config import keys
 from vit_jax.models.params import parameter_shapes
 from vit_jax.models.positions import sincos_table
-from vit_jax.weights import catalogue, recognise, surgery, tables
-from vit_jax.weights.formats import FORMATS, format_of, not_noted, open_file
+from vit_jax.weights import catalogue, parameter_names, recognise, surgery
+from vit_jax.weights.formats import FORMATS, differences_for_readers, format_of, open_file
 from vit_jax.weights.tensor_file import TensorFile
 
 logger = logging.getLogger(__name__)
@@ -50,17 +50,17 @@ def load(
         - a folder of Hugging Face (`config.json` beside the weights), or `hf://ORGANISATION/NAME`
         - a name in `checkpoints/published.csv`
         - a variant such as "B/16", for the best AugReg checkpoint of ImageNet-21k
-      variant: name of the model that the weights must be of. None if it is what the source says or
-        its shapes show.
+      variant: name of the model that the weights must be of. None takes it from the source, or
+        recognises it from the shapes.
       image_size: pixels, one side or (height, width). Position embeddings are resized for it (paper
-        3.2). None if they keep their size.
+        3.2). None keeps their size.
       num_classes: size of a new head of zeros, 0 for no head. It takes the place of everything that
-        belongs to pre-training (paper B.1.1): see `surgery.HEAD`. None if the head is kept.
+        belongs to pre-training (paper B.1.1): see `surgery.HEAD`. None keeps the head.
       pool: "token" or "gap". The class token and its position are dropped, or are added as zeros.
-        None if the pooling is kept.
+        None keeps the pooling.
       resize: how positions are resized: "linear" as in the public JAX loader, "cubic" as in timm.
-      **attributes: of the model, such as `gelu`: they are for files that don't note them. An Orbax
-        checkpoint notes all, and these are not looked at.
+      **attributes: attributes of the model, such as `gelu`, for files that don't record them. An
+        Orbax checkpoint records all, and ignores these.
 
     Raises:
       ValueError: the source can't be read, or is of another model; every difference is named. Or
@@ -131,8 +131,8 @@ def adapt(
     new_head = {} if num_classes is None else {"num_classes": num_classes}
     model = checkpoint.model(**changes, **new_head)
     image_shape = checkpoint.image_shape if image_size is None else keys.image_shape(image_size)
-    some_shape = image_shape or recognise.image_shape_like(checkpoint)
-    wanted = parameter_shapes(model, some_shape)
+    any_image_shape = image_shape or recognise.any_image_shape(checkpoint)
+    wanted = parameter_shapes(model, any_image_shape)
     head = jax.tree.map(
         lambda x: np.zeros(x.shape, np.float32), {k: wanted[k] for k in surgery.HEAD if k in wanted}
     )
@@ -140,7 +140,7 @@ def adapt(
         checkpoint.params,
         wanted,
         old_grid=checkpoint.grid,
-        new_grid=model.grid(some_shape),
+        new_grid=model.grid(any_image_shape),
         where=checkpoint.path,
         head=head if new_head else None,
         method=resize,
@@ -161,13 +161,13 @@ def save(
     A warning is logged if other readers of the format would compute something else.
 
     Args:
-      checkpoint: what to write. Only an Orbax checkpoint keeps the step and the whole
+      checkpoint: what to write. Only an Orbax checkpoint keeps the step and the full
         configuration. None keeps the Polyak average.
       destination: a path where nothing exists yet: a file for "npz" and "timm", a folder for "hf"
         and "orbax". Only "orbax" can be written to a bucket (`gs://BUCKET/PATH`).
       format: a key of `FORMATS`: "npz" is the published JAX layout, "timm" a state dict, "hf" a
-        folder of Hugging Face, "orbax" a checkpoint of our own. None if the suffix of `destination`
-        decides; without a known suffix it is "orbax".
+        folder of Hugging Face, "orbax" a checkpoint of our own. None takes the format of the suffix
+        of `destination`, "orbax" if the suffix is unknown.
 
     Raises:
       ValueError: the format can't store the checkpoint, or a parameter can't be read.
@@ -195,8 +195,10 @@ def save(
     else:
         with replacing(pathlib.Path(path)) as partial:
             row.write(checkpoint, partial)
-    if note := not_noted(checkpoint.model(), format):
-        logger.warning("%s: other readers of this format don't know that it is for %s.", path, note)
+    if unrecorded := differences_for_readers(checkpoint.model(), format):
+        logger.warning(
+            "%s: other readers of this format don't know that it is for %s.", path, unrecorded
+        )
 
 
 def save_params(
@@ -215,11 +217,12 @@ def save_params(
       params: a nested dictionary of arrays with the names of our Linen modules.
       destination, format: as for `save`.
       variant: name of the model that the parameters are of.
-      image_size: pixels, one side or (height, width), that the parameters are for. None if their
-        shapes show it, as they do for square images.
-      class_names: in the order of the logits, for the formats that note them.
-      **attributes: of the model, if they are not the variant's and neither names nor shapes show
-        them: `gelu`, `norm_epsilon`, `positions_at` and sizes.
+      image_size: pixels, one side or (height, width), that the parameters are for. None recognises
+        it from their shapes, which is possible for square images.
+      class_names: names of the classes, in the order of the logits, for the formats that record
+        them.
+      **attributes: attributes of the model that differ from the variant's and that neither names
+        nor shapes show: `gelu`, `norm_epsilon`, `positions_at` and sizes.
 
     Raises:
       ValueError: the parameters are not those of the model, or as `save`.
@@ -230,7 +233,7 @@ def save_params(
         path=f"params (for {destination})",
         shapes={name: tuple(x.shape) for name, x in flat.items()},
         read=lambda name: np.asarray(flat[name]),
-        layouts=(tables.OURS,),
+        layouts=(parameter_names.OURS,),
         image_size=None if image_size is None else keys.image_shape(image_size),
         class_names=tuple(class_names),
     )

@@ -78,8 +78,8 @@ class _Announced(NamedTuple):
 
     Attributes:
       version: changes when the file changes. None if the server does not say it.
-      size: in bytes. None if the server does not say it.
-      hashes: hexadecimal, by kind: "md5" or "sha256".
+      size: size in bytes. None if the server does not say it.
+      hashes: hexadecimal hashes, by kind: "md5" or "sha256".
     """
 
     version: str | None
@@ -149,11 +149,11 @@ def _receive(response: Any, partial: pathlib.Path, mode: str, name: str, size: i
     """Writes a response to a file.
 
     Args:
-      response: of the server.
+      response: the server's response.
       partial: the file.
       mode: "wb", or "ab" if the response continues the file.
       name: stands beside the progress bar.
-      size: of the complete file, in bytes. None if it is not known.
+      size: size of the complete file, in bytes. None if it is not known.
 
     Raises:
       OSError: the server sends fewer bytes.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from vit_jax.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from vit_jax.weights import hugging_face, layout, npz, safetensors, tables, timm
+from vit_jax.weights import hugging_face, layout, npz, parameter_names, safetensors, timm
 from vit_jax.weights.checked_json import parse_json
 from vit_jax.weights.tensor_file import TensorFile
 
@@ -23,21 +23,21 @@ class Format(NamedTuple):
     """A format that weights are read from and written in.
 
     Attributes:
-      holds: returns True if a path on this machine is in this format.
+      matches: returns True if a path on this machine is in this format.
       read: opens such a path; raises ValueError if it can't be read. None for Orbax, whose
-        checkpoints note their configuration: `read_checkpoint` reads them.
+        checkpoints record their configuration: `read_checkpoint` reads them.
       write: writes a checkpoint to a path that does not exist yet; raises ValueError if the format
         can't store it.
-      suffixes: of the format's files. () if the format is a folder.
-      assumed: values of the attributes that the format does not note, as its other readers assume
-        them.
-      fixed_positions: True if the format can note that positions are computed
+      suffixes: the suffixes of the format's files. () if the format is a folder.
+      assumed: values of the attributes that the format does not record, as its other readers
+        assume them.
+      fixed_positions: True if the format can record that positions are computed
         (positions="sincos"). If False, they are written as a table.
       buckets: True if the format can be written to a bucket. Its `write` then leaves nothing behind
         if it fails.
     """
 
-    holds: Callable[[pathlib.Path], bool]
+    matches: Callable[[pathlib.Path], bool]
     read: Callable[[pathlib.Path], TensorFile] | None
     write: Callable[[Checkpoint, Any], None]
     suffixes: tuple[str, ...] = ()
@@ -66,18 +66,18 @@ def _read_folder(folder: pathlib.Path) -> TensorFile:
 def _read_state_dict(path: pathlib.Path) -> TensorFile:
     """Opens a state dict, of timm or, if its names are those, of transformers."""
     names = safetensors.open_tensors(path).shapes
-    spelling = layout.recognise_layout(tables.TIMM + tables.HUGGING_FACE, names)
-    if spelling not in tables.HUGGING_FACE:
+    found = layout.recognise_layout(parameter_names.TIMM + parameter_names.HUGGING_FACE, names)
+    if found not in parameter_names.HUGGING_FACE:
         return timm.read_timm(path)
     if path.with_name(hugging_face.CONFIG).is_file():
         return hugging_face.read_hugging_face(path)
     raise ValueError(
-        f"{path} has Hugging Face's names, but no config.json beside it, which notes its GELU "
-        f"and layer-norm epsilon: give the model's whole folder."
+        f"{path} has Hugging Face's names, but no config.json beside it, which records its "
+        f"GELU and layer-norm epsilon: give the model's whole folder."
     )
 
 
-# A path is in the first format that holds it: a pickled state dict, too, is a zip file, as .npz is.
+# The order matters, the first match wins: a PyTorch file is a zip file, as an .npz file is.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "hf": Format(_is_hugging_face, _read_folder, hugging_face.write_hugging_face),
@@ -113,7 +113,7 @@ def open_file(path: pathlib.Path) -> TensorFile | None:
       ValueError: the path is in no format, or can't be read.
     """
     for row in FORMATS.values():
-        if row.holds(path):
+        if row.matches(path):
             return None if row.read is None else row.read(path)
     raise ValueError(f"{path} is no file of weights: neither .npz nor safetensors nor PyTorch's.")
 
@@ -124,7 +124,7 @@ def format_of(destination: str | os.PathLike) -> str:
     return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "orbax")
 
 
-def not_noted(model: nn.Module, format: str) -> str:
+def differences_for_readers(model: nn.Module, format: str) -> str:
     """Returns what other readers of a format would compute differently.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.weights import tables
+from vit_jax.weights import parameter_names
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
 from vit_jax.weights.recognise import side_or_sides
 from vit_jax.weights.safetensors import open_tensors, write_tensors
@@ -53,7 +53,7 @@ def read_hugging_face(path: str | os.PathLike) -> TensorFile:
         raise ValueError(f"{beside}: {error}") from None
     shapes, read_array, _ = open_tensors(path)
     return TensorFile(
-        str(path), shapes, read_array, tables.HUGGING_FACE, model, image_size, class_names
+        str(path), shapes, read_array, parameter_names.HUGGING_FACE, model, image_size, class_names
     )
 
 
@@ -98,7 +98,7 @@ def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> Non
         the image size is not known.
     """
     folder = pathlib.Path(folder)
-    tensors = dict(file_arrays(checkpoint, tables.HUGGING_FACE))
+    tensors = dict(file_arrays(checkpoint, parameter_names.HUGGING_FACE))
     model, image_shape = checkpoint.model(), checkpoint.image_shape
     if (model.pool, model.positions) != ("token", "1d"):
         raise ValueError(
@@ -107,8 +107,8 @@ def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> Non
         )
     if image_shape is None:
         raise ValueError(
-            f"{checkpoint.path}: the image size is not known, and a Hugging Face folder must note "
-            f"it: give image_size."
+            f"{checkpoint.path}: the image size is not known, and a Hugging Face folder must "
+            f"record it: give image_size."
         )
     config = {
         "architectures": ["ViTForImageClassification" if checkpoint.num_classes else "ViTModel"],

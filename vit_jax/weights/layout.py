@@ -19,7 +19,7 @@ _OUR_NAMES = re.compile(
 _PRE_LINEN_NAMES = re.compile(r"MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3")
 
 
-class Kind(NamedTuple):
+class Packing(NamedTuple):
     """How one of our arrays is stored in a file.
 
     Attributes:
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
     unpack: Callable[[np.ndarray], np.ndarray]
 
 
-SAME = Kind(lambda x: x, lambda y: y)
+SAME = Packing(lambda x: x, lambda y: y)
 
 
 class Rule(NamedTuple):
@@ -44,12 +44,12 @@ class Rule(NamedTuple):
       ours: templates of our names. If there are several, the file has these parameters in one
         array, one after another along axis 0.
       theirs: template of the name in the file.
-      kind: how each of our arrays is stored.
+      packing: how each of our arrays is stored.
     """
 
     ours: tuple[str, ...]
     theirs: str
-    kind: Kind = SAME
+    packing: Packing = SAME
 
 
 class Slot(NamedTuple):
@@ -57,11 +57,11 @@ class Slot(NamedTuple):
 
     Attributes:
       ours: the names of the parameters, in their order along axis 0.
-      kind: how each of them is stored.
+      packing: how each of them is stored.
     """
 
     ours: tuple[str, ...]
-    kind: Kind
+    packing: Packing
 
     def shape(self, shapes: dict[str, Shape]) -> Shape:
         """Returns the shape of the file's array, given the shapes of our parameters by name."""
@@ -70,7 +70,7 @@ class Slot(NamedTuple):
 
     def join(self, arrays: Iterable[np.ndarray]) -> np.ndarray:
         """Returns the file's array, C-contiguous, given our parameters in the order of `ours`."""
-        packed = [self.kind.pack(x) for x in arrays]
+        packed = [self.packing.pack(x) for x in arrays]
         return np.ascontiguousarray(packed[0] if len(packed) == 1 else np.concatenate(packed))
 
     def part(self, array: np.ndarray, name: str, shapes: dict[str, Shape]) -> np.ndarray:
@@ -85,10 +85,10 @@ class Slot(NamedTuple):
             lengths = [self._packed_shape(shapes[other])[0] for other in self.ours]
             at = self.ours.index(name)
             array = array[sum(lengths[:at]) : sum(lengths[: at + 1])]
-        return self.kind.unpack(array).reshape(shapes[name])
+        return self.packing.unpack(array).reshape(shapes[name])
 
     def _packed_shape(self, shape: Shape) -> Shape:
-        return self.kind.pack(_array_of(shape)).shape
+        return self.packing.pack(_array_of(shape)).shape
 
 
 class NoPlaceError(ValueError):
@@ -134,7 +134,7 @@ class Layout:
                 numbers = [n for t in rule.ours if (n := _match(t, name)) is not None]
                 if numbers:
                     ours = tuple(_fill(template, numbers[0]) for template in rule.ours)
-                    slots[_fill(rule.theirs, numbers[0])] = Slot(ours, rule.kind)
+                    slots[_fill(rule.theirs, numbers[0])] = Slot(ours, rule.packing)
                     break
             else:
                 without_place.append(name)
@@ -146,7 +146,7 @@ class Layout:
         """Returns the parameters that a file's array contains: shapes by our names.
 
         The shapes have our order of axes, but attention heads are not separated, and each of
-        several parameters in one array has the shape of the whole.
+        several parameters in one array has the shape of the full array.
 
         Args:
           theirs: the name of the array in the file.
@@ -160,7 +160,7 @@ class Layout:
             return {theirs: shape} if known else {}
         for rule in self._rules:
             if (numbers := _match(rule.theirs, theirs)) is not None:
-                return {_fill(t, numbers): _unpacked_shape(rule.kind, shape) for t in rule.ours}
+                return {_fill(t, numbers): _unpacked_shape(rule.packing, shape) for t in rule.ours}
         return {}
 
 
@@ -188,7 +188,7 @@ def slots(layouts: Iterable[Layout], names: Iterable[str]) -> dict[str, Slot]:
 
 
 def recognise_layout(layouts: Iterable[Layout], names: Iterable[str]) -> Layout:
-    """Returns the layout that knows most of a file's arrays, the first one if several do.
+    """Returns the layout that recognises the largest number of arrays, the first of equals.
 
     Args:
       layouts: the ways in which a format names its arrays.
@@ -202,9 +202,9 @@ def _array_of(shape: Shape) -> np.ndarray:
     return np.broadcast_to(np.float32(0), shape)  # takes no memory, nor do views of it
 
 
-def _unpacked_shape(kind: Kind, shape: Shape) -> Shape:
+def _unpacked_shape(packing: Packing, shape: Shape) -> Shape:
     try:
-        return kind.unpack(_array_of(shape)).shape
+        return packing.unpack(_array_of(shape)).shape
     except (IndexError, ValueError):  # the array has too few axes, which is reported later
         return shape
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.weights import tables
+from vit_jax.weights import parameter_names
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
@@ -85,7 +85,7 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
         # NumPy stores a bfloat16 as two bytes without a type.
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
-    return TensorFile(path, shapes, read_array, tables.NPZ)
+    return TensorFile(path, shapes, read_array, parameter_names.NPZ)
 
 
 def _read_shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Shape:
@@ -115,7 +115,7 @@ def write_npz(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
     Raises:
       ValueError: the layout has no place for some parameters.
     """
-    write_arrays(file_arrays(checkpoint, tables.NPZ), path)
+    write_arrays(file_arrays(checkpoint, parameter_names.NPZ), path)
 
 
 def write_arrays(arrays: Iterable[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:

@@ -26,54 +26,55 @@ def to_checkpoint(
 
     Args:
       file: the opened file.
-      variant: the model that the arrays must be of. None if it is what the file says, or else the
-        variant that its shapes are closest to.
+      variant: the model that the arrays must be of. None takes the variant that the file states,
+        or else the one that its shapes are closest to.
       assumed_pool: see `shapes.attributes_of`.
-      **attributes: of the model; they come before what the file says and what its shapes show.
+      **attributes: attributes of the model; they override what the file states and what its shapes
+        show.
 
     Raises:
       ValueError: the arrays are not those of the model; every difference is named.
     """
-    spelling = layout.recognise_layout(file.layouts, file.shapes)
-    ours = {
+    file_layout = layout.recognise_layout(file.layouts, file.shapes)
+    our_shapes = {
         name: shape
         for theirs in file.shapes
-        for name, shape in spelling.ours(theirs, file.shapes[theirs]).items()
+        for name, shape in file_layout.ours(theirs, file.shapes[theirs]).items()
     }
-    if not ours:
+    if not our_shapes:
         titles = " or ".join(dict.fromkeys(x.title for x in file.layouts))
         raise ValueError(
             f"{file.path} holds no ViT or BiT ResNet as {titles} files name them: its "
             f"{len(file.shapes)} arrays are called {', '.join(list(file.shapes)[:4])}…"
         )
-    shown = shapes.attributes_of(ours, assumed_pool=assumed_pool)
-    said = file.model if variant is None else without(file.model, "size")
-    attributes = {**without(shown, "size"), **said, **attributes}
-    num_classes = shapes.num_classes_of(ours)
+    shape_attributes = shapes.attributes_of(our_shapes, assumed_pool=assumed_pool)
+    stated_attributes = file.model if variant is None else without(file.model, "size")
+    attributes = {**without(shape_attributes, "size"), **stated_attributes, **attributes}
+    num_classes = shapes.num_classes_of(our_shapes)
     try:
         if "dtype" in attributes:
             raise ValueError("dtype belongs to a computation, not to weights: leave it out.")
-        closest = shapes.closest_variant({**shown, **file.model})
-        said_variant = attributes.pop("variant", closest)
-        variant = models.canonical(variant or said_variant)
+        closest = shapes.closest_variant({**shape_attributes, **file.model})
+        stated_variant = attributes.pop("variant", closest)
+        variant = models.canonical(variant or stated_variant)
         attributes = _changed_from(variant, attributes)
         model = models.build(variant, num_classes=num_classes, **attributes)
-        if (blocks := _blocks(model)) > len(ours):  # such a model would take long to compare
-            raise ValueError(f"it notes {blocks} blocks, but has {len(ours)} parameters.")
-        image_shape, known = shapes.image_shape_of(ours, model)
+        if (blocks := _blocks(model)) > len(our_shapes):  # such a model would take long to compare
+            raise ValueError(f"it records {blocks} blocks, but has {len(our_shapes)} parameters.")
+        image_shape, known = shapes.image_shape_of(our_shapes, model)
         if file.image_size is not None and _can_cut(model, file.image_size):
             image_shape, known = file.image_size, True
         tree = parameter_shapes(model, image_shape)
-        wanted = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
-        slots = layout.slots([spelling], wanted)
-        expected = {theirs: slot.shape(wanted) for theirs, slot in slots.items()}
+        model_shapes = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
+        slots = layout.slots([file_layout], model_shapes)
+        expected_shapes = {theirs: slot.shape(model_shapes) for theirs, slot in slots.items()}
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file.path}: {error}") from error
-    if problems := _problems(file, model, expected):
+    if problems := _problems(file, model, expected_shapes):
         like = "" if closest == variant else f", it looks most like {closest}"
         raise ValueError(f"{file.path} isn't a {variant}{like}: {'; '.join(problems)}.")
     params = {
-        name: FileArray(file, theirs, slot, name, wanted)
+        name: FileArray(file, theirs, slot, name, model_shapes)
         for theirs, slot in slots.items()
         for name in slot.ours
     }
@@ -86,7 +87,7 @@ def to_checkpoint(
     )
 
 
-def image_shape_like(checkpoint: Checkpoint) -> tuple[int, int]:
+def any_image_shape(checkpoint: Checkpoint) -> tuple[int, int]:
     """Returns an image size for which the model has parameters of the checkpoint's shapes.
 
     Returns:
@@ -94,8 +95,8 @@ def image_shape_like(checkpoint: Checkpoint) -> tuple[int, int]:
       perhaps in another arrangement.
     """
     flat = flatten_dict(checkpoint.params, sep="/")
-    found, _ = shapes.image_shape_of({k: x.shape for k, x in flat.items()}, checkpoint.model())
-    return found
+    shape, _ = shapes.image_shape_of({k: x.shape for k, x in flat.items()}, checkpoint.model())
+    return shape
 
 
 def config_for(variant: str, image_size: tuple[int, int] | None, **attributes: Any) -> ConfigDict:
@@ -106,7 +107,7 @@ def config_for(variant: str, image_size: tuple[int, int] | None, **attributes: A
     Args:
       variant: name of the model.
       image_size: (height, width) in pixels. None if it is not known.
-      **attributes: of the model, that are not those of the variant.
+      **attributes: attributes of the model that are not those of the variant.
     """
     config = default()
     with config.ignore_type():  # a patch may have two sides
@@ -124,8 +125,8 @@ def side_or_sides(image_size: tuple[int, int] | None) -> int | tuple[int, int] |
 
 def _changed_from(variant: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the attributes that differ from those of the variant."""
-    plain = models.build(variant, num_classes=0)
-    return {k: v for k, v in attributes.items() if getattr(plain, k, None) != v}
+    unchanged = models.build(variant, num_classes=0)
+    return {k: v for k, v in attributes.items() if getattr(unchanged, k, None) != v}
 
 
 def _blocks(model: nn.Module) -> int:
@@ -141,19 +142,19 @@ def _can_cut(model: nn.Module, image_size: tuple[int, int]) -> bool:
         return False
 
 
-def _problems(file: TensorFile, model: nn.Module, expected: dict[str, Shape]) -> list[str]:
-    """Returns a sentence for each way in which a file is not of a model.
+def _problems(file: TensorFile, model: nn.Module, expected_shapes: dict[str, Shape]) -> list[str]:
+    """Returns one phrase for each way in which a file is not of a model.
 
     Args:
       file: the opened file.
       model: the module.
-      expected: shapes of the model's arrays, by their names in the file.
+      expected_shapes: shapes of the model's arrays, by their names in the file.
     """
-    found = dict(file.shapes)
-    for name, shape in found.items():  # some files have a GroupNorm's (c,) as (1, 1, 1, c)
-        if len(expected.get(name, ())) == 1 and set(shape[:-1]) == {1}:
-            found[name] = shape[-1:]
-    problems = differences(found, expected)
+    file_shapes = dict(file.shapes)
+    for name, shape in file_shapes.items():  # some files have a GroupNorm's (c,) as (1, 1, 1, c)
+        if len(expected_shapes.get(name, ())) == 1 and set(shape[:-1]) == {1}:
+            file_shapes[name] = shape[-1:]
+    problems = differences(file_shapes, expected_shapes)
     for key in of_kind(file.model, "size"):
         if (value := getattr(model, key, None)) != file.model[key]:
             problems.append(f"its {key} is {file.model[key]}, the model's is {value}")

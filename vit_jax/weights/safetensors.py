@@ -26,7 +26,7 @@ class Tensors(NamedTuple):
     """The arrays of an opened file.
 
     Attributes:
-      shapes: of the arrays, by name.
+      shapes: shapes of the arrays, by name.
       read: returns the array of a name; raises ValueError if it can't be read.
       metadata: texts that a safetensors file has beside the arrays.
     """

@@ -20,14 +20,15 @@ class TensorFile(NamedTuple):
     """An opened file of arrays.
 
     Attributes:
-      path: of the file, for messages.
+      path: the file's path, for messages.
       shapes: shapes of its arrays, by their names in the file.
       read: returns the array of a name. It raises ValueError if the file is damaged.
       layouts: the ways in which its format names arrays.
       model: what the file says of its model: "variant", and attributes as `models.build` takes
         them. {} if it says nothing.
       image_size: (height, width) in pixels. None if the file does not say it.
-      class_names: in the order of the logits. () if the file does not say them.
+      class_names: names of the classes, in the order of the logits. () if the file does not say
+        them.
     """
 
     path: str
@@ -87,7 +88,7 @@ def file_arrays(
     if checkpoint.config.model.positions_at == "shared":
         raise ValueError(
             f"{checkpoint.path} adds its positions before every block (positions_at='shared'), "
-            f"which only Orbax can note: readers of other formats would add them once."
+            f"which only Orbax can record: readers of other formats would add them once."
         )
     if extra := [name for name in masked.PARAMETERS if name in checkpoint.params]:
         raise ValueError(

@@ -41,7 +41,7 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     Args:
       name: NAME, NAME/CONFIG or NAME:VERSION. Without a version, the newest that is there is
         opened; of `rendered_flowers` and `tf_flowers`, the version that this package prepares.
-      data_dir: tfds's folder, or None for $TFDS_DATA_DIR or ~/tensorflow_datasets, its default.
+      data_dir: tfds's folder. None for $TFDS_DATA_DIR or ~/tensorflow_datasets, its default.
 
     Raises:
       DataError: there is no such data set, version or config, or its files have another format.
@@ -145,8 +145,8 @@ def _read(folder: epath.Path) -> tfds.core.DatasetBuilder:
         missing = [name for name in files if name not in present]
     if missing:
         raise FileNotFoundError(
-            f"The data set in {folder} is not whole: it lacks {len(missing)} of its files, such as "
-            f"{missing[0]}. Copy it again, or delete the folder to have it prepared anew."
+            f"The data set in {folder} is incomplete: it lacks {len(missing)} of its files, "
+            f"such as {missing[0]}. Copy it again, or delete the folder to have it prepared anew."
         )
     return builder
 

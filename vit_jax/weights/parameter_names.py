@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from vit_jax.weights.layout import SAME, Kind, Layout, Rule
+from vit_jax.weights.layout import SAME, Layout, Packing, Rule
 
 # How arrays are stored: the axes of ours <-> the axes of the file's.
-_FLAT = Kind(lambda x: x.reshape(-1), lambda y: y)  # (heads, depth) <-> (out,)
-_DENSE = Kind(lambda x: x.reshape(-1, x.shape[-1]).T, lambda y: y.T)  # (in…, out) <-> (out, in)
-_HEADS = Kind(lambda x: x.reshape(len(x), -1).T, lambda y: y.T)  # (in, heads, depth) <-> (out, in)
-_CONV = Kind(lambda x: x.transpose(3, 2, 0, 1), lambda y: y.transpose(2, 3, 1, 0))  # HWIO <-> OIHW
+_FLAT = Packing(lambda x: x.reshape(-1), lambda y: y)  # (heads, depth) <-> (out,)
+_DENSE = Packing(lambda x: x.reshape(-1, x.shape[-1]).T, lambda y: y.T)  # (in…, out) <-> (out, in)
+_HEADS = Packing(
+    lambda x: x.reshape(len(x), -1).T, lambda y: y.T
+)  # (in, heads, depth) <-> (out, in)
+_CONV = Packing(
+    lambda x: x.transpose(3, 2, 0, 1), lambda y: y.transpose(2, 3, 1, 0)
+)  # HWIO <-> OIHW
 # The head of a BiT ResNet is a 1x1 convolution in files.
-_TIMM_CONV_HEAD = Kind(lambda x: x.T[..., None, None], lambda y: y[:, :, 0, 0].T)
-_BIT_CONV_HEAD = Kind(lambda x: x[None, None], lambda y: y[0, 0])
+_TIMM_CONV_HEAD = Packing(lambda x: x.T[..., None, None], lambda y: y[:, :, 0, 0].T)
+_BIT_CONV_HEAD = Packing(lambda x: x[None, None], lambda y: y[0, 0])
 
 # The beginnings of our names.
 _BLOCK = "Transformer/encoderblock_{i}/"
@@ -31,20 +35,24 @@ def _norm(
 
 
 def _layer(
-    ours: str, theirs: str, kind: Kind, bias: Kind = SAME, fuse: tuple[str, ...] = ("",)
+    ours: str,
+    theirs: str,
+    kernel: Packing,
+    bias: Packing = SAME,
+    fuse: tuple[str, ...] = ("",),
 ) -> list[Rule]:
     """Returns the rules of a layer's kernel and bias, in files of PyTorch.
 
     Args:
       ours: our name of the layer.
       theirs: the file's name of the layer.
-      kind: how the kernel is stored.
+      kernel: how the kernel is stored.
       bias: how the bias is stored.
       fuse: endings of `ours`; the file has the layers of these names in one.
     """
     kernels, biases = ([f"{ours}{part}/{x}" for part in fuse] for x in ("kernel", "bias"))
     return [
-        Rule(tuple(kernels), f"{theirs}.weight", kind),
+        Rule(tuple(kernels), f"{theirs}.weight", kernel),
         Rule(tuple(biases), f"{theirs}.bias", bias),
     ]
 
@@ -108,7 +116,7 @@ def _torch_stages(prefix: str, projected_norm: bool) -> list[Rule]:
 
     Args:
       prefix: begins the file's names.
-      projected_norm: whether the projection of a residual is normalised.
+      projected_norm: True if the projection of a residual is normalised.
     """
     unit = prefix + "stages.{s-1}.blocks.{u-1}."
     rules = [Rule((f"{_UNIT}conv_proj/kernel",), f"{unit}downsample.conv.weight", _CONV)]
@@ -125,7 +133,7 @@ def _timm(stem: str, stages: bool) -> list[Rule]:
 
     Args:
       stem: begins the file's names of the root convolution and its norm.
-      stages: whether the stem has stages of residual units.
+      stages: True if the stem has stages of residual units.
     """
     block = "blocks.{i}."
     fuse = ("query", "key", "value")
@@ -162,7 +170,7 @@ def _hugging_face(prefix: str, new: bool) -> list[Rule]:
 
     Args:
       prefix: "" for `ViTModel`, "vit." for `ViTForImageClassification`.
-      new: whether names are those that later versions have in memory.
+      new: True for the names that later versions have in memory.
     """
     block = prefix + ("layers.{i}." if new else "encoder.layer.{i}.")
     parts = {

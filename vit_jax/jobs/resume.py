@@ -38,9 +38,9 @@ class Start(NamedTuple):
     """Where a run starts.
 
     Attributes:
-      config: of the run. Where it left attributes of the model open, they are those of the
-        checkpoint or of the pretrained weights.
-      checkpoints: of the run.
+      config: the run's. Attributes of the model that it leaves None are taken from the checkpoint
+        or the pretrained weights.
+      checkpoints: the run's.
       latest: the step of the newest checkpoint, None if there is none.
       pretrained: the weights that `init_from` names, None if they are not needed.
     """
@@ -56,7 +56,7 @@ class Start(NamedTuple):
         return self.latest or 0
 
     def first_state(self, setup: Setup, program: Parallel) -> tuple[TrainState, list[HostMetrics]]:
-        """Returns the state, placed on the devices, and the metrics that have no row yet.
+        """Returns the state, placed on the devices, and the pending metrics.
 
         Raises:
           ValueError: the checkpoint or the pretrained weights don't fit the model. The message
@@ -78,7 +78,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
 
     Args:
       config: valid.
-      workdir: of the run.
+      workdir: the run's folder.
 
     Raises:
       ValueError: the newest checkpoint is another configuration's, or damaged, or the weights of
@@ -134,8 +134,9 @@ def _adapted(pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: 
 
 # -------------------------------------------------------------------- the run that a workdir holds
 
-# Keys that may change when a run goes on. No update of the parameters depends on them …
-_COMPUTATION = (  # … but for the random numbers of dropout and mixup
+# Keys that may change when a run is resumed. First those that don't change the updates, except for
+# the random numbers of dropout, stochastic depth, mixup and the corruption of patches.
+_COMPUTATION = (
     "parallel",
     "fsdp",
     "accumulate_steps",
@@ -153,7 +154,8 @@ _MEASURING = (
 )
 _OTHER_JOBS = ("job", "sweep", "compare")
 _READ_AT_THE_START = ("init_from", "init_resize", "init_average")
-# … or the user decides: a longer run, whose schedule ends later, and what to do about faults.
+# Then those that a user may change on purpose: a longer run, whose schedule ends later, and what to
+# do about faults.
 _DECIDED = ("total_steps", "epochs", "data.on_error", "on_nonfinite", "max_skipped_updates")
 MAY_CHANGE = (
     *_COMPUTATION,

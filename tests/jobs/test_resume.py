@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import all_keys
-from vit_jax.jobs.start import changes, check_same_run
+from vit_jax.jobs.resume import changes, check_same_run
 
 
 @pytest.fixture

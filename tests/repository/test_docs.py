@@ -120,6 +120,7 @@ def test_python_is_either_quoted_or_run():
             assert re.fullmatch(r"run|from \S+\.py: [\w.]+", block["mark"] or ""), block["text"]
 
 
+@pytest.mark.slow
 def test_the_walkthroughs_session_runs(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     snippets = [m["text"] for m in blocks(ENGLISH, "python") if m["mark"] == "run"]

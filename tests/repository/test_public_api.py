@@ -22,7 +22,13 @@ def test_the_public_names_are_these():
     assert set(vit_jax.__all__) <= set(dir(vit_jax))
 
 
-@pytest.mark.parametrize("name", [*FUNCTIONS, "VARIANTS"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "train" else ())
+        for name in (*FUNCTIONS, "VARIANTS")
+    ],
+)
 def test_the_example_of_a_name_runs(name, monkeypatch, tmp_path, image_folder):
     """`photos` and `folder` stand for a folder of images and a folder to write to."""
     monkeypatch.chdir(REPOSITORY)
