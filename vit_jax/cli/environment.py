@@ -73,7 +73,7 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
     Args:
       address: HOST:PORT of process 0.
       count: the number of processes.
-      number: of this process, from 0.
+      number: the number of this process, from 0.
     """
     try:
         jax.distributed.initialize(address, count, number)

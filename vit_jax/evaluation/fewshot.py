@@ -94,10 +94,10 @@ def draw_examples(
     With fewer shots, the same seed draws the first columns.
 
     Args:
-      source: of the examples.
+      source: the examples to draw from.
       num_classes: c.
-      shots: of each class.
-      seed: of the draw.
+      shots: the number of examples per class.
+      seed: the seed of the draw.
       skip: passes over images that can't be decoded, for `config.data.on_error="skip"`.
 
     Raises:

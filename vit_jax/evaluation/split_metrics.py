@@ -56,7 +56,7 @@ def on_test_split(
     Args:
       objective: gives the metrics.
       program: with the objective's `evaluate`.
-      batches: of the test split; they are read again for each measurement.
+      batches: the test split's; they are read again for each measurement.
       every: steps between two measurements.
     """
 

@@ -109,7 +109,7 @@ def value_problem(key: str, value: Any) -> str:
     """Returns what is wrong with the value of a key, or "" if the key can be set to it.
 
     Args:
-      key: of `default`, in full.
+      key: a full key of `default`, such as "optim.lr".
       value: anything.
     """
     problem = type_problem(key, value)

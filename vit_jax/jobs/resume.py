@@ -173,7 +173,7 @@ def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
     The keys of `MAY_CHANGE` don't count.
 
     Args:
-      config: of the run, with the attributes that it takes from the saved one.
+      config: the run's, with the attributes that it takes from the saved one.
       saved: as a checkpoint has it, where tuples are lists. A key that it lacks has its default. A
         key that `default` lacks doesn't count.
 
@@ -194,7 +194,7 @@ def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
     """Refuses a configuration that would train something else than a saved one, see `changes`.
 
     Args:
-      config: of the run, valid, with the attributes that it takes from the saved one. With
+      config: the run's, valid, with the attributes that it takes from the saved one. With
         `checkpoint.other_config` it is not refused.
       saved: as a checkpoint has it.
       where: the checkpoint, for the message.

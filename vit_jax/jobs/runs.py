@@ -27,8 +27,8 @@ def train_once(
     """Returns the summary of a run, which is trained unless an earlier call has done so.
 
     Args:
-      config: of the run, `job="train"`.
-      workdir: of the run; gets summary.json, too.
+      config: the run's configuration, with `job="train"`.
+      workdir: the run's folder; gets summary.json, too.
       checked: `config.data` of earlier runs, as JSON. Their images are not decoded once more before
         training. The run's own is added.
 
@@ -64,8 +64,8 @@ def write_tables(
     """Writes a CSV file and, beside it, a Markdown table, which is logged.
 
     Args:
-      path: of the CSV file.
-      rows: of the CSV file.
+      path: where the CSV file goes.
+      rows: the rows of the CSV file.
       shown: the rows of the Markdown table.
     """
     if jax.process_index() != 0:

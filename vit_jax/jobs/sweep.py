@@ -24,7 +24,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     trained with it on the whole split. This model alone is tested, once.
 
     Args:
-      config: of the run, `job="sweep"`.
+      config: the run's configuration, with `job="sweep"`.
       workdir: gets sweep.csv and a folder for each run.
 
     Returns:

@@ -83,9 +83,9 @@ def _conflicts(config: ConfigDict, devices: int, job: str) -> Iterator[Conflict]
     """Yields every conflict of a configuration whose keys are right.
 
     Args:
-      config: of the job, or of one of its runs.
+      config: the job's configuration, or that of one of its runs.
       devices: that share a batch.
-      job: of the whole configuration: "compare" for one of its runs.
+      job: the job of the whole configuration: "compare" for one of its runs.
     """
     yield from _job_conflicts(config, job)
     yield from _batch_conflicts(config, devices)

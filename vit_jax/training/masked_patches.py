@@ -103,7 +103,7 @@ def masked_patches(
       target: a key of `TARGETS`. "mean_colour": the 3-bit mean colour, one of 512 classes.
         "downsized": the 3-bit colours of the patch downsized to 4x4. "pixels": all pixels in
         [-1, 1], by the mean squared error. All are computed from the cropped image.
-      fraction: of the patches that are selected.
+      fraction: the share of the patches that are selected.
     """
     outputs, compute_targets, compare = TARGETS[target]
     predictor = MaskedPatchPredictor(model, outputs(model.stride), dtype=model.dtype)

@@ -28,7 +28,7 @@ class Objective(NamedTuple):
         for each of `test_metrics`. The sums of batches and devices are added up.
       train_metrics: the names of the metrics of `loss`. `metrics.csv` has a column `train_NAME` for
         each.
-      test_metrics: for each metric of a test, the function (its sum, count) -> the metric.
+      test_metrics: functions (sum, count) -> metric, by the name of the metric of a test.
         `metrics.csv` has a column `test_NAME` for each.
     """
 
