@@ -4,7 +4,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     # files and folders, on this machine or in a bucket
-    from vit_jax.common.files import absolute, is_bucket, replacing, write_csv
+    from vit_jax.common.files import absolute, is_bucket, looks_like_path, replacing, write_csv
 
     # parts of messages
     from vit_jax.common.messages import closest, first_few

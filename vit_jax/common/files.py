@@ -21,6 +21,11 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
     return os.fspath(path).startswith(_BUCKETS)
 
 
+def looks_like_path(name: str) -> bool:
+    """Returns True if a name can only be a path: if it begins with "/", "." or "~"."""
+    return name.startswith(("/", ".", "~"))
+
+
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Returns the absolute path of a file or folder.
 

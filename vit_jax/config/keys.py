@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from vit_jax.common.files import looks_like_path
 from vit_jax.config.defaults import default
 
 # --------------------------------------------------------------------------- types of the values
@@ -184,7 +185,7 @@ def is_folder(name: str) -> bool:
     A folder is what starts with "/", "." or "~", whether it exists or not, and any other name of
     a directory that exists, seen from the working directory.
     """
-    return name.startswith(("/", ".", "~")) or os.path.isdir(name)  # False if the name is too long
+    return looks_like_path(name) or os.path.isdir(name)  # False if the name is too long
 
 
 def run_config(config: ConfigDict, name: str) -> ConfigDict:

@@ -10,6 +10,7 @@ import urllib.parse
 from typing import NamedTuple
 
 from vit_jax import models
+from vit_jax.common.files import looks_like_path
 from vit_jax.common.messages import closest
 from vit_jax.weights.download import fetch
 from vit_jax.weights.formats import SUFFIXES
@@ -102,8 +103,7 @@ def find(source: str | os.PathLike) -> str:
 
 def _address_of(name: str) -> str:
     """Returns the address of a published checkpoint; for a variant's name, of AugReg's best."""
-    is_path = name.startswith(("/", ".", "~"))
-    rows = {} if is_path else published()
+    rows = {} if looks_like_path(name) else published()
     if name in rows:
         logger.info("%s: %d MiB from %s", name, rows[name].mebibytes, rows[name].url)
         return rows[name].url
