@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return
-    except (FloatingPointError, OSError, ValueError) as error:
+    except (FloatingPointError, ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if is_main:
         print(json.dumps(summary))

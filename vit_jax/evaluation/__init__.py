@@ -7,7 +7,11 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.evaluation.evaluator import Evaluator, is_due
 
     # The objective's metrics on a split.
-    from vit_jax.evaluation.split_metrics import add_up, on_test_split, polyak_on_test_split
+    from vit_jax.evaluation.split_metrics import (
+        sum_over_batches,
+        on_test_split,
+        polyak_on_test_split,
+    )
 
     # Linear classifiers on frozen features.
     from vit_jax.evaluation.fewshot import FewShot, feature_extractor, few_shot_evaluator

@@ -29,7 +29,7 @@ class Evaluator(NamedTuple):
 
 
 def is_due(every: int, step: int) -> bool:
-    """Returns True if something that comes at intervals comes after this step.
+    """Returns True if `step` is a multiple of `every`.
 
     Args:
       every: steps; 0 for never.

@@ -154,7 +154,8 @@ class FewShot:
       test: examples to test on.
       num_classes: c.
       shots: how many examples of each class the classifiers learn from.
-      seeds: how many times the examples are drawn. There is a classifier for each draw.
+      seeds: how many times the examples are drawn. There is a classifier for each draw and
+        each number of shots.
       batches: (source, num_classes=) -> evaluation batches of the source.
       skip: see `draw_examples`.
 
@@ -213,7 +214,8 @@ def open_few_shot(config: ConfigDict, batches: Callable[..., Iterable[Batch]]) -
     """Opens the data of `config.fewshot` and draws the examples.
 
     Args:
-      config: `fewshot`; where it names no data set or split, `data`.
+      config: reads `fewshot`. If `fewshot.name` is None, the data set is `data.name`, with its
+        splits.
       batches: see `FewShot`.
 
     Raises:

@@ -1,4 +1,7 @@
-"""The metrics of an objective on a split: every example counts once."""
+"""The metrics of an objective on a split: every example counts once.
+
+The metrics themselves are in `training/metrics.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from vit_jax.training.parallel import Parallel
 TEST, POLYAK = "test_", "polyak_test_"  # how the names of columns begin
 
 
-def add_up(program: Parallel, params: Any, batches: Iterable[Batch]) -> dict[str, Any]:
+def sum_over_batches(program: Parallel, params: Any, batches: Iterable[Batch]) -> dict[str, Any]:
     """Returns the sums of an objective's `evaluate` over all batches.
 
     Args:
@@ -61,7 +64,7 @@ def on_test_split(
     """
 
     def run(state):
-        return prefixed(TEST, objective.summarize(add_up(program, state.params, batches)))
+        return prefixed(TEST, objective.summarize(sum_over_batches(program, state.params, batches)))
 
     return Evaluator("test", every, tuple(TEST + name for name in objective.test_metrics), run)
 
@@ -77,6 +80,8 @@ def polyak_on_test_split(
     def run(state):
         if state.average is None:
             return {}
-        return prefixed(POLYAK, objective.summarize(add_up(program, state.average, batches)))
+        return prefixed(
+            POLYAK, objective.summarize(sum_over_batches(program, state.average, batches))
+        )
 
     return Evaluator("polyak", every, tuple(POLYAK + name for name in objective.test_metrics), run)

@@ -25,13 +25,14 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     Args:
       config: what the runs share, with `job="compare"`. `compare.runs` has the keys that differ,
         `compare.epochs` the lengths of training, and `compare.seeds` the number of seeds.
-      workdir: gets compare.csv, compare.md, compare.png, and RUN/epochs_N/seed_S for each run.
+      workdir: gets compare.csv, compare.md, compare.png, and RUN/epochs_N/seed_S for each run
+        (RUN/run/seed_S without `compare.epochs`).
 
     Returns:
       `runs`: the number of runs; `table` and `figure`: the paths of compare.csv and compare.png.
 
     Raises:
-      ValueError, FileNotFoundError, KeyboardInterrupt: as `train`.
+      ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `train`.
     """
     validate(config)
     folder = files.absolute(workdir)

@@ -16,7 +16,7 @@ from vit_jax.common.messages import first_few
 from vit_jax.data import sources
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
-from vit_jax.evaluation.split_metrics import POLYAK, TEST, add_up, prefixed
+from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
 from vit_jax.jobs.validation import validate
 from vit_jax.training.classification import classification
 from vit_jax.training.parallel import make_program
@@ -73,12 +73,14 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     params = program.place(checkpoint.params)
 
     start = time.monotonic()
-    sums = add_up(program, params, batches)
+    sums = sum_over_batches(program, params, batches)
     seconds = time.monotonic() - start
     columns = prefixed(TEST, objective.summarize(sums))
     if checkpoint.average is not None:
         average = program.place(checkpoint.average)
-        columns |= prefixed(POLYAK, objective.summarize(add_up(program, average, batches)))
+        columns |= prefixed(
+            POLYAK, objective.summarize(sum_over_batches(program, average, batches))
+        )
 
     table = folder / "confusion_matrix.csv"
     if jax.process_index() == 0:

@@ -29,9 +29,10 @@ _TABLE = "metrics.csv"
 class MetricWriter:
     """Writes rows of numbers to WORKDIR/metrics.csv and to TensorBoard.
 
-    A run that goes on drops the rows of later steps, which an interrupted run
-    left. Nothing can be appended to a file in a bucket. There, both are written to a temporary
-    folder. With a row, it is copied if the last copy is 30 s old, and at the end.
+    A run that goes on drops the columns that are not in `columns`, and the rows of later steps,
+    which an interrupted run left. Nothing can be appended to a file in a bucket. There, both are
+    written to a temporary folder. It is copied at the end, and with a row if the last copy is
+    at least 30 s old.
 
     Args:
       workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).

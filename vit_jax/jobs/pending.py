@@ -58,7 +58,8 @@ class PendingMetrics:
         It waits until the steps have ended.
 
         Args:
-          state: the state after these steps. A refused update has changed nothing in it.
+          state: the state after these steps. The update that stops the run has changed only the
+            counts in it.
           max_skipped: how many updates in a row may be skipped.
         """
         self.metrics.extend(self._gather(self._on_device))

@@ -110,7 +110,7 @@ def _load_pretrained(config: ConfigDict) -> Checkpoint:
 
 
 def _with_attributes_of(source: ConfigDict, config: ConfigDict) -> ConfigDict:
-    """Returns a copy that takes what belongs to the weights from `source` where it is open."""
+    """Returns a copy that takes what belongs to the weights from `source` where it is None."""
     config = config.copy_and_resolve_references()
     for name in attributes.names("weights", "mathematics"):
         if config.model[name] is None:
@@ -168,7 +168,7 @@ MAY_CHANGE = (
 
 
 def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
-    """Returns the keys by which a configuration would train something else than a saved one.
+    """Returns the keys whose values differ such that something else would be trained.
 
     The keys of `MAY_CHANGE` don't count.
 

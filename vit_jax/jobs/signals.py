@@ -19,11 +19,11 @@ _REPEATED = 0.5  # seconds: `timeout` sends two signals for one stop
 def stop_signals() -> Iterator[Callable[[int], bool]]:
     """Yields a function: step -> True if the run must stop after it.
 
-    The first Ctrl-C or SIGTERM asks for that. Another one half a second later or more ends the
-    process at once. Several processes stop after the same step when one of them gets a signal:
-    JAX's preemption service, which handles SIGTERM from `jax.distributed.initialize` on, tells the
-    others. A process or host that is lost without a signal is not handled here: start the run
-    again, and it resumes from its newest checkpoint.
+    The first Ctrl-C or SIGTERM asks for that. A second signal, at least 0.5 s after the first,
+    ends the process at once. Several processes stop after the same step when one of them gets a
+    signal: JAX's preemption service, which handles SIGTERM from `jax.distributed.initialize` on,
+    informs the others. A process or host that is lost without a signal is not handled here: start
+    the run again, and it resumes from its newest checkpoint.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False  # Python allows handlers in the main thread only

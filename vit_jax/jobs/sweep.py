@@ -20,8 +20,8 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Chooses a learning rate on examples held out of the training split (paper B.1.1).
 
     A model is trained with each of `sweep.lr` on all but `sweep.held_out` of the training split.
-    The rate with the best accuracy there is chosen, the lowest of equal ones. One more model is
-    trained with it on the whole split. This model alone is tested, once.
+    The rate with the best accuracy on the held-out examples is chosen, the lowest of equal ones.
+    One more model is trained with it on the whole split. This model alone is tested, once.
 
     Args:
       config: the run's configuration, with `job="sweep"`.
@@ -31,7 +31,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       The summary of the last run as `train` returns it, `lr`, and `table`, the path of sweep.csv.
 
     Raises:
-      ValueError, FileNotFoundError, KeyboardInterrupt: as `train`.
+      ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `train`.
     """
     validate(config)
     folder = files.absolute(workdir)

@@ -42,8 +42,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
         tensorboard/.
 
     Returns:
-      `step`, `test_accuracy`, `test_loss` (nats), `test_top5_accuracy` (with more than 5 classes),
-      `polyak_test_accuracy`… (of the averaged parameters), `fewshot_5`… (by shots),
+      `step`, `test_accuracy`, `test_loss` (nats; for pixels, the squared error),
+      `test_top5_accuracy` (with more than 5 classes), `polyak_test_accuracy`… (of the averaged
+      parameters), `fewshot_5`… (by shots),
       `images_per_second` (in training), `checkpoint` (the last one's folder) and, if there were
       any, `skipped_updates`, and `skipped_images` (by this process since it started).
 
@@ -53,7 +54,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       FileNotFoundError: there is no data, or no checkpoint to start from.
       OSError: another run has the workdir, or it can't be written to.
       FloatingPointError: a loss or gradient was NaN or infinite, see `config.on_nonfinite`.
-      KeyboardInterrupt: Ctrl-C or SIGTERM came; the step was finished and saved.
+      ImportError, ConnectionError: the data must be prepared first, and can't be.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came in the loop; the step was finished and saved.
 
     Example:
       >>> config = vit_jax.default_config()
@@ -88,7 +90,7 @@ def _train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
             config.optim.warmup_steps,
             total_steps,
         )
-    if start.latest is None:  # a resumed run has checked them before
+    if start.latest is None:  # a resumed run checked its images at its first start
         inputs.check_decodable(config.data)
     if start.step < total_steps:
         pipeline.seek(inputs.train_batches, start.step)  # reads while the step compiles
@@ -103,7 +105,7 @@ def _train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
         key=setup.key,
         extract_features=feature_extractor(setup.model),
     )
-    state, saved_metrics = start.first_state(setup, program)
+    state, saved_pending = start.first_state(setup, program)
     logger.info(
         "%s with %s parameters, steps %d to %d, %d images each, on %d x %s",
         config.model.variant,
@@ -118,7 +120,7 @@ def _train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
     # ------------------------------------------------------ what is measured, written and shown
     evaluators = _evaluators(config, setup, program, inputs)
     nonfinite = StopAtNonfinite(workdir, config, class_names, inputs)
-    pending = PendingMetrics(program.gather, nonfinite.save_and_raise, saved_metrics)
+    pending = PendingMetrics(program.gather, nonfinite.save_and_raise, saved=saved_pending)
     columns = (
         *("step", "epoch"),
         *train_columns(setup.objective.train_metrics),
@@ -151,12 +153,12 @@ def _train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
                 pending.check_finite(state, setup.max_skipped)  # waits for the steps so far
                 row = {"step": step, "epoch": step * config.batch_size / len(inputs.train_source)}
                 row |= pending.row()
-                row["images_per_second"] = progress.pause()
+                row["images_per_second"] = progress.pause()  # since the last row
                 results = _evaluate(due, state)
                 row |= results
                 writer.write(row)
                 progress.show(row)
-                pending.clear()  # they have a row; a checkpoint keeps the others
+                pending.clear()  # they have a row; `save` stores those of steps without one
                 progress.resume()
 
             is_stopping = not is_last and must_stop(step)
@@ -165,7 +167,7 @@ def _train(config: ConfigDict, workdir: epath.Path) -> dict[str, Any]:
                 checkpoints.save(state, config, class_names, pending.metrics)
             if is_stopping:
                 raise KeyboardInterrupt
-        if not results:  # no step was left: the run was finished before
+        if start.step >= total_steps:  # no step was left
             results = _evaluate(evaluators, state)
     skipped = {"skipped_updates": int(state.skipped), "skipped_images": len(inputs.skipped_images)}
     return {

@@ -23,9 +23,10 @@ class Objective(NamedTuple):
     Attributes:
       model: a module of images (b, h, w, 3) float32 in [-1, 1]. Its `init` makes all parameters.
       loss: (params, batch, key) -> (loss, metrics). Both are float32 scalars, means over the batch.
-        The metrics are `loss` (nats) and the others of `train_metrics`.
-      evaluate: (params, batch) -> sums over the examples whose mask is True: `count`, and one sum
-        for each of `test_metrics`. The sums of batches and devices are added up.
+        The metrics are `loss` and the others of `train_metrics`.
+      evaluate: (params, batch) -> sums over the examples whose mask is True: `count` (of examples,
+        or of what else is predicted), and one sum for each of `test_metrics`. The sums of batches
+        and devices are added up.
       train_metrics: the names of the metrics of `loss`. `metrics.csv` has a column `train_NAME` for
         each.
       test_metrics: functions (sum, count) -> metric, by the name of the metric of a test.
@@ -49,7 +50,7 @@ class Objective(NamedTuple):
 
 
 def mean(total: Any, count: float) -> float:
-    """Returns the mean of a metric: its sum divided by the number of examples."""
+    """Returns the mean of a metric: its sum divided by the count."""
     return float(total) / count
 
 

@@ -26,7 +26,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 
 
 def learning_rate_schedule(optim: ConfigDict, total_steps: int) -> optax.Schedule:
-    """Returns the learning rate by step: it rises linearly from 0, then decays until the end.
+    """Returns the learning rate by step: a linear rise from 0, then the schedule.
 
     Args:
       optim: `config.optim`; reads `lr`, `warmup_steps` and `decay`, a key of `SCHEDULES`.
@@ -68,8 +68,8 @@ def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.Gradien
     """Returns the chosen optimizer, with clipping before it and weight decay after it.
 
     The gradient's global norm is clipped. Weight decay is decoupled (Loshchilov & Hutter, arXiv
-    1711.05101), on kernels only, and scaled by the learning rate as the step is: 0.1 in the
-    paper's table 3 is 0.1 here.
+    1711.05101), on kernels only, and multiplied by the learning rate, so that the
+    values of the paper's table 3 can be used unchanged.
 
     Args:
       optim: `config.optim`; reads `name`, a key of `OPTIMIZERS`, the keys of that optimizer,
@@ -95,7 +95,7 @@ def weight_decay_mask(params: Any) -> Any:
 def polyak_average(average: Any, params: Any, factor: float, step: jax.Array) -> Any:
     """Returns the average of the parameters after one more update (paper table 2).
 
-    After T updates the parameters of update t weigh factor^(T - t), and the weights sum to one.
+    After T updates the parameters of update t weigh in proportion to factor^(T - t).
     This is an exponential moving average without the share of the initial parameters. With the
     paper's factor of 0.9999, that share would still be 14 % after 20,000 steps.
 

@@ -35,7 +35,7 @@ class Parallel(NamedTuple):
       update: (state, device batch) -> (state, metrics). It reuses the buffers of the given state,
         which can't be read afterwards.
       lower: (state, this process's batch), both of `jax.ShapeDtypeStruct` -> `update`, lowered. It
-        can be compiled for devices that aren't there, which can't run it.
+        can be compiled for devices that are not there.
       evaluate: (params, device batch) -> sums over the batches of all processes.
       extract_features: (params, device batch) -> arrays (b, …) of the batches of all processes,
         in the order of the devices.
@@ -76,9 +76,8 @@ def pmap(
       key: the run's key, for `update`. Each device folds its number in, so that dropout,
         stochastic depth, mixup and the corruption of patches differ between devices.
       extract_features: (params, batch) -> arrays with one entry an example, see
-        `fewshot.feature_extractor`.
-      devices: devices of this process, in a run of one process. None for all devices of all
-        processes.
+        `evaluation.fewshot.feature_extractor`.
+      devices: the devices of a run with one process. None for all devices of all processes.
     """
     axis = "batch"
     mesh = Mesh(np.array(jax.devices() if devices is None else devices), (axis,))
@@ -239,7 +238,7 @@ def partition(shape: tuple[int, ...], devices: int, min_elements: int) -> Partit
 
 
 def _readable(tree: Any) -> Any:
-    """Returns a tree with the leaves that are neither host nor device arrays read into memory."""
+    """Returns a tree whose lazy leaves, such as parameters in a file, are read into memory."""
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else np.asarray(x), tree)
 
 

@@ -76,7 +76,7 @@ def needs_labels(config: ConfigDict) -> bool:
 
 
 def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
-    """Returns the model, objective, update and first state of a configuration.
+    """Returns what a configuration trains: the model, the objective, the update, the first state.
 
     Args:
       config: see `vit_jax.config.default`.
@@ -119,7 +119,7 @@ def run_length(config: ConfigDict, images: int) -> int:
     """Returns the length of a run in steps.
 
     Args:
-      config: `run_length`, or else `epochs` and `batch_size`.
+      config: `total_steps`, or else `epochs` and `batch_size`.
       images: the number of images in the training split.
 
     Raises:

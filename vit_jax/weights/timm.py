@@ -1,4 +1,4 @@
-"""timm's state dicts, read and written."""
+"""timm's state dicts, read and written. `parameter_names.py` has the names of their arrays."""
 
 from __future__ import annotations
 
