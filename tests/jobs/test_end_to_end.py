@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from importlib.util import find_spec
 
 import jax
 import numpy as np
@@ -357,6 +358,11 @@ def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, n
         (["--config=configs/pretrain.py:B/17,x"], "ValueError: There is no model variant 'B/17'"),
         (["--config=configs/vtab.py:B/16,x"], "ValueError: VTAB has no task 'x': take one of"),
         (["--config=configs/none.py"], "configs/none.py"),
+        pytest.param(
+            ["--config.data.name=oxford_flowers102", "--config.data.dir=/nowhere"],
+            "ImportError: /nowhere holds nothing of oxford_flowers102, and tfds's own code needs",
+            marks=pytest.mark.skipif(bool(find_spec("tensorflow")), reason="it would download"),
+        ),
     ],
 )
 def test_a_wrong_command_line_gets_one_clear_message(tmp_path, changes, message):
