@@ -6,7 +6,7 @@
 Time: 6.5 minutes on two cores of a shared server (260 images/s).
 Result: 69.6 % test accuracy.
 
-The argument is VARIANT,DATASET: a variant of `vit_jax.models.VARIANTS` in any usual spelling, and
+The argument is VARIANT,DATASET: a variant of `vit_jax.models.VARIANTS` in any common spelling, and
 a tfds name, a folder of images, or one of these:
 
 | DATASET              | recipe                                                                    |
