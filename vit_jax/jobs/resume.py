@@ -6,8 +6,6 @@ import logging
 import os
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -120,7 +118,7 @@ def _with_attributes_of(source: ConfigDict, config: ConfigDict) -> ConfigDict:
 
 def _adapted(pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: Any) -> Any:
     """Returns pretrained parameters for the grid of the run, with the head of `initial`."""
-    params = surgery.adapt_params(
+    return surgery.adapt_params(
         pretrained.params,
         initial,
         old_grid=pretrained.grid,
@@ -129,7 +127,6 @@ def _adapted(pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: 
         head={name: initial[name] for name in surgery.HEAD if name in initial},
         method=config.init_resize,
     )
-    return jax.tree.map(np.asarray, params)
 
 
 # -------------------------------------------------------------------- the run that a workdir holds
