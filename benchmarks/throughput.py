@@ -55,12 +55,13 @@ _MALLOC = {
 
 def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
     """Returns n -> None, which runs n steps of vit_jax and waits for the last."""
-    from vit_jax.cli.environment import keep_freed_memory
+    from vit_jax.cli.environment import keep_freed_memory, prefer_cublas
     from vit_jax.config.defaults import default
     from vit_jax.models.patches import to_float
     from vit_jax.training import parallel, setup
 
     keep_freed_memory()
+    prefer_cublas()
     import jax
 
     config = default()

@@ -133,6 +133,58 @@ def count_costs(text: str, devices: int) -> Costs:
     return Costs(flops, float(total["bytes_accessed"]), found)
 
 
+class InstructionCost(NamedTuple):
+    """What one instruction of a program costs each time it runs.
+
+    Attributes:
+      what: the operation of the source, such as
+        "jvp(VisionTransformer)/Transformer/encoderblock_0/MlpBlock_0/Dense_0/dot_general", or "".
+      flops, bytes: see `Costs`.
+    """
+
+    what: str
+    flops: float | None
+    bytes: float
+
+
+def instruction_costs(text: str) -> dict[str, InstructionCost]:
+    """Returns the cost of every instruction that runs by itself: of a fusion, not of its parts.
+
+    Args:
+      text: the program's HLO, as `jax.stages.Compiled.as_text` returns it.
+    """
+    computations, _ = parse(text)
+    fused = {
+        inner
+        for computation in computations.values()
+        for instruction in computation.values()
+        if instruction.kind == "fusion"
+        for _, inner in instruction.called
+    }
+
+    def flops_of(instruction, computation):
+        inside = dict(instruction.called).get("calls") if instruction.kind == "fusion" else None
+        if inside is None:
+            return instruction_flops(instruction, computation)
+        parts = [flops_of(x, computations[inside]) for x in computations[inside].values()]
+        return None if None in parts else sum(parts)
+
+    costs = {}
+    for name, computation in computations.items():
+        if name in fused:
+            continue
+        for key, instruction in computation.items():
+            if instruction.kind in _NO_ACCESS:
+                continue
+            what = re.search(r'op_name="([^"]*)"', instruction.rest)
+            costs[key] = InstructionCost(
+                what[1] if what else "",
+                flops_of(instruction, computation),
+                _bytes_accessed(instruction, computation, computations),
+            )
+    return costs
+
+
 def _bytes_accessed(
     instruction: Instruction, computation: Computation, computations: dict[str, Computation]
 ) -> float:
