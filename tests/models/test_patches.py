@@ -1,9 +1,13 @@
 """Images are cut into whole patches, or refused."""
 
+import chex
+import jax
+import jax.numpy as jnp
 import pytest
 from equations import shapes
 
 from vit_jax import models
+from vit_jax.models.patches import PatchEmbedding
 
 
 def test_patches_can_be_rectangles():
@@ -27,3 +31,20 @@ def test_hybrids_cut_the_stems_features_into_patches():
     assert models.build("R+Ti/16", num_classes=0).stride == (32, 32)
     with pytest.raises(ValueError, match="of 100x224 pixels the stem makes features of 25x56"):
         shapes("R+Ti/16", (100, 224), num_classes=0)
+
+
+def test_a_matmul_embeds_patches_as_the_convolution_does():
+    images = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+    convolution, matmul = (
+        PatchEmbedding(8, (16, 8), strides=(16, 8), as_matmul=as_matmul)
+        for as_matmul in (False, True)
+    )
+    key = jax.random.key(1)
+    params = convolution.init(key, images)
+    chex.assert_trees_all_equal(matmul.init(key, images), params)
+
+    def loss(module, params):
+        return jnp.sin(module.apply(params, images)).sum()
+
+    for of in (lambda m: m.apply(params, images), lambda m: jax.grad(loss, 1)(m, params)):
+        chex.assert_trees_all_close(of(matmul), of(convolution), rtol=1e-4, atol=1e-4)

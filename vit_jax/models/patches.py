@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
 def to_float(images: Any) -> Any:
@@ -53,16 +55,35 @@ class PatchEmbedding(nn.Conv):
     A convolution whose `strides` are its `kernel_size` is the linear projection E of the paper's
     equation 1. Patches are numbered row by row.
 
+    Attributes:
+      as_matmul: True computes that projection as a matmul of the patches, for NVIDIA GPUs. cuDNN
+        copies images to arrays with more channels before it convolves them. For 256 images of 224
+        pixels on an H200, that took 2.0 ms in bfloat16, 33 times what reading and writing them
+        takes at the chip's peak.
+      others: as in Flax.
+
     Raises (when called):
       ValueError: the image's sides are not multiples of the patch's.
     """
 
     kernel_size: tuple[int, int]
     padding: str = "VALID"
+    as_matmul: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        _, height, width, _ = images.shape
+        _, height, width, channels = images.shape
         grid_shape((height, width), self.kernel_size)
+        if self.as_matmul:
+            shape = (*self.kernel_size, channels, self.features)
+            kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+            bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype)
+            x, kernel, bias = promote_dtype(images, kernel, bias, dtype=self.dtype)
+            x = to_patches(x, self.kernel_size)
+            x = x.reshape(*x.shape[:2], -1)  # (b, n, values of a patch)
+            tokens = x @ kernel.reshape(-1, self.features) + bias
+            # A convolution's result has this layout. Of a matmul's, XLA for GPUs made the batch
+            # the innermost axis, in all blocks: their arrays were read and written more often.
+            return with_layout_constraint(tokens, Layout(major_to_minor=(0, 1, 2)))
         x = super().__call__(images)  # (b, rows, columns, d)
         return jnp.reshape(x, (x.shape[0], -1, x.shape[-1]))

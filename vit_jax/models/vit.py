@@ -139,9 +139,17 @@ class VisionTransformer(nn.Module):
         x = jnp.asarray(images, self.dtype)
         if self.stem is not None:
             x = hybrid_stem(x, self.stem, self.kernel_epsilon, self.dtype)
+        implementation = self.implementation or best_implementation(
+            self.dtype, self.width // self.num_heads
+        )
         patch = self.patch_shape
         embedding = PatchEmbedding(
-            self.width, patch, strides=patch, dtype=self.dtype, name="embedding"
+            self.width,
+            patch,
+            strides=patch,
+            as_matmul=implementation == "cudnn",
+            dtype=self.dtype,
+            name="embedding",
         )
         x = embedding(x)  # (b, n, d)
         if corrupt is not None:
@@ -164,8 +172,7 @@ class VisionTransformer(nn.Module):
             gelu=self.gelu,
             remat=self.remat,
             scan=self.scan,
-            implementation=self.implementation
-            or best_implementation(self.dtype, self.width // self.num_heads),
+            implementation=implementation,
             dtype=self.dtype,
             name="Transformer",
         )
