@@ -4,8 +4,8 @@
         --workdir=runs/masked
 
 Time: 4 minutes on two cores (680 images/s).
-Result: the colours of 34 % of the corrupted patches are predicted correctly. Few-shot accuracy with
-25 examples of each class is then 45 %.
+Result of one run: the colours of 34 % of the corrupted patches are predicted correctly. Few-shot
+accuracy with 25 examples of each class is then 45 %.
 
 The argument is VARIANT,DATASET, as in `pretrain.py`. Images without classes can all be in one
 subfolder of the data set. To fine-tune from the result, add `--config.init_from=runs/masked` to a

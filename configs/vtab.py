@@ -7,7 +7,8 @@ Time and result: not measured here. In the paper, L/16 of ImageNet-21k has a VTA
 
 The argument is VARIANT,TASK: a variant of `vit_jax.models.VARIANTS`, and a task of
 `vit_jax/data/builders/vtab.py`. VARIANT,all runs all 19 tasks and makes a table; the VTAB score is
-the mean of its accuracies. The data sets are tfds's. Most need TensorFlow once, to be prepared, see
+the mean of its accuracies. The data sets are tfds's. Those of cifar100, flowers102 and pets are
+downloaded and prepared by the run. The others need TensorFlow once, to be prepared, see
 docs/your_data.md: `python -m vit_jax.data prepare clevr`.
 
 The model is trained on 1,000 examples and tested on the test split. To choose other settings, use
@@ -45,6 +46,7 @@ def get_config(argument="B/16,cifar100"):
     config.total_steps = 2_500
     config.optim.name = "sgd"
     config.optim.lr = 0.01
+    config.init_expected = True
     config.eval_every = 0  # the test split only at the end
     return config
 

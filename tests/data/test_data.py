@@ -290,3 +290,28 @@ def test_real_photos(photos, options):
     source = dataset.source("train[85%:]")
     batches = list(pipeline.eval_batches(source, options, num_classes=5, batch_size=100))
     assert sum(b["mask"].sum() for b in batches) == len(source) == round(4317 * 0.15)
+
+
+def test_threads_are_the_cpus_that_the_process_may_use(monkeypatch):
+    pipeline.threads_of_process.cache_clear()
+    monkeypatch.setattr(pipeline, "available_cpus", lambda: (0, 1, 4))
+    options = default().data
+    assert pipeline._read_options(options).num_threads == 3
+    options.prefetch = 2  # Grain would use as many threads, and no more
+    assert pipeline._read_options(options).prefetch_buffer_size == 3
+    options.threads, options.prefetch = 5, 9
+    assert pipeline._read_options(options).num_threads == 5
+    assert pipeline._read_options(options).prefetch_buffer_size == 9
+    pipeline.threads_of_process.cache_clear()
+
+
+def test_processes_share_the_cpus_that_both_may_use(monkeypatch):
+    def gather(which):  # of three processes, the last on another host
+        return np.array([which, which, which + 1])
+
+    pipeline.threads_of_process.cache_clear()
+    monkeypatch.setattr(pipeline, "available_cpus", lambda: tuple(range(9)))
+    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 3)
+    monkeypatch.setattr(pipeline.multihost_utils, "process_allgather", gather)
+    assert pipeline.threads_of_process() == 4
+    pipeline.threads_of_process.cache_clear()

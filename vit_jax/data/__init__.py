@@ -7,6 +7,9 @@ batches of a source. `open_inputs` does all of it for a training run.
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    # images in memory
+    from vit_jax.data.arrays import ArrayDataset, ArraySource
+
     # the layout of a batch
     from vit_jax.data.batch import Batch, empty_batch, layout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 
@@ -11,7 +10,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vit_jax.common.messages import first_few
-from vit_jax.data.pipeline import check_label, decode_example
+from vit_jax.data.arrays import ArrayDataset
+from vit_jax.data.pipeline import available_cpus, check_label, decode_example
 from vit_jax.data.sources import Dataset, ExampleError, FolderDataset, Source
 from vit_jax.data.splits import split_size
 
@@ -43,7 +43,7 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
     if len(dataset.class_names) < 2:
         raise ValueError(
             f"There is only one class, {', '.join(dataset.class_names)}, so there is nothing to "
-            f"tell apart: a folder of images needs a subfolder for each of two or more classes."
+            f"tell apart: give images of two or more. A folder has a subfolder for each class."
         )
     if isinstance(dataset, FolderDataset) and (empty := dataset.empty_classes(split)):
         raise ValueError(
@@ -56,7 +56,7 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
 def require_decodable(
     dataset: Dataset, splits: Iterable[str], options: ConfigDict, *, progress: bool = True
 ) -> None:
-    """Decodes every image in some splits of a folder, so that none stops the run later.
+    """Decodes every image in some splits of a folder or of files, so that none stops the run later.
 
     Nothing is decoded for a tfds data set, with `options.check=False`, or with
     `options.on_error="skip"`.
@@ -72,17 +72,25 @@ def require_decodable(
         user can do.
     """
     checked = options.check and options.on_error == "stop"
-    if not checked or not isinstance(dataset, FolderDataset):
+    if not checked or not isinstance(dataset, FolderDataset | ArrayDataset):
         return
-    source = dataset.source("+".join(splits))
+    split = "+".join(splits)
+    source: Source = dataset.source(split)
+    if isinstance(dataset, ArrayDataset) and not len(source := dataset.encoded(split)):
+        return
     problems = find_undecodable(source, num_classes=len(dataset.class_names), progress=progress)
     if problems:
         listed = first_few([f"- {problem}" for problem in problems], _LISTED, "\n")
+        lists_all = (
+            f" (`python -m vit_jax.data check {dataset.folder}` lists all)"
+            if isinstance(dataset, FolderDataset)
+            else ""
+        )
         raise ValueError(
             f"{len(problems)} of {len(source)} images can't be used:\n{listed}\n"
-            f"Remove or repair them (`python -m vit_jax.data check {dataset.folder}` lists all), "
-            f"or skip them with --config.data.on_error=skip. With --config.data.check=false, a run "
-            f"starts without this check, and stops at the first."
+            f"Remove or repair them{lists_all}, or skip them with --config.data.on_error=skip. "
+            f"With --config.data.check=false, a run starts without this check, and stops at the "
+            f"first."
         )
 
 
@@ -106,7 +114,7 @@ def find_undecodable(
             return (error,)
         return ()
 
-    threads = threads or os.cpu_count() or 1
+    threads = threads or len(available_cpus())
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
     found = grain.MapDataset.range(len(source)).map(find_problem).to_iter_dataset(reading)
     bar = tqdm(

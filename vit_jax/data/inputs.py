@@ -23,7 +23,7 @@ class Inputs(NamedTuple):
     """What a training run reads.
 
     Attributes:
-      dataset: the data set of `config.data.name`.
+      dataset: the data set.
       class_names: the names of its classes, by label.
       train_split: the split to train on, such as "train[:85%]".
       test_split: the split to test on.
@@ -47,6 +47,14 @@ class Inputs(NamedTuple):
     make_eval_batches: Callable[..., Iterable[Batch]]
     skipped_images: SkippedImages
 
+    def with_eval_batch_size(self, batch_size: int) -> Inputs:
+        """Returns the same inputs with another `config.eval_batch_size`."""
+        make = functools.partial(
+            self.make_eval_batches, batch_size=batch_size // jax.process_count()
+        )
+        batches = make(self.test_source, num_classes=len(self.class_names))
+        return self._replace(make_eval_batches=make, test_batches=batches)
+
     def check_decodable(self, options: ConfigDict) -> None:
         """Decodes every image of both splits, if they are of a folder; see `require_decodable`.
 
@@ -62,7 +70,9 @@ class Inputs(NamedTuple):
         require_decodable(self.dataset, splits, options, progress=jax.process_index() == 0)
 
 
-def open_inputs(config: ConfigDict, *, labels: bool = True) -> Inputs:
+def open_inputs(
+    config: ConfigDict, *, labels: bool = True, dataset: Dataset | None = None
+) -> Inputs:
     """Opens the data set of a training run, checks its size and classes, and logs them.
 
     No image is read. The batches are this process's part: `config.batch_size` and
@@ -71,6 +81,7 @@ def open_inputs(config: ConfigDict, *, labels: bool = True) -> Inputs:
     Args:
       config: see `vit_jax.config.default`.
       labels: False if the objective reads no labels: then a class may have no images.
+      dataset: what `config.data.name` stands for. None opens what it names.
 
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
@@ -78,7 +89,8 @@ def open_inputs(config: ConfigDict, *, labels: bool = True) -> Inputs:
         batch, or some of its classes have none.
       ImportError, ConnectionError: as `open_dataset`.
     """
-    dataset = open_dataset(config.data.name, config.data.dir)
+    if dataset is None:
+        dataset = open_dataset(config.data.name, config.data.dir)
     class_names = dataset.class_names
     train_split, train_source = open_source(dataset, "train", config.data.train)
     test_split, test_source = open_source(dataset, "test", config.data.test)

@@ -8,13 +8,19 @@ resumed still sees the same batches, bit for bit.
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
+import platform
 import threading
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax.config.keys import image_shape
@@ -202,6 +208,8 @@ def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
       ExampleError: the example can't be read, or its image can't be decoded.
     """
     example = source[index]
+    if isinstance(example.image, np.ndarray):
+        return example.image, example
     try:
         return transforms.decode(example.image), example
     except ValueError as error:
@@ -276,4 +284,30 @@ def _collate(
 
 
 def _read_options(options: ConfigDict) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=options.threads, prefetch_buffer_size=options.prefetch)
+    threads = options.threads or threads_of_process()
+    return grain.ReadOptions(threads, prefetch_buffer_size=max(options.prefetch, threads))
+
+
+@functools.cache
+def threads_of_process() -> int:
+    """Returns how many threads read and decode: this process's share of the CPUs that it may use.
+
+    It is at least 1. Where CPUs compute the steps as well, it is at most 4: each thread holds a
+    batch in the same memory.
+
+    Processes of one host that may use the same CPUs share them evenly. If there are several
+    processes, all of them must call this function.
+    """
+    cpus, sharing = available_cpus(), 1
+    if jax.process_count() > 1:
+        which = np.uint32(zlib.crc32(f"{platform.node()} {cpus}".encode()))
+        sharing = int((multihost_utils.process_allgather(which) == which).sum())
+    most = 4 if jax.default_backend() == "cpu" else len(cpus)
+    return min(most, max(1, len(cpus) // sharing))
+
+
+def available_cpus() -> tuple[int, ...]:
+    """Returns the numbers of the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))

@@ -10,11 +10,13 @@ from __future__ import annotations
 import operator
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from vit_jax.common.files import folders_beside
+from vit_jax.common.messages import closest
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
 from vit_jax.data.splits import absolute_parts, default_splits, parse_split
@@ -23,6 +25,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
 JFT = ("jft", "jft300m", "jft_300m", "jft-300m")  # names, in small letters, of JFT-300M
 _FOLDER_SEED = 0  # of the order inside a folder, which decides what `train[:85%]` holds
+IN_MEMORY = "in-memory-"  # what the names of data that are not on disk begin with
+T = TypeVar("T")
 
 
 # -------------------------------------------------------------- examples, sources and data sets
@@ -32,12 +36,13 @@ class Example(NamedTuple):
     """An example as it is stored.
 
     Attributes:
-      image: the bytes of an encoded image, such as a JPEG file's.
+      image: the bytes of an encoded image, such as a JPEG file's; or a decoded image, uint8 RGB
+        (h, w, 3).
       label: the class, counted from 0; negative if the split has no labels.
       id: a name for messages, such as the file's path.
     """
 
-    image: bytes
+    image: bytes | np.ndarray
     label: int
     id: str
 
@@ -127,7 +132,10 @@ class FolderDataset:
     def __init__(self, folder: str | pathlib.Path):
         self.folder = root = pathlib.Path(folder).expanduser()
         if not root.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(folder)!r} to read images from.")
+            hint = closest(str(root), folders_beside(root))
+            raise FileNotFoundError(
+                f"There is no folder {str(folder)!r} to read images from{hint}."
+            )
         split_folders = [root / name for name in SPLIT_FOLDERS if (root / name).is_dir()]
         classes = {d.name for s in split_folders or [root] for d in s.iterdir() if d.is_dir()}
         self.class_names = tuple(sorted(name for name in classes if not name.startswith(".")))
@@ -143,18 +151,13 @@ class FolderDataset:
             )
 
     def _stratified(self, folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-        """Returns the files and labels below a folder, with the classes mixed evenly.
-
-        The files of a class are shuffled and spread evenly over [0, 1]; this sorts all classes.
-        """
-        rng = np.random.Generator(np.random.Philox(_FOLDER_SEED))
-        ranked = []
-        for label, name in enumerate(self.class_names):
-            files = [p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES]
-            files.sort()
-            shuffled = [files[i] for i in rng.permutation(len(files))]
-            ranked += [((i + 0.5) / len(files), label, path) for i, path in enumerate(shuffled)]
-        return [(path, label) for _, label, path in sorted(ranked)]
+        """Returns the files and labels below a folder, with the classes mixed evenly."""
+        return mix_classes(
+            [
+                sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+                for name in self.class_names
+            ]
+        )
 
     def source(self, split: str) -> FolderSource:
         """Returns the examples of a split such as "train[:85%]" or "train+val".
@@ -176,6 +179,23 @@ class FolderDataset:
         parts = absolute_parts(split, self.splits)
         found = {label for part in parts for _, label in self._files[part.splitname]}
         return [name for label, name in enumerate(self.class_names) if label not in found]
+
+
+def mix_classes(classes: Sequence[Sequence[T]]) -> list[tuple[T, int]]:
+    """Returns the members of some classes with their labels, in a fixed order that mixes classes.
+
+    The members of a class are shuffled and spread evenly over [0, 1]; this sorts all classes. Every
+    slice of the result holds all classes in their proportions.
+
+    Args:
+      classes: for each label the members of its class, in an order that is always the same.
+    """
+    rng = np.random.Generator(np.random.Philox(_FOLDER_SEED))
+    ranked = []
+    for label, members in enumerate(classes):
+        order = enumerate(rng.permutation(len(members)))
+        ranked += [((i + 0.5) / len(members), label, int(number)) for i, number in order]
+    return [(classes[label][number], label) for _, label, number in sorted(ranked)]
 
 
 # ---------------------------------------------------------------------- tfds data sets, and VTAB
@@ -282,6 +302,11 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
         raise ValueError(
             f"data.name={name}: JFT-300M is not public. To follow the recipe with data of your "
             f"own, let data.name be a folder of images or a tfds data set, and keep the rest."
+        )
+    if name.startswith(IN_MEMORY):
+        raise ValueError(
+            f"data.name={name} stands for images that a program gave to vit_jax.fit, and that are "
+            f"not on disk: name a folder of images or a data set."
         )
     if name.startswith("vtab/"):
         task = vtab.task(name.removeprefix("vtab/"))

@@ -52,15 +52,20 @@ def split_size(split: str, splits: Mapping[str, int]) -> int:
     return sum((splits[p.splitname] if p.to is None else p.to) - (p.from_ or 0) for p in parts)
 
 
+def own_test_split(splits: Iterable[str]) -> str | None:
+    """Returns the name of a data set's test split, or else of its validation split, or None."""
+    names = set(splits)
+    return next((name for name in ("test", "validation", "val") if name in names), None)
+
+
 def default_splits(splits: Iterable[str]) -> tuple[str, str]:
     """Returns the (train, test) splits of a data set for a configuration that names none.
 
-    The test split is the data set's own, or else its validation split. If it has neither, the last
-    15 % of train are the test split and the rest is the training split.
+    The test split is `own_test_split`. If there is none, the last 15 % of train are the test split
+    and the rest is the training split.
     """
-    names = set(splits)
-    held_out = [name for name in ("test", "validation", "val") if name in names]
-    return ("train", held_out[0]) if held_out else ("train[:85%]", "train[85%:]")
+    own = own_test_split(splits)
+    return ("train[:85%]", "train[85%:]") if own is None else ("train", own)
 
 
 def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, str]:

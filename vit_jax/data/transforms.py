@@ -94,6 +94,36 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def from_array(array: np.ndarray, white: float = 1.0) -> np.ndarray:
+    """Returns an array of numbers as an image, uint8 RGB (h, w, 3), which may not be written to.
+
+    Args:
+      array: RGB (h, w, 3), or grey (h, w, 1) or (h, w). Integers are in 0…255.
+      white: what floats have for white: they are in 0…`white`, and are scaled to 0…255.
+
+    Raises:
+      ValueError: another shape, dtype or range; the message begins with "has".
+    """
+    if not array.size or array.shape[2:] not in ((), (1,), (3,)) or array.ndim < 2:
+        raise ValueError(
+            f"has the shape {array.shape}: an array must be RGB (h, w, 3), or grey (h, w, 1) or "
+            f"(h, w). Channels come last, and there is no alpha channel."
+        )
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"has the dtype {array.dtype}: pixels must be integers or floats.")
+    if array.dtype != np.uint8:
+        top = white if array.dtype.kind == "f" else 255
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= top):  # also if there is a NaN
+            raise ValueError(
+                f"has values from {low} to {high}: integers must lie in 0…255, and floats in 0…1 "
+                f"or, all of them, in 0…255, without NaN. If they were normalised, undo that."
+            )
+        array = np.rint(array * (255 / top)).astype(np.uint8)
+    grey = array[:, :, None] if array.ndim == 2 else array
+    return np.broadcast_to(grey, (*grey.shape[:2], 3))  # no copy
+
+
 # ------------------------------------------------------------------------------ resize and flip
 
 

@@ -7,6 +7,7 @@ float64 on the host.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,24 +16,28 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.config.defaults import default
-from vit_jax.data import sources, transforms
+from vit_jax.data import sources
 from vit_jax.data.batch import Batch
-from vit_jax.data.sources import Example, Source
+from vit_jax.data.pipeline import decode_example
+from vit_jax.data.sources import Dataset, Example, Source
 from vit_jax.evaluation.evaluator import Evaluator
 from vit_jax.models.patches import to_float
 from vit_jax.training.parallel import Parallel
+
+logger = logging.getLogger(__name__)
 
 # The strengths of regularisation that are tried, for features of variance one.
 PENALTIES = tuple(4.0**exponent for exponent in range(-5, 13))
 
 
 class Score(NamedTuple):
-    """The accuracy of one classifier on the test images, and its strength of regularisation."""
+    """The accuracy of a classifier on `images` test images, and its strength of regularisation."""
 
     shots: int
     seed: int
     penalty: float
     accuracy: float
+    images: int
 
 
 class Probe(NamedTuple):
@@ -109,9 +114,7 @@ def draw_examples(
         if not missing:
             break
         try:
-            example = source[index]
-            if skip:
-                transforms.decode(example.image)
+            example = decode_example(source, int(index))[1] if skip else source[index]
         except ValueError:
             if skip:
                 continue
@@ -158,6 +161,7 @@ class FewShot:
         each number of shots.
       batches: (source, num_classes=) -> evaluation batches of the source.
       skip: see `draw_examples`.
+      test_split: what summaries call the test examples, such as "train[85%:]".
 
     Raises:
       ValueError: a class has too few examples.
@@ -173,7 +177,9 @@ class FewShot:
         seeds: int,
         batches: Callable[..., Iterable[Batch]],
         skip: bool = False,
+        test_split: str = "",
     ):
+        self.test_split = test_split
         self._num_classes, self._shots = num_classes, tuple(shots)
         self._draws = np.stack(
             [
@@ -205,33 +211,46 @@ class FewShot:
             for seed, drawn in enumerate(self._draws):
                 labels = np.repeat(np.arange(self._num_classes), shots)
                 probe = fit(train_features[drawn[:, :shots].ravel()], labels, self._num_classes)
-                accuracy = (probe.predict(test_features) == test_labels).mean()
-                scores.append(Score(shots, seed, probe.penalty, float(accuracy)))
+                accuracy = float((probe.predict(test_features) == test_labels).mean())
+                scores.append(Score(shots, seed, probe.penalty, accuracy, len(test_labels)))
         return scores
 
 
-def open_few_shot(config: ConfigDict, batches: Callable[..., Iterable[Batch]]) -> FewShot:
-    """Opens the data of `config.fewshot` and draws the examples.
+def open_few_shot(
+    config: ConfigDict, batches: Callable[..., Iterable[Batch]], dataset: Dataset | None = None
+) -> FewShot:
+    """Opens the data of `config.fewshot`, logs their splits, and draws the examples.
 
     Args:
       config: reads `fewshot`. If `fewshot.name` is None, the data set is `data.name`, with its
         splits.
       batches: see `FewShot`.
+      dataset: what `data.name` stands for. None opens what it names.
 
     Raises:
       ValueError: a class has too few examples, or the data can't be used.
       FileNotFoundError: there is no data.
     """
     splits = config.data if config.fewshot.name is None else default().data
-    dataset = sources.open_dataset(config.fewshot.name or config.data.name, config.data.dir)
+    name = config.fewshot.name or config.data.name
+    if dataset is None or config.fewshot.name is not None:
+        dataset = sources.open_dataset(name, config.data.dir)
+    train_split, train = sources.open_source(dataset, "train", config.fewshot.train or splits.train)
+    test_split, test = sources.open_source(dataset, "test", config.fewshot.test or splits.test)
+    logger.info(
+        "few-shot evaluation on %s: examples are drawn from %s (%d images), tested on %s (%d "
+        "images)",
+        *(name, train_split, len(train), test_split, len(test)),
+    )
     return FewShot(
-        sources.open_source(dataset, "train", config.fewshot.train or splits.train)[1],
-        sources.open_source(dataset, "test", config.fewshot.test or splits.test)[1],
+        train,
+        test,
         num_classes=len(dataset.class_names),
         shots=config.fewshot.shots,
         seeds=config.fewshot.seeds,
         batches=batches,
         skip=config.data.on_error == "skip",
+        test_split=test_split,
     )
 
 

@@ -1,0 +1,25 @@
+"""Recipes for thousands of images. `vit_jax.fit` takes them, `configs/pretrain.py` the first."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def train_from_scratch(config: ConfigDict) -> None:
+    """Sets our recipe for random first parameters. Reads `model.variant`."""
+    config.data.crop_area = 0.25
+    if config.model.variant == "Nano/8":  # small images: keeps their border in evaluation
+        config.data.image_size, config.data.crop_fraction = 64, 1.0
+    config.batch_size = config.eval_batch_size = 64
+    config.epochs = 25.0
+    config.optim.name = "adam"
+    config.optim.lr, config.optim.warmup_steps = 1e-3, 100
+    config.optim.weight_decay, config.optim.label_smoothing = 0.1, 0.1
+
+
+def fine_tune(config: ConfigDict) -> None:
+    """Sets the paper's recipe for pretrained weights (table 4) with an eighth of its batch."""
+    config.data.crop, config.data.eval_crop = "resize", "whole"  # as the public code has it
+    config.batch_size = config.eval_batch_size = 64
+    config.total_steps = 500
+    config.optim.lr = 0.01

@@ -1,0 +1,195 @@
+"""A data set in memory: images as arrays, as Pillow images or as files, and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.common.messages import first_few
+from vit_jax.config.keys import short_repr
+from vit_jax.data import transforms
+from vit_jax.data.sources import IN_MEMORY, Example, ExampleError, mix_classes
+from vit_jax.data.splits import absolute_parts
+
+_Stored = np.ndarray | bytes | pathlib.Path  # uint8 RGB (h, w, 3), or an encoded image, or its file
+_PREFIX = {"train": "", "test": "test "}  # of what a message names, by the split
+
+
+class ArraySource:
+    """Examples that are in memory, or are files.
+
+    Attributes:
+      examples: the image, id and label of each.
+    """
+
+    def __init__(self, examples: Sequence[tuple[tuple[_Stored, str], int]]):
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        (image, id), label = self.examples[index]
+        if not isinstance(image, pathlib.Path):
+            return Example(image, label, id)
+        try:
+            return Example(image.read_bytes(), label, id)
+        except OSError as error:
+            raise ExampleError(id, f"can't be read: {error.strerror or error}") from error
+
+
+class ArrayDataset:
+    """Images and their labels, as the split "train", and perhaps others as the split "test".
+
+    Arrays of uint8 are not copied. Other numbers and Pillow images are converted once. Files are
+    read when their example is read. The order inside a split is that of `FolderDataset`.
+
+    Args:
+      images: a NumPy array (n, h, w, 3), (n, h, w, 1) or (n, h, w); or a sequence of n arrays
+        (h, w, 3), (h, w, 1) or (h, w), Pillow images, paths or encoded bytes, of any sizes.
+        Integers are in 0…255. Floats are all in 0…1, or all in 0…255.
+      labels: n whole numbers, 0 or more, or n texts. The classes are the distinct labels, sorted.
+      test: images and labels of the same kinds. Each of its labels is one of `labels`.
+
+    Attributes:
+      class_names: the labels of the classes, as texts, in their order.
+      splits: names of the splits, with their numbers of images.
+      name: stands for these data in a configuration. It ends with a hash of arrays, encoded images
+        and labels. Of files it hashes the paths alone.
+
+    Raises:
+      ValueError: an image or a label can't be used; names the first one.
+    """
+
+    def __init__(self, images: Any, labels: Any, test: tuple[Any, Any] | None = None):
+        data = {"train": (images, labels)}
+        if test is not None:
+            if not isinstance(test, tuple | list) or len(test) != 2:
+                raise ValueError(
+                    f"test must be a pair, (images, labels), not of type {type(test).__name__}."
+                )
+            data["test"] = tuple(test)
+        found = {part: _read_pair(*pair, _PREFIX[part]) for part, pair in data.items()}
+        known = {label: None for label in found["train"][1]}
+        others = dict.fromkeys(x for _, labels in found.values() for x in labels if x not in known)
+        if others:
+            raise ValueError(
+                f"Of the test labels, {first_few(map(repr, others))} are none of the labels to "
+                f"train on, so no image shows what they are. Both need the same kind of labels."
+            )
+        classes = sorted(known)
+        white = _white([image for images, _ in found.values() for image in images])
+        self.class_names = tuple(map(str, classes))
+        self._examples = {}
+        for part, (items, values) in found.items():
+            members: list[list[tuple[_Stored, str]]] = [[] for _ in classes]
+            number = {label: i for i, label in enumerate(classes)}
+            for i, (item, value) in enumerate(zip(items, values, strict=True)):
+                id = f"{_PREFIX[part]}images[{i}]"
+                members[number[value]].append(_stored(item, id, white))
+            self._examples[part] = mix_classes(members)
+        self.splits: Mapping[str, int] = {name: len(x) for name, x in self._examples.items()}
+        self.name = IN_MEMORY + self._hash()
+
+    def source(self, split: str) -> ArraySource:
+        """Returns the examples of a split such as "train[:85%]" or "train+test".
+
+        Raises:
+          ValueError: the syntax is wrong, or there is no such split.
+        """
+        parts = absolute_parts(split, self.splits)
+        return ArraySource([x for p in parts for x in self._examples[p.splitname][p.from_ : p.to]])
+
+    def encoded(self, split: str) -> ArraySource:
+        """Returns the examples of a split that have to be decoded: the files and the bytes."""
+        examples = self.source(split).examples
+        return ArraySource([x for x in examples if not isinstance(x[0][0], np.ndarray)])
+
+    def _hash(self) -> str:
+        found = hashlib.sha256(repr(self.class_names).encode())
+        for part, examples in self._examples.items():
+            for (image, _), label in examples:
+                if isinstance(image, np.ndarray):
+                    found.update(f"{part} {label} {image.shape}".encode())
+                    found.update(np.ascontiguousarray(image).data)
+                else:
+                    found.update(f"{part} {label} {image!r}".encode())
+        return found.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------- what a user gives
+
+
+def _read_pair(images: Any, labels: Any, prefix: str) -> tuple[list[Any], list[Any]]:
+    """Returns n images, in which numbers are NumPy arrays, and their n labels."""
+    items, values = _read_images(images, f"{prefix}images"), _read_labels(labels, f"{prefix}labels")
+    if len(items) != len(values):
+        raise ValueError(
+            f"There are {len(items)} {prefix}images and {len(values)} {prefix}labels: each image "
+            f"needs one label."
+        )
+    return items, values
+
+
+def _read_images(images: Any, name: str) -> list[Any]:
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        raise ValueError(
+            f"{name}={short_repr(images)} is a single one: give a sequence of several. To train on "
+            f"a folder, take vit_jax.train with config.data.name."
+        )
+    if hasattr(images, "__array__"):  # also a tensor or a column of another library
+        array = np.asarray(images)
+        items = array.tolist() if array.dtype.kind in "OU" else list(array)
+    else:
+        items = list(images)
+    if not items:
+        raise ValueError(f"{name} is empty: there is nothing to train on or to test on.")
+    return [
+        x if isinstance(x, str | os.PathLike | bytes | Image.Image) else np.asarray(x)
+        for x in items
+    ]
+
+
+def _read_labels(labels: Any, name: str) -> list[Any]:
+    if labels is None:
+        raise ValueError(f"{name} is None: each image needs a label, a whole number or a text.")
+    values: list[Any] = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    values = [x.item() if isinstance(x, np.generic) else x for x in values]
+    kind: Any = str if values and isinstance(values[0], str) else int
+    for i, x in enumerate(values):
+        if not isinstance(x, kind) or isinstance(x, bool) or (kind is int and x < 0):
+            raise ValueError(
+                f"{name}[{i}] is {short_repr(x)}: labels must be all whole numbers, 0 or more, or "
+                f"all texts. Of one-hot labels take labels.argmax(1)."
+            )
+    return values
+
+
+def _white(images: list[Any]) -> float:
+    """Returns the value that white has in the arrays of floats among some images: 1 or 255.
+
+    Up to 2, values are taken for slips above 1, which `from_array` then refuses.
+    """
+    floats = (x for x in images if isinstance(x, np.ndarray) and x.dtype.kind == "f" and x.size)
+    return 1.0 if all(x.max() <= 2 for x in floats) else 255.0
+
+
+def _stored(image: Any, id: str, white: float) -> tuple[_Stored, str]:
+    """Returns an image as it is stored, and its id for messages."""
+    if isinstance(image, bytes):
+        return image, id
+    if isinstance(image, str | os.PathLike):
+        path = pathlib.Path(image).expanduser()
+        return path, str(path)
+    try:
+        if isinstance(image, Image.Image):
+            return transforms.from_pillow(image), id
+        return transforms.from_array(image, white), id
+    except (OSError, ValueError) as error:  # OSError: the Pillow image's file is damaged
+        raise ValueError(f"{id} {error}") from error
