@@ -1,36 +1,22 @@
 import contextlib
-import functools
-import http.server
 import io
 import json
-import pathlib
 import shutil
 import socket
 import struct
 import subprocess
 import sys
-import tarfile
-import threading
 
-import numpy as np
 import pytest
 import requests
-import simplejpeg
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
+from small_archives import jpeg, serve, url_infos, write_tf_flowers
 from tensorflow_datasets.core.download.checksums import UrlInfo
-from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 
+from vit_jax.data.__main__ import main
 from vit_jax.data.builders import prepare
 from vit_jax.data.builders.tf_flowers import TfFlowers
-
-REPOSITORY = pathlib.Path(__file__).parents[2]
-COUNTS = {"daisy": 4, "roses": 3, "tulips": 5}
-
-
-def jpeg(seed):
-    noise = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
-    return simplejpeg.encode_jpeg(noise)
 
 
 class Meadow(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -59,20 +45,11 @@ def meadow(monkeypatch):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The URL of a folder that holds a small flower_photos.tgz, and what is in that."""
+    """The URL of a folder that holds a small flower_photos.tgz, and what tfds knows of that."""
     folder = tmp_path_factory.mktemp("served")
-    photos = {}
-    with tarfile.open(folder / "flower_photos.tgz", "w:gz") as tar:
-        for name in ["LICENSE.txt", *(f"{k}/{i}.jpg" for k, n in COUNTS.items() for i in range(n))]:
-            photos[name] = jpeg(len(photos))
-            info = tarfile.TarInfo(f"flower_photos/{name}")
-            info.size = len(photos[name])
-            tar.addfile(info, io.BytesIO(photos[name]))
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://localhost:{httpd.server_port}", photos
-        httpd.shutdown()
+    names, _ = write_tf_flowers(folder)
+    with serve(folder) as url:
+        yield url, url_infos(url, folder, names)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +57,13 @@ def flowers(server, tmp_path_factory):
     """tfds's folder with tf_flowers in it, downloaded from the server and prepared."""
     root = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stock, "_URL", f"{server[0]}/flower_photos.tgz")
+        patch.setattr(TfFlowers, "url_infos", server[1])
         prepare.open_builder("tf_flowers", str(root))
     return root
+
+
+def one_file(url):
+    return {url: UrlInfo(1, "00" * 32, "flower_photos.tgz")}
 
 
 def masked_crc32c(data):
@@ -142,29 +123,6 @@ def fails(error, *facts):
     assert not [fact for fact in facts if str(fact) not in text], text
 
 
-def test_tf_flowers_is_downloaded_and_prepared_as_the_stock_builder_would(server, flowers):
-    builder = prepare.open_builder("tf_flowers", str(flowers))
-    examples = list(builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()}))
-    names = builder.info.features["label"].names
-    found = sorted((names[x["label"]], x["image"]) for x in examples)
-    photos = {name: data for name, data in server[1].items() if name.endswith(".jpg")}
-    assert found == sorted((name.split("/")[0], data) for name, data in photos.items())
-    assert builder.info.full_name == "tf_flowers/3.0.1"
-    assert builder.info.description and builder.info.supervised_keys == ("image", "label")
-    assert names == stock.Builder(data_dir="unused").info.features["label"].names
-    assert tfds.builder_cls("tf_flowers") is stock.Builder
-
-
-def test_an_archive_with_a_wrong_checksum_is_refused(server, tmp_path, monkeypatch):
-    assert TfFlowers.url_infos[stock._URL].filename == "flower_photos.tgz"
-    url = f"{server[0]}/flower_photos.tgz?another"  # as tfds remembers checksums for good
-    monkeypatch.setattr(stock, "_URL", url)
-    monkeypatch.setattr(TfFlowers, "url_infos", {url: UrlInfo(1, "00" * 32, None)})
-    with fails(ConnectionError, url, "checksum"):
-        prepare.open_builder("tf_flowers", str(tmp_path))
-    assert not (tmp_path / "tf_flowers" / "3.0.1").exists()
-
-
 def test_prepared_data_is_array_records_in_groups_of_one_and_not_prepared_again(
     meadow, tmp_path, monkeypatch
 ):
@@ -195,7 +153,7 @@ def test_prepared_data_needs_no_code_and_is_found_in_tfds_default_folder(
 def test_a_version_of_our_own_sets_that_is_older_is_only_read_when_it_is_named(
     server, flowers, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(stock, "_URL", f"{server[0]}/flower_photos.tgz")
+    monkeypatch.setattr(TfFlowers, "url_infos", server[1])
     shutil.copytree(flowers / "tf_flowers" / "3.0.1", tmp_path / "tf_flowers" / "3.0.0")
     edit_info(tmp_path / "tf_flowers" / "3.0.0", version="3.0.0")
     old = prepare.open_builder("tf_flowers:3.0.0", str(tmp_path))
@@ -209,11 +167,22 @@ def test_a_version_of_our_own_sets_that_is_older_is_only_read_when_it_is_named(
         ("cifar1O", "cifar10"),
         ("ImageNet2012", "imagenet2012"),
         ("render_flowers", "rendered_flowers"),
+        ("cifar-10", "cifar10"),  # can't be a name of tfds
     ],
 )
 def test_an_unknown_name_gets_the_closest_ones(name, close, tmp_path):
-    with fails(prepare.DataError, repr(name), close, tmp_path):
+    with fails(prepare.DataError, f"{name!r} is neither an existing folder nor", repr(close)):
         prepare.open_builder(name, str(tmp_path))
+
+
+def test_an_unknown_name_gets_folders_that_are_close(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_photos").mkdir()
+    (tmp_path / "my_photo.txt").touch()  # not a folder
+    with fails(prepare.DataError, "'my photo' is neither", "(did you mean 'my_photos'?)"):
+        prepare.open_builder("my photo", str(tmp_path))
+    with fails(prepare.DataError, "'My_Photo' is neither", "'my_photos'", f"{tmp_path} holds noth"):
+        prepare.open_builder("My_Photo", str(tmp_path))
 
 
 def test_what_can_not_be_a_name(tmp_path):
@@ -230,35 +199,80 @@ def test_other_versions_and_configs_are_named(meadow, flowers):
 
 
 @pytest.mark.parametrize(
-    "name, version",
-    [("cifar10", "3.0.2"), ("oxford_flowers102", "2.1.1"), ("imagenet2012", "5.1.0")],
+    "name, version, by_hand",
+    [
+        ("svhn_cropped", "3.1.0", ()),
+        ("imagenet2012", "5.1.0", ("ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",)),
+        ("resisc45", "3.0.0", ("extract it to the manual_dir",)),
+    ],
 )
 def test_builders_that_need_tensorflow_say_so_before_any_download(
-    name, version, tmp_path, monkeypatch
+    name, version, by_hand, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(prepare, "find_spec", {"tensorflow": None}.__getitem__)
+    facts = [*by_hand, tmp_path / "downloads" / "manual"] if by_hand else []
     with fails(
         ImportError,
         'pip install -e ".[prepare]"',
         tmp_path / name / version,
         f"`python -m vit_jax.data prepare {name} --data_dir {tmp_path}`",
-    ):
+        *facts,
+    ) as caught:
         prepare.open_builder(name, str(tmp_path))
+    assert ("by hand" in str(caught.value)) == bool(by_hand)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_download_names_the_url_and_the_folder_to_be_read(tmp_path, monkeypatch):
+class ByHand(Meadow, skip_registration=True):
+    """As imagenet2012: its file is put by hand into tfds's manual_dir."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir should contain one file:\n  meadow.tar.\n"
+    BUILDER_CONFIGS = ()
+
+    def _split_generators(self, dl_manager):
+        if not (dl_manager.manual_dir / "meadow.tar").exists():
+            raise AssertionError("This data set\nneeds meadow.tar.")
+        return super()._split_generators(dl_manager)
+
+
+def test_a_set_whose_files_are_put_by_hand_says_where(tmp_path, monkeypatch):
+    monkeypatch.setitem(prepare._OWN, "by_hand", ByHand)
+    folder = tmp_path / "downloads" / "manual"
+    command = f"Then run `python -m vit_jax.data prepare by_hand --data_dir {tmp_path}`."
+    for other in (None, "other.tar"):  # there is no folder; it lacks the file
+        if other:
+            folder.mkdir(parents=True)
+            (folder / other).touch()
+        facts = folder, "should contain one file: meadow.tar.", command
+        with fails(prepare.DataError, *facts, "The cause: "):
+            prepare.open_builder("by_hand", str(tmp_path))
+    (folder / "meadow.tar").touch()
+    assert len(records(prepare.open_builder("by_hand", str(tmp_path)))) == 7
+
+
+def test_an_assertion_that_is_about_no_files_is_raised_as_it_is(meadow, tmp_path, monkeypatch):
+    def broken(self, dl_manager):
+        raise AssertionError("a fault of the builder")
+
+    monkeypatch.setattr(Meadow, "_split_generators", broken)
+    with pytest.raises(AssertionError, match="a fault of the builder"):
+        prepare.open_builder("meadow/wet", str(tmp_path))
+
+
+def test_a_failed_download_names_the_url_and_both_folders(tmp_path, monkeypatch, caplog):
     with socket.socket() as closed:
         closed.bind(("localhost", 0))
         url = f"http://localhost:{closed.getsockname()[1]}/flower_photos.tgz"
-    monkeypatch.setattr(stock, "_URL", url)
-    with fails(ConnectionError, url, tmp_path / "tf_flowers" / "3.0.1", "refused") as caught:
+    monkeypatch.setattr(TfFlowers, "url_infos", one_file(url))
+    folders = tmp_path / "tf_flowers" / "3.0.1", tmp_path / "downloads" / "manual"
+    with fails(ConnectionError, f"{folders[1]}: {url}.", *folders, "refused") as caught:
         prepare.open_builder("tf_flowers", str(tmp_path))
     assert isinstance(caught.value.__cause__, requests.ConnectionError)
+    assert not [record for record in caplog.records if "Retrying" in record.getMessage()]
 
 
 def test_a_missing_download_names_the_url(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(stock, "_URL", f"{server[0]}/gone.tgz")
+    monkeypatch.setattr(TfFlowers, "url_infos", one_file(f"{server[0]}/gone.tgz"))
     with fails(ConnectionError, f"{server[0]}/gone.tgz", "404", tmp_path):
         prepare.open_builder("tf_flowers", str(tmp_path))
 
@@ -379,24 +393,21 @@ def test_conversion_wants_one_folder_of_data(tfrecords, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_imports_tensorflow(server, tfrecords, tmp_path):
+def test_a_conversion_imports_no_tensorflow(tfrecords):
     script = f"""
 import sys
-from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 from vit_jax.data.builders import prepare
-stock._URL = "{server[0]}/flower_photos.tgz"
-builder = prepare.open_builder("tf_flowers", "{tmp_path / "new"}")
-assert builder.as_data_source("train")[0]["image"].shape == (12, 16, 3)
 prepare.convert("{tfrecords}")
 builder = prepare.open_builder("tf_flowers", "{tfrecords.parents[1]}")
-assert len(builder.as_data_source("train")) == 12
-try:
-    prepare.open_builder("unknown_flowers", "{tmp_path}")
-except prepare.DataError:
-    print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
+assert builder.as_data_source("train")[0]["image"].shape == (12, 16, 3)
+print([name for name in sys.modules if name.split(".")[0] == "tensorflow"])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_check_of_a_folder_says_that_a_data_set_is_prepared_instead(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with fails(SystemExit, "no folder cifar10", "`python -m vit_jax.data prepare cifar10`"):
+        main(["check", "cifar10"])

@@ -9,13 +9,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from vit_jax.cli.environment import start_logging
+from vit_jax.config.keys import is_folder
 from vit_jax.data import checks
 from vit_jax.data.builders import prepare
+
+_EXAMPLES = """
+examples:
+  python -m vit_jax.data check PHOTOS
+  python -m vit_jax.data prepare tf_flowers
+  python -m vit_jax.data convert ~/tensorflow_datasets/imagenet2012/5.1.0
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m vit_jax.data`; `argv` are its arguments, or None for the command line's."""
-    parser = argparse.ArgumentParser(prog="python -m vit_jax.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m vit_jax.data",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser(
         "check",
@@ -29,13 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     converting = commands.add_parser("convert", help="TFRecord-prepared data to array_record files")
     converting.add_argument("directory", help="the folder that holds dataset_info.json")
     args = parser.parse_args(argv)
+    start_logging()
     try:
-        if args.command == "check":
+        if args.command == "check" and not is_folder(args.directory):
+            sys.exit(
+                f"There is no folder {args.directory} to check. A data set of tfds is not checked: "
+                f"`python -m vit_jax.data prepare {args.directory}` prepares it."
+            )
+        elif args.command == "check":
             problems, summary = checks.check_folder(args.directory)
             print(*problems, summary, sep="\n")
             sys.exit(1 if problems else 0)
         elif args.command == "prepare":
-            prepare.prepare(args.name, args.data_dir)
+            print(prepare.prepare(args.name, args.data_dir).data_path)
         else:
             print(prepare.convert(args.directory))
     except (ImportError, OSError, ValueError) as error:

@@ -6,8 +6,13 @@ with epy.lazy_api_imports(globals()):
     # tfds data sets, opened, prepared first if need be, or converted from TFRecord files
     from vit_jax.data.builders.prepare import DataError, convert, open_builder
 
-    # data sets of this package
+    # a data set of this package
     from vit_jax.data.builders.rendered_flowers import RenderedFlowers
+
+    # data sets of tfds, prepared without TensorFlow
+    from vit_jax.data.builders.cifar import Cifar10, Cifar100
+    from vit_jax.data.builders.oxford_flowers102 import OxfordFlowers102
+    from vit_jax.data.builders.oxford_iiit_pet import OxfordIiitPet
     from vit_jax.data.builders.tf_flowers import TfFlowers
 
     # the 19 tasks of VTAB-1k

@@ -8,6 +8,7 @@ single records quick to read.
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 from importlib.util import find_spec
 from typing import Any
@@ -22,17 +23,26 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tqdm import tqdm
 
-from vit_jax.common.files import replacing
+from vit_jax.common.files import folders_beside, replacing
 from vit_jax.common.messages import closest, first_few
+from vit_jax.data.builders.cifar import Cifar10, Cifar100
+from vit_jax.data.builders.oxford_flowers102 import OxfordFlowers102
+from vit_jax.data.builders.oxford_iiit_pet import OxfordIiitPet
 from vit_jax.data.builders.rendered_flowers import RenderedFlowers
 from vit_jax.data.builders.tf_flowers import TfFlowers
 
-_OWN = {cls.name: cls for cls in (RenderedFlowers, TfFlowers)}  # the data sets of this package
+# The data sets that this package prepares, without TensorFlow.
+_OWN = {
+    cls.name: cls
+    for cls in (Cifar10, Cifar100, OxfordFlowers102, OxfordIiitPet, RenderedFlowers, TfFlowers)
+}
+logger = logging.getLogger(__name__)
+
 _ARRAY_RECORD, _INFO = "array_record", "dataset_info.json"
 
 
 class DataError(ValueError):
-    """A data set is unknown, or can't be read as it is."""
+    """A data set is unknown, can't be prepared from its files, or can't be read as it is."""
 
 
 def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
@@ -40,14 +50,25 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
 
     Args:
       name: NAME, NAME/CONFIG or NAME:VERSION. Without a version, the newest that is there is
-        opened; of `rendered_flowers` and `tf_flowers`, the version that this package prepares.
+        opened; of a data set that this package prepares, the version that it prepares.
       data_dir: tfds's folder. None for $TFDS_DATA_DIR or ~/tensorflow_datasets, its default.
 
     Raises:
-      DataError: there is no such data set, version or config, or its files have another format.
+      DataError: there is no such data set, version or config; its files have another format; or
+        it can't be prepared from the files that were put by hand.
       FileNotFoundError: files of the data set are missing.
       ImportError: preparing the data set needs TensorFlow.
       ConnectionError: the data set could not be downloaded.
+    """
+    folder = find(name, data_dir)
+    return _open(folder) if folder else prepare(name, data_dir)
+
+
+def find(name: str, data_dir: str | None = None) -> epath.Path | None:
+    """Returns the folder of the version that `open_builder` opens, or None if none is prepared.
+
+    Raises:
+      DataError: this can't be the name of a data set.
     """
     parsed, options = _parse(name)
     if parsed in _OWN:
@@ -55,8 +76,8 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     try:
         found = read_only_builder.builder_from_files(parsed, data_dir=_root(data_dir), **options)
     except tfds.core.DatasetNotFoundError:
-        found = None
-    return _open(found.data_path) if found else prepare(name, data_dir)
+        return None
+    return found.data_path
 
 
 def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
@@ -66,7 +87,9 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     and errors are those of `open_builder`.
     """
     builder = _builder(name, _root(data_dir))
-    if not builder.data_path.exists():
+    if builder.data_path.exists():
+        logger.info("%s is prepared already, in %s", builder.info.full_name, builder.data_path)
+    else:
         _generate(builder, name, _root(data_dir))
     return _open(builder.data_path)
 
@@ -75,27 +98,41 @@ def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) ->
     """Downloads and prepares a data set. `name` is the user's, `root` is tfds's folder."""
     there = _prepared(root, builder.name)
     command = f"`python -m vit_jax.data prepare {name} --data_dir {root}`"
+    manual = root / "downloads" / "manual"  # tfds's manual_dir
+    by_hand = ""
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        by_hand = f"Put its files by hand into {manual}, the manual_dir: {instructions} Then "
     if builder.__module__.startswith("tensorflow_datasets.") and not find_spec("tensorflow"):
         raise ImportError(
-            f"{there}, and tfds's own code needs TensorFlow to prepare {name}, though not to read "
-            f'it: run `pip install -e ".[prepare]"` (tensorflow-cpu), then {command}, here or on '
-            f"another machine. The folder to be read is {builder.data_path}."
+            f"{there}, and tfds's own code needs TensorFlow once to prepare {name}, though not to "
+            f'read it. {by_hand or "To prepare it, "}run `pip install -e ".[prepare]"` '
+            f"(tensorflow-cpu), and {command}, here or on another machine. "
+            f"The folder to be read is {builder.data_path}."
         )
-    downloader.MAX_RETRIES = (
-        4  # in 3 s; tfds's default of 10 takes 3 minutes if there is no network
-    )
+    # Retries take 3 s; tfds's default of 10 takes 3 minutes if there is no network.
+    downloader.MAX_RETRIES = 4
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # warns of every retry
     try:
         builder.download_and_prepare(file_format=_ARRAY_RECORD)
     except (RequestException, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         url = getattr(getattr(error, "request", None), "url", "")  # the text of other errors has it
+        urls = [url for url, info in (builder.url_infos or {}).items() if info.filename]
         raise ConnectionError(
-            f"{there}, and downloading {name} failed: run {command} where there is a network, or "
-            f"copy data prepared elsewhere to {builder.data_path}, the folder to be read. "
+            f"{there}, and downloading {name} failed: run {command} where there is a network, and "
+            f"copy {builder.data_path}, the folder to be read; or run it here after you have put "
+            f"these files by hand into {manual}: {first_few(urls)}. "
             f"The cause: {' '.join(f'{url} {error}'.split())}"
         ) from error
-    except OSError:
-        if not builder.data_path.exists():  # if it exists, another process was faster
+    except Exception as error:
+        if isinstance(error, OSError) and builder.data_path.exists():
+            return  # another process was faster
+        if not by_hand:
             raise
+        raise DataError(  # builders tell missing files by errors of many kinds
+            f"{there}, and preparing {name} failed. {by_hand}run {command}. "
+            f"The cause: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
@@ -105,9 +142,7 @@ def _builder(name: str, root: epath.Path) -> tfds.core.DatasetBuilder:
     try:
         cls = _OWN.get(parsed) or tfds.builder_cls(parsed)
     except tfds.core.DatasetNotFoundError:
-        known = {*_OWN, *tfds.list_builders(with_community_datasets=False)}
-        hint = closest(name.lower(), known, most=3)
-        raise DataError(f"tfds knows no data set {name!r}{hint}, and {there}.") from None
+        raise _unknown(name, f" {there}.") from None
     try:
         return cls(data_dir=root, **options)
     except (AssertionError, ValueError) as error:  # tfds has no such version or config
@@ -219,8 +254,19 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
     except ValueError:
         parsed = None
     if parsed is None or parsed.namespace:
-        raise DataError(f"{name!r} is no tfds name: write NAME, NAME/CONFIG or NAME:VERSION.")
+        raise _unknown(name)
     return parsed.name, options
+
+
+def _unknown(name: str, prepared: str = "") -> DataError:
+    """Returns the error for a name that is nothing; `prepared` is a sentence on tfds's folder."""
+    builders = {*_OWN, *tfds.list_builders(with_community_datasets=False)}
+    hint = closest(name.lower(), builders.union(folders_beside(name)), most=3)
+    return DataError(
+        f"{name!r} is neither an existing folder nor a data set that tfds knows{hint}. Give the "
+        f"path of a folder of images, <class>/*.jpg, or the name of a data set: NAME, NAME/CONFIG "
+        f"or NAME:VERSION.{prepared}"
+    )
 
 
 def _root(data_dir: str | None) -> epath.Path:

@@ -8,7 +8,9 @@ apart by shape and texture.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,9 +19,11 @@ import numpy as np
 import simplejpeg
 import tensorflow_datasets as tfds
 
+logger = logging.getLogger(__name__)
+
 SIZE = 64  # pixels
 SPLITS = {"train": 3000, "test": 600}  # images
-_SEED = 2010
+_SEED, _SEED_OF_EXAMPLES = 2010, 8
 _SHIFT = 4  # binary places of the coordinates that cv2 gets
 _SUPERSAMPLING = 3  # pixels of the canvas on each side of a pixel of the result
 _ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
@@ -315,10 +319,31 @@ def render(kind: str, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
     return _photograph(rng, canvas.pixels, size)
 
 
+def examples() -> dict[str, np.ndarray]:
+    """Returns a flower of each kind, {kind: uint8 RGB (128, 128, 3)}, which the data set has not.
+
+    They are always the same; the repository has them in docs/flowers.
+    """
+    rng = np.random.default_rng(_SEED_OF_EXAMPLES)
+    return {kind: render(kind, rng, size=128) for kind in KINDS}
+
+
 class RenderedFlowers(tfds.core.GeneratorBasedBuilder):
     """3,000 images to train on and 600 to test on, 64 x 64 pixels, as many of each kind."""
 
     VERSION = tfds.core.Version("1.0.0")
+
+    def download_and_prepare(self, **options: Any) -> None:
+        """Draws and stores the images; logs one line in place of tfds's lines and bars."""
+        logger.info(
+            "Drawing %d images of flowers, once, into %s", sum(SPLITS.values()), self.data_path
+        )
+        tfds.display_progress_bar(enable=False)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                super().download_and_prepare(**options)
+        finally:
+            tfds.display_progress_bar(enable=True)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

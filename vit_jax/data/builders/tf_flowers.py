@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tarfile
-from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
+
+from vit_jax.data.builders import archives
 
 _BUCKET = "download.tensorflow.org"
 
@@ -26,32 +25,12 @@ class TfFlowers(stock.Builder, skip_registration=True):  # type: ignore[call-arg
 
     code_path = stock.Builder.code_path
     pkg_dir_path = code_path.parent  # has the archive's checksum, the description, the citation
-    url_infos = stock.Builder.url_infos | {
-        _secure(url): info for url, info in stock.Builder.url_infos.items()
-    }
+    url_infos: ClassVar = {_secure(url): info for url, info in stock.Builder.url_infos.items()}
 
     def _split_generators(self, dl_manager: Any) -> list[tfds.core.SplitGenerator]:
-        files = _files(dl_manager.download(_secure(stock._URL)))
+        (archive,) = archives.download(self, dl_manager).values()
         return [
-            tfds.core.SplitGenerator(name=tfds.Split.TRAIN, gen_kwargs={"images_dir_path": files})
+            tfds.core.SplitGenerator(
+                name=tfds.Split.TRAIN, gen_kwargs={"images_dir_path": archives.read(archive)}
+            )
         ]
-
-
-def _files(archive: os.PathLike) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yields the name and the contents, as an open file, of every file in an archive.
-
-    Nothing is unpacked to the disk.
-
-    Raises:
-      ValueError: a member of the archive would lie outside the folder that it is unpacked in.
-    """
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            try:
-                if os.path.isabs(member.name):
-                    raise tarfile.AbsolutePathError(member)
-                member = tarfile.data_filter(member, os.fspath(archive))
-            except tarfile.FilterError as error:
-                raise ValueError(f"The archive {archive} is refused: {error}.") from error
-            if contents := tar.extractfile(member) if member.isfile() else None:
-                yield member.name, contents

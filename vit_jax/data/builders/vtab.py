@@ -3,7 +3,7 @@
 Data sets, splits and labels are those of github.com/google-research/task_adaptation (data/*.py). If
 tfds has no validation split, that code takes the validation examples from train, after 60, 80 or
 90 % of it; here the numbers of the examples are written out, for the sizes that its tests state.
-That code names versions of the data sets; here the newest prepared version is opened. By issue 18
+That code names versions of the data sets; here `prepare.open_builder` chooses them. By issue 18
 of that repository, KITTI 3.2 has the same data as the 3.1 that it names, and Pets 4 has repaired a
 few photos that were damaged in Pets 3.
 """
