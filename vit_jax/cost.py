@@ -1,7 +1,8 @@
 """Prints the parameters and FLOPs of models, or the exaFLOPs of paper table 6 beside ours.
 
-Use:
-  python -m vit_jax.cost [VARIANT...] [--image_size=224] [--num_classes=0]
+examples:
+  python -m vit_jax.cost
+  python -m vit_jax.cost B/16 L/16 --image_size=384 --num_classes=1000
   python -m vit_jax.cost --table=6
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+
+import jax
 
 from vit_jax import models
 from vit_jax.models.flops import forward_flops, table_6
@@ -29,12 +32,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("variants", nargs="*", help="of vit_jax.models.VARIANTS; default: all")
     parser.add_argument("--table", choices=["6"], help="print the paper's table beside our numbers")
     parser.add_argument("--image_size", type=int, default=224, help="pixels; default: 224")
-    parser.add_argument("--num_classes", type=int, default=0, help="of the head; default: none")
+    parser.add_argument("--num_classes", type=int, default=0, help="of the head; default: no head")
     args = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # only shapes are computed
     try:
         lines = _table_6() if args.table else _costs(args)
     except ValueError as error:
         parser.error(str(error))
+    if not args.table:
+        head = (
+            f"with a head of {args.num_classes:,} classes" if args.num_classes else "without a head"
+        )
+        print(f"Models {head}, images of {args.image_size}x{args.image_size}:")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

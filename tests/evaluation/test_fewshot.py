@@ -162,15 +162,16 @@ def test_the_evaluation_learns_from_the_drawn_and_tests_on_all(image_folder, pro
         labels = np.array([test[i].label for i in range(len(test))])
         right = probe.predict(colours(test, np.arange(len(test)))) == labels
         assert score.accuracy == pytest.approx(right.mean())
+        assert score.images == len(right) == 20
     assert np.mean([s.accuracy for s in scores if s.shots == 4]) > 0.9  # three colours
 
 
 def test_the_summary_is_mean_and_deviation_over_the_draws():
     scores = [
-        fewshot.Score(1, 0, 1.0, 0.5),
-        fewshot.Score(1, 1, 1.0, 0.7),
-        fewshot.Score(5, 0, 1.0, 0.9),
-        fewshot.Score(5, 1, 1.0, 0.9),
+        fewshot.Score(1, 0, 1.0, 0.5, 10),
+        fewshot.Score(1, 1, 1.0, 0.7, 10),
+        fewshot.Score(5, 0, 1.0, 0.9, 10),
+        fewshot.Score(5, 1, 1.0, 0.9, 10),
     ]
     summary = fewshot.summarize(scores)
     assert summary["fewshot_1"] == pytest.approx((0.6, 0.1))

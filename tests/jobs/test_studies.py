@@ -5,8 +5,10 @@ import json
 
 import matplotlib.axes
 import matplotlib.image
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import stats
 
 from vit_jax.config.defaults import default
 from vit_jax.data import checks, splits
@@ -65,6 +67,14 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
     assert [float(row["lr"]) for row in rows] == [1e-50, 0.03]
     assert [row["chosen"] for row in rows] == ["", "yes"]
     assert float(rows[1]["held_out_accuracy"]) > float(rows[0]["held_out_accuracy"])
+    assert [row["held_out_images"] for row in rows] == ["17", "17"]
+    for row in rows:
+        correct = round(17 * float(row["held_out_accuracy"]))
+        interval = stats.binomtest(correct, 17).proportion_ci(method="wilson")
+        assert float(row["held_out_accuracy_low"]) == pytest.approx(interval.low, abs=1e-4)
+        assert float(row["held_out_accuracy_high"]) == pytest.approx(interval.high, abs=1e-4)
+    shown = (tmp_path / "sweep.md").read_text()
+    assert "| accuracy, % (95 % interval) |" in shown and "| train[51:68] | 17 |" in shown
 
     # 80 images: 68 to train on, of which the last 17 choose; the last 12 test.
     for name in ("lr_1e-50", "lr_0.03"):
@@ -134,7 +144,13 @@ def test_a_comparison_counts_what_it_spent(comparison, tmp_path):
         ]
         mean = sum(summary["test_accuracy"] for summary in found) / 2
         assert float(row["accuracy"]) == pytest.approx(mean, abs=1e-4)
-    assert (tmp_path / "compare.md").read_text().count("\n| ViT |") == 2
+        assert (row["test_split"], row["test_images"]) == ("train[85%:]", "12")
+        distance = 1.959964 * np.sqrt(mean * (1 - mean) / 12 + (1.959964 / 24) ** 2)
+        width = 2 * distance / (1 + 1.959964**2 / 12)  # of Wilson's interval
+        found_width = float(row["accuracy_high"]) - float(row["accuracy_low"])
+        assert found_width == pytest.approx(width, abs=2e-4)
+    shown = (tmp_path / "compare.md").read_text()
+    assert shown.count("\n| ViT |") == 2 and "| accuracy, % (± over seeds) |" in shown
     picture = matplotlib.image.imread(result["figure"])
     assert picture.std() > 0.01  # something is drawn
 
@@ -149,12 +165,30 @@ def test_the_figure_shows_every_point(tmp_path, monkeypatch):
         return original(self, x, y, bars, **options)
 
     monkeypatch.setattr(axes, "errorbar", record)
-    series = {"a": [Point(2.0, [0.5, 0.7]), Point(1.0, [0.25])]}
+    series = {"a": [Point(2.0, [0.5, 0.7], 30), Point(1.0, [0.25, 0.25], 30)]}
+    titles = []
+    monkeypatch.setattr(axes, "set_title", lambda self, text, **_: titles.append(text))
     accuracy_against_compute(series, tmp_path / "x.png")
     ((x, y, (below, above), label),) = drawn
     assert (x, label) == ([1.0, 2.0], "a")
     assert y == pytest.approx([25, 60])
     assert below == pytest.approx([0, 10]) and above == pytest.approx([0, 10])
+    (title,) = titles
+    assert "mean of 2 seeds. Bars: smallest to largest" in title
+    low, high = stats.binomtest(18, 30).proportion_ci(method="wilson")
+    half = f"{50 * (high - low):.1f}"
+    assert f"30 test images leave each accuracy uncertain by up to ± {half} points" in title
+
+
+def test_the_figure_says_that_points_are_single_runs(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        matplotlib.axes.Axes, "set_title", lambda self, text, **_: titles.append(text)
+    )
+    series = {"a": [Point(1.0, [0.5], 100)], "b": [Point(1.0, [0.9], 400)]}
+    accuracy_against_compute(series, tmp_path / "x.png")
+    assert "Each point is one run.\n100 to 400 test images" in titles[0]
+    assert "± 9.6 points (95 %)" in titles[0]  # 50 of 100: 40.4 to 59.6 %
 
 
 @pytest.mark.parametrize(
@@ -164,6 +198,7 @@ def test_the_figure_shows_every_point(tmp_path, monkeypatch):
         ({"a": {"optim": {"rate": 1.0}}}, "compare.runs.a: "),
         ({"a": {"model": {"variant": "B/17"}}}, "compare.runs.a: model: There is no model variant"),
         ({"a": {"data": {"crop": "centre"}}}, "compare.runs.a: data.crop='centre' is unknown"),
+        ({"a": {"epochs": 3.0}}, "compare.runs.a.epochs=3.0 would not be read, because compare.ep"),
     ],
 )
 def test_wrong_comparisons_are_explained(comparison, runs, message):
@@ -171,6 +206,16 @@ def test_wrong_comparisons_are_explained(comparison, runs, message):
     with pytest.raises(ValueError) as error:
         validation.validate(comparison)
     assert message in str(error.value)
+
+
+def test_a_length_beside_those_to_compare_is_refused(comparison):
+    comparison.total_steps = 9
+    with pytest.raises(
+        ValueError, match=r"total_steps=9 would not be read.*compare.epochs to \(\)"
+    ):
+        validation.validate(comparison)
+    comparison.compare.epochs = ()
+    validation.validate(comparison)
 
 
 def test_held_out_examples_come_from_the_end_of_every_part():

@@ -56,9 +56,14 @@ def test_the_command_prints_the_papers_table_6_beside_ours(capsys):
 
 def test_the_command_prints_what_models_cost(capsys):
     main(["vit_b16", "R50x1", "--num_classes=1000"])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    title, _, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert " ".join(title) == "Models with a head of 1,000 classes, images of 224x224:"
     assert [line[:2] for line in lines] == [["B/16", "86,567,656"], ["R50x1", "25,549,352"]]
     assert float(lines[0][2]) == pytest.approx(2 * 17.58, rel=0.01)
+    main(["B/16"])
+    title, _, line = capsys.readouterr().out.splitlines()
+    assert title == "Models without a head, images of 224x224:"
+    assert line.split()[1] == f"{86_567_656 - 769 * 1000:,}"
     with pytest.raises(SystemExit):
         main(["B/17"])
     assert "There is no model variant 'B/17'" in capsys.readouterr().err

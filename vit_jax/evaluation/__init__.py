@@ -13,5 +13,8 @@ with epy.lazy_api_imports(globals()):
         polyak_on_test_split,
     )
 
+    # How far an accuracy can be off because the test images are a sample.
+    from vit_jax.evaluation.intervals import wilson_interval
+
     # Linear classifiers on frozen features.
     from vit_jax.evaluation.fewshot import FewShot, feature_extractor, few_shot_evaluator

@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from vit_jax.training.step import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluator(NamedTuple):
@@ -36,3 +40,13 @@ def is_due(every: int, step: int) -> bool:
       step: counted from 1.
     """
     return bool(every) and step % every == 0
+
+
+def measure(evaluators: Iterable[Evaluator], state: TrainState) -> dict[str, float]:
+    """Returns the numbers of all evaluators, by column."""
+    results: dict[str, float] = {}
+    for evaluator in evaluators:
+        begin = time.monotonic()
+        results |= evaluator.run(state)
+        logger.debug("evaluator %s: %.1f s", evaluator.name, time.monotonic() - begin)
+    return results

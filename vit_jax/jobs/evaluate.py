@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import time
 from typing import Any
 
 import jax
+from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.checkpoints.workdir import make_workdir
+from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.common.files import write_csv
 from vit_jax.common.messages import first_few
-from vit_jax.data import sources
+from vit_jax.config.keys import comparable_name, is_folder
+from vit_jax.data import sources, splits
+from vit_jax.data.builders import vtab
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
+from vit_jax.data.sources import Dataset
+from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
+from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.validation import validate
 from vit_jax.training.classification import classification
+from vit_jax.training.fit_memory import fit_evaluation
 from vit_jax.training.parallel import make_program
 from vit_jax.weights.api import load
 
+logger = logging.getLogger(__name__)
+
+_SHARES = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy"}  # of images; as tables say it
+_PARAMETERS = {TEST: "trained", POLYAK: "Polyak average"}  # as tables say it
+
 
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Evaluates a checkpoint on a split and writes WORKDIR/confusion_matrix.csv.
+    """Evaluates a checkpoint on a split; writes WORKDIR/evaluation.csv and confusion_matrix.csv.
 
     The model, its classes and image size are the checkpoint's. The data (`data.name`, `data.test`)
-    and `eval_batch_size` are the configuration's.
+    and `eval_batch_size` are the configuration's. If `data.test` is None, `choose_split` chooses
+    the split. The log says which it is, and how many images it has.
 
     Args:
       config: `init_from` names the checkpoint. If it is None, it is the newest in `workdir`.
-      workdir: where the results go.
+      workdir: where the results go. evaluation.md has the table as Markdown.
 
     Returns:
-      `step`, `test_accuracy`, `test_loss`… and `polyak_test_accuracy`…, as `train`;
-      `images_per_second`; `skipped_images`, if there were any; `checkpoint`, its path; and
-      `confusion_matrix`, the path of a table with one row for each true class and one column for
-      each predicted class, counting images.
+      `step`; `data`; `test_split`; `test_images`, the number of images that were classified;
+      `test_accuracy`, `test_loss`… and `polyak_test_accuracy`…, as `train`; for every accuracy
+      NAME, NAME_low and NAME_high: the ends of its 95 % interval, see `wilson_interval`;
+      `images_per_second`; `skipped_images`, if there were any; `checkpoint`, its path; `table`,
+      the path of evaluation.csv; and `confusion_matrix`, the path of a table with one row for each
+      true class and one column for each predicted class, counting images.
 
     Raises:
       ValueError: the data's classes are not the checkpoint's (if these have no names, their
@@ -50,11 +67,17 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       >>> config.init_from, config.data.name = "checkpoints/quickstart", "rendered_flowers"
       >>> config.eval_batch_size = 200
       >>> summary = vit_jax.evaluate(config, folder)
-      >>> 0.9 < summary["test_accuracy"] < 0.96
+      >>> summary["test_split"], summary["test_images"]
+      ('test', 600)
+      >>> 0.9 < summary["test_accuracy_low"] < summary["test_accuracy"] < 0.96
       True
     """
     validate(config)
-    folder = make_workdir(workdir)
+    with open_workdir(workdir) as folder:
+        return _evaluate(config, folder)
+
+
+def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     checkpoint = load(config.init_from or folder)
     if not checkpoint.num_classes:
         raise ValueError(
@@ -64,36 +87,106 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     dataset = sources.open_dataset(config.data.name, config.data.dir)
     class_names = dataset.class_names
     _check_classes(checkpoint, class_names, config.data.name)
-    _, source = sources.open_source(dataset, "test", config.data.test)
-    skipped = SkippedImages()
-    make_batches = evaluation_batches(config, checkpoint_view(config, checkpoint), skipped)
-    batches = make_batches(source, num_classes=len(class_names))
+    split, reason = choose_split(config, checkpoint, dataset)
+    _, source = sources.open_source(dataset, "test", split)
+    logger.info(
+        "%s: evaluated on %s, %s (%d images). %s",
+        *(checkpoint.path, config.data.name, split, len(source), reason),
+    )
+    options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
     objective = classification(checkpoint.model(dtype=config.dtype), confusion=True)
+    config = fit_evaluation(config, objective.evaluate, checkpoint.params, options.image_size)
+    make_batches = evaluation_batches(config, options, skipped)
+    batches = make_batches(source, num_classes=len(class_names))
     program = make_program(config, evaluate=objective.evaluate)
-    params = program.place(checkpoint.params)
 
     start = time.monotonic()
-    sums = sum_over_batches(program, params, batches)
+    sums = {TEST: sum_over_batches(program, program.place(checkpoint.params), batches)}
     seconds = time.monotonic() - start
-    columns = prefixed(TEST, objective.summarize(sums))
     if checkpoint.average is not None:
         average = program.place(checkpoint.average)
-        columns |= prefixed(
-            POLYAK, objective.summarize(sum_over_batches(program, average, batches))
-        )
+        sums[POLYAK] = sum_over_batches(program, average, batches)
+    images = int(sums[TEST]["count"])
+    measured = {prefix: objective.summarize(found) for prefix, found in sums.items()}
+    columns = {prefix: _with_intervals(metrics, images) for prefix, metrics in measured.items()}
 
-    table = folder / "confusion_matrix.csv"
+    matrix, table = folder / "confusion_matrix.csv", folder / "evaluation.csv"
     if jax.process_index() == 0:
-        counts = zip(class_names, sums["confusion"].astype(int), strict=True)
+        counts = zip(class_names, sums[TEST]["confusion"].astype(int), strict=True)
         rows = [[name, *row] for name, row in counts]
-        write_csv(table, [["true \\ predicted", *class_names], *rows])
+        write_csv(matrix, [["true \\ predicted", *class_names], *rows])
+    where = {"data": config.data.name, "split": split, "images": images}
+    write_tables(
+        table,
+        [{"parameters": _PARAMETERS[p], **where, **columns[p]} for p in columns],
+        [{"parameters": _PARAMETERS[p], **where, **_shown(measured[p], images)} for p in measured],
+    )
     return {
         "step": checkpoint.step,
-        **columns,
+        "data": config.data.name,
+        "test_split": split,
+        "test_images": images,
+        **{name: x for p, found in columns.items() for name, x in prefixed(p, found).items()},
         **({"skipped_images": len(skipped)} if len(skipped) else {}),
-        "images_per_second": round(int(sums["count"]) / seconds, 1),
+        "images_per_second": round(images / seconds, 1),
         "checkpoint": checkpoint.path,
-        "confusion_matrix": str(table),
+        "table": str(table),
+        "confusion_matrix": str(matrix),
+    }
+
+
+def choose_split(config: ConfigDict, checkpoint: Checkpoint, dataset: Dataset) -> tuple[str, str]:
+    """Returns the split to evaluate a checkpoint on, and a sentence that says why it is this one.
+
+    It is the first of these that exists: `data.test`; if the checkpoint was trained on this data
+    set, the test split of its run; the data set's own test or validation split; all of the data.
+
+    Args:
+      config: names the data set.
+      checkpoint: its configuration says what it was trained on, if it comes from a run of ours.
+      dataset: the data set that is opened.
+    """
+    if config.data.test is not None:
+        return config.data.test, "data.test names this split."
+    trained_on = checkpoint.config.data if checkpoint.step else None
+    own, held_out = splits.own_test_split(dataset.splits), splits.default_splits(dataset.splits)[1]
+    if trained_on and _is_same_data(trained_on.name, config.data.name):
+        return trained_on.test or held_out, "It is the test split of the checkpoint's training."
+    if own is not None:
+        return own, "It is the data set's own split for this."
+    training = trained_on.name if trained_on else "data that its file doesn't name"
+    return "+".join(dataset.splits), (
+        f"These are all its images, because the checkpoint was trained on {training}. If that "
+        f"included some of these images, set data.test to a split without them, such as {held_out}."
+    )
+
+
+def _is_same_data(a: str, b: str) -> bool:
+    """Returns True if two values of `data.name` name the same data, in any version or config."""
+
+    def bare(name: str) -> str:
+        if is_folder(name):
+            return comparable_name(name)
+        if name.startswith("vtab/"):
+            name = vtab.task(name.removeprefix("vtab/")).dataset
+        return re.split("[:/]", name)[0]
+
+    return bare(a) == bare(b)
+
+
+def _with_intervals(metrics: dict[str, float], images: int) -> dict[str, float]:
+    columns: dict[str, float] = {}
+    for name, value in metrics.items():
+        columns |= with_interval(name, value, images) if name in _SHARES else {name: value}
+    return columns
+
+
+def _shown(metrics: dict[str, float], images: int) -> dict[str, str]:
+    """Returns metrics as the Markdown table shows them."""
+    return {"loss": f"{metrics['loss']:.3f}"} | {
+        f"{title}, % (95 % interval)": in_percent(metrics[name], images)
+        for name, title in _SHARES.items()
+        if name in metrics
     }
 
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import jax
+from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints.workdir import make_workdir
-from vit_jax.common.files import write_csv
+from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.data.inputs import evaluation_batches
-from vit_jax.evaluation.fewshot import (
-    Score,
-    feature_extractor,
-    on_devices,
-    open_few_shot,
-    summarize,
-)
+from vit_jax.evaluation.fewshot import feature_extractor, on_devices, open_few_shot, summarize
+from vit_jax.evaluation.intervals import with_interval
 from vit_jax.jobs.evaluate import checkpoint_view
+from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.validation import validate
+from vit_jax.training.fit_memory import fit_evaluation
 from vit_jax.training.parallel import make_program
 from vit_jax.weights.api import load
 
@@ -32,34 +28,57 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     Args:
       config: `init_from` names the checkpoint. If it is None, it is the newest in `workdir`.
-      workdir: gets fewshot.csv: one row for each number of shots and each draw.
+      workdir: gets fewshot.csv: one row for each number of shots and each draw, with the 95 %
+        interval of its accuracy, see `wilson_interval`; and fewshot.md, a row for each number of
+        shots.
 
     Returns:
-      `step`, `fewshot_5`, `fewshot_5_std`… (by shots: mean and standard deviation of the accuracy
-      over the draws), `checkpoint` and `table`, the path of fewshot.csv.
+      `step`; `data`; `test_split`; `test_images`, the number of images that were classified;
+      `fewshot_5`, `fewshot_5_std`… (by shots: mean and standard deviation of the accuracy over the
+      draws); `checkpoint`; and `table`, the path of fewshot.csv.
 
     Raises:
       ValueError: a class has too few examples, or as `train`.
       FileNotFoundError: there is no data or no checkpoint.
     """
     validate(config)
-    folder = make_workdir(workdir)
+    with open_workdir(workdir) as folder:
+        return _few_shot(config, folder)
+
+
+def _few_shot(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     checkpoint = load(config.init_from or folder)
     if config.init_average:
         checkpoint = checkpoint.averaged()
-    probe = open_few_shot(config, evaluation_batches(config, checkpoint_view(config, checkpoint)))
-    model = checkpoint.model(dtype=config.dtype)
-    program = make_program(config, extract_features=feature_extractor(model))
+    options, model = checkpoint_view(config, checkpoint), checkpoint.model(dtype=config.dtype)
+    extract = feature_extractor(model)
+    config = fit_evaluation(config, extract, checkpoint.params, options.image_size)
+    probe = open_few_shot(config, evaluation_batches(config, options))
+    program = make_program(config, extract_features=extract)
     scores = probe.measure(on_devices(program, program.place(checkpoint.params)))
 
-    table = folder / "fewshot.csv"
-    if jax.process_index() == 0:
-        write_csv(table, [Score._fields, *scores])
+    table, images = folder / "fewshot.csv", scores[0].images
+    data = config.fewshot.name or config.data.name
     columns: dict[str, float] = {}
+    shown = []
     for name, (mean, deviation) in summarize(scores).items():
         columns |= {name: mean, f"{name}_std": deviation}
+        shown.append(
+            {
+                "examples of each class": name.removeprefix("fewshot_"),
+                "draws": config.fewshot.seeds,
+                "test split": f"{data}, {probe.test_split}",
+                "test images": f"{images:,}",
+                "accuracy, % (± over draws)": f"{100 * mean:.1f} ± {100 * deviation:.1f}",
+            }
+        )
+    rows = [x._asdict() | with_interval("accuracy", x.accuracy, images) for x in scores]
+    write_tables(table, rows, shown)
     return {
         "step": checkpoint.step,
+        "data": data,
+        "test_split": probe.test_split,
+        "test_images": images,
         **columns,
         "checkpoint": checkpoint.path,
         "table": str(table),

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.common import files
 from vit_jax.data import sources, splits
+from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.jobs.runs import train_once, write_tables
 from vit_jax.jobs.validation import validate
 
@@ -25,7 +26,9 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     Args:
       config: the run's configuration, with `job="sweep"`.
-      workdir: gets sweep.csv and a folder for each run.
+      workdir: gets a folder for each run, sweep.csv, and sweep.md, a table of the same numbers.
+        They have the number of held-out images, and the 95 % interval of each accuracy, see
+        `wilson_interval`. (Images that `data.on_error="skip"` left out are counted, too.)
 
     Returns:
       The summary of the last run as `train` returns it, `lr`, and `table`, the path of sweep.csv.
@@ -38,6 +41,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     dataset = sources.open_dataset(config.data.name, config.data.dir)
     split, _ = sources.open_source(dataset, "train", config.data.train)
     kept, held_out = splits.hold_out(split, config.sweep.held_out, dataset.splits)
+    images = splits.split_size(held_out, dataset.splits)
     trial = config.copy_and_resolve_references()
     trial.job, trial.data.train, trial.data.test = "train", kept, held_out
     rows: list[dict[str, Any]] = []
@@ -45,22 +49,34 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     for rate in sorted(config.sweep.lr):
         trial.optim.lr = float(rate)
         result = train_once(trial, folder / f"lr_{rate:g}", checked)
+        columns = with_interval("held_out_accuracy", result["test_accuracy"], images)
+        columns["held_out_loss"] = result["test_loss"]
         rows.append(
-            {
-                "lr": rate,
-                "held_out_accuracy": round(result["test_accuracy"], 4),
-                "held_out_loss": round(result["test_loss"], 4),
-            }
+            {"lr": rate, **{name: round(x, 4) for name, x in columns.items()}}
+            | {"held_out_images": images}
         )
     best = max(rows, key=lambda row: row["held_out_accuracy"])
     if len(rows) > 1 and best in (rows[0], rows[-1]):
         logger.warning("The best rate, %g, is at the end of sweep.lr: try others.", best["lr"])
     for row in rows:
         row["chosen"] = "yes" if row is best else ""
-    write_tables(folder / "sweep.csv", rows, rows)
+    write_tables(folder / "sweep.csv", rows, [_shown(row, held_out) for row in rows])
 
     final = config.copy_and_resolve_references()
     final.job, final.data.train, final.optim.lr = "train", split, float(best["lr"])
     final.eval_every = 0
     result = train_once(final, folder / "best", checked)
     return {**result, "lr": best["lr"], "table": str(folder / "sweep.csv")}
+
+
+def _shown(row: dict[str, Any], split: str) -> dict[str, Any]:
+    """Returns a row as the Markdown table shows it."""
+    accuracy, images = row["held_out_accuracy"], row["held_out_images"]
+    return {
+        "learning rate": f"{row['lr']:g}",
+        "held-out split": split,
+        "images": f"{images:,}",
+        "accuracy, % (95 % interval)": in_percent(accuracy, images),
+        "loss": f"{row['held_out_loss']:.3f}",
+        "chosen": row["chosen"],
+    }

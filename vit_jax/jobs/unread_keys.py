@@ -1,0 +1,139 @@
+"""Keys of the command line that the job doesn't read, so that nobody expects them to count."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from vit_jax.config.keys import look_up
+
+logger = logging.getLogger(__name__)
+
+
+class Unread(NamedTuple):
+    """Keys that are not read under a condition.
+
+    Attributes:
+      keys: keys and sections, in full.
+      when: configuration -> True if they are not read.
+      reason: why, as a clause after "because".
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[ConfigDict], bool]
+    reason: str
+
+
+_OF_TRAINING = (
+    *("objective", "seed", "batch_size", "total_steps", "epochs", "accumulate_steps"),
+    *("data.crop", "data.crop_area", "data.flip", "data.mixup", "data.check"),
+    *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
+    *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
+    *("init_resize",),
+)
+
+
+def _trains(config: ConfigDict) -> bool:
+    return config.job not in ("evaluate", "fewshot")
+
+
+# Of several rows that fit, the first gives the reason.
+UNREAD = (
+    Unread(
+        ("model", *_OF_TRAINING),
+        lambda c: not _trains(c),
+        "the job trains nothing, and takes the checkpoint's model",
+    ),
+    Unread(
+        ("data.train", "fewshot"),
+        lambda c: c.job == "evaluate",
+        "job='evaluate' reads only the test split",
+    ),
+    Unread(
+        ("init_average",),
+        lambda c: c.job == "evaluate",
+        "job='evaluate' tests the average, if there is one, beside the parameters",
+    ),
+    Unread(
+        ("data.name", "data.train", "data.test"),
+        lambda c: c.job == "fewshot" and c.fewshot.name is not None,
+        "fewshot.name names the data",
+    ),
+    Unread(("sweep",), lambda c: c.job != "sweep", "job is not 'sweep'"),
+    Unread(("compare",), lambda c: c.job != "compare", "job is not 'compare'"),
+    Unread(("optim.lr",), lambda c: c.job == "sweep", "job='sweep' tries the rates of sweep.lr"),
+    Unread(
+        ("epochs",),
+        lambda c: c.total_steps is not None,
+        "total_steps is set, too, and gives the length",
+    ),
+    Unread(
+        ("fewshot.shots", "fewshot.seeds", "fewshot.name", "fewshot.train", "fewshot.test"),
+        lambda c: _trains(c) and not c.fewshot.every,
+        "fewshot.every is 0",
+    ),
+    Unread(
+        ("masked",),
+        lambda c: c.objective != "masked_patches",
+        "objective is not 'masked_patches'",
+    ),
+    Unread(
+        ("data.mixup", "optim.label_smoothing"),
+        lambda c: c.objective != "classification",
+        "objective is not 'classification'",
+    ),
+    Unread(("optim.momentum",), lambda c: c.optim.name != "sgd", "optim.name is not 'sgd'"),
+    Unread(
+        ("optim.beta1", "optim.beta2"),
+        lambda c: c.optim.name != "adam",
+        "optim.name is not 'adam'",
+    ),
+    Unread(
+        ("data.crop_area",), lambda c: c.data.crop != "inception", "data.crop is not 'inception'"
+    ),
+    Unread(
+        ("data.crop_fraction",),
+        lambda c: (c.data.crop != "resize" or not _trains(c)) and c.data.eval_crop != "central",
+        "neither data.crop is 'resize' nor data.eval_crop 'central'",
+    ),
+    Unread(
+        ("data.randaugment_magnitude",),
+        lambda c: not c.data.randaugment,
+        "data.randaugment is 0",
+    ),
+    Unread(("init_resize",), lambda c: c.init_from is None, "init_from is None"),
+    Unread(
+        ("max_skipped_updates",),
+        lambda c: c.on_nonfinite != "skip",
+        "on_nonfinite is not 'skip'",
+    ),
+)
+
+
+def log_unread_keys(config: ConfigDict, keys: Iterable[str]) -> None:
+    """Warns of keys that the job doesn't read: a line for each reason.
+
+    Args:
+      config: valid.
+      keys: those that the user set, in full, such as those of a command line.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for key in keys:
+        if reason := _reason(config, key):
+            by_reason.setdefault(reason, []).append(key)
+    for reason, unread in by_reason.items():
+        logger.warning("Not read: %s, because %s.", ", ".join(unread), reason)
+
+
+def _reason(config: ConfigDict, key: str) -> str:
+    """Returns why a key is not read, or "" if it is read."""
+    for row in UNREAD:
+        if row.when(config) and any(f"{key}.".startswith(f"{unread}.") for unread in row.keys):
+            return row.reason
+    runs = config.compare.runs.values() if config.job == "compare" else ()
+    if runs and all(look_up(run, key, None) is not None for run in runs):
+        return "each of compare.runs sets it"
+    return ""
