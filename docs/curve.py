@@ -6,6 +6,7 @@ python docs/curve.py runs/photos docs/photos.png
 import argparse
 import csv
 import pathlib
+import sys
 
 import matplotlib
 
@@ -41,4 +42,8 @@ if __name__ == "__main__":
     parser.add_argument("workdir", type=pathlib.Path)
     parser.add_argument("picture", type=pathlib.Path)
     arguments = parser.parse_args()
-    draw(arguments.workdir, arguments.picture)
+    try:
+        draw(arguments.workdir, arguments.picture)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(arguments.picture)

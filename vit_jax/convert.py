@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
 import jax
 
-from vit_jax.cli.arguments import image_size
+from vit_jax.cli.arguments import SOURCE, image_size
+from vit_jax.cli.environment import start_logging
+from vit_jax.cli.errors import MEMORY_ERRORS, explain_memory, stop_at_closed_pipe
 from vit_jax.models.positions import RESIZES
 from vit_jax.weights.api import adapt, load, save
-from vit_jax.weights.formats import FORMATS
+from vit_jax.weights.formats import FORMATS, format_of
+from vit_jax.weights.loading import loading_lines
 from vit_jax.weights.summary import describe
 
 _EXAMPLES = """
 formats: npz, the published JAX layout; timm, a state dict (.safetensors, .pth); hf, a Hugging Face
 folder; orbax, a folder that runs start from.
 
+examples:
   python -m vit_jax.convert imagenet21k/ViT-B_16 b16 --num_classes=0
   python -m vit_jax.convert runs/flowers flowers.npz
   python -m vit_jax.convert hf://google/vit-base-patch16-224 b16.safetensors
@@ -33,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: the arguments. None if they are those of the process.
     """
     args = _parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("vit_jax").setLevel(logging.INFO)
+    start_logging()
     jax.config.update("jax_platforms", "cpu")  # arrays are copied, not computed with
     try:
         checkpoint = load(args.source, variant=args.variant)
@@ -50,7 +52,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             save(checkpoint, args.destination, format=args.format)
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print(describe(checkpoint, parameters=args.dry_run))
+    except MEMORY_ERRORS as error:
+        sys.exit(explain_memory(error, "Take a machine with more memory."))
+    with stop_at_closed_pipe():
+        print(describe(checkpoint, parameters=args.dry_run))
+        if not args.dry_run:
+            format = args.format or format_of(args.destination)
+            print(f"Written to {args.destination}: {FORMATS[format].title}. These lines load it:\n")
+            print(loading_lines(checkpoint, args.destination, format))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -60,7 +69,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", help="whatever config.init_from may name: path, URL or name")
+    parser.add_argument("source", help=SOURCE)
     parser.add_argument("destination", nargs="?", help="a path where nothing is yet")
     parser.add_argument("--variant", help="the model it must be, such as B/16; default: as it is")
     parser.add_argument("--format", choices=tuple(FORMATS), help="default: by the suffix")

@@ -6,14 +6,21 @@ Gradio draws the page. It is for this machine alone, unless another address is a
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 from collections.abc import Sequence
 
 from vit_jax.cli.arguments import add_checkpoint
+from vit_jax.cli.environment import start_devices, start_logging
+from vit_jax.cli.errors import MEMORY_ERRORS, explain_memory
 from vit_jax.interpret.page import build_page, import_gradio, serve
 from vit_jax.weights.api import load
+
+_EXAMPLES = """
+examples:
+  python -m vit_jax.demo checkpoints/quickstart
+  python -m vit_jax.demo runs/photos --host=0.0.0.0 --port=8000
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.demo",
         description="Serves a web page: drop an image, see its classes and where the model looks.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_checkpoint(parser)
     parser.add_argument(
@@ -36,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.max_megabytes <= 0:
         parser.error("--max_megabytes must be above 0")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    start_logging()
+    start_devices()
     try:
         import_gradio()  # fails, if it has to, before a large checkpoint is read
         blocks = build_page(
@@ -49,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         serve(blocks, host=args.host, port=args.port, max_megabytes=args.max_megabytes)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except MEMORY_ERRORS as error:
+        sys.exit(explain_memory(error, "Take a smaller --image_size or a smaller model."))
 
 
 if __name__ == "__main__":

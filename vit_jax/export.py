@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -12,15 +12,19 @@ import jax
 import jax.export
 
 from vit_jax.cli.arguments import add_checkpoint
-from vit_jax.inference.exporter import FORMATS, export, usage_example
+from vit_jax.cli.environment import start_logging
+from vit_jax.cli.errors import MEMORY_ERRORS, explain_memory, stop_at_closed_pipe
+from vit_jax.inference.exporter import FORMATS, export
 from vit_jax.weights.api import load
 
 _EXAMPLES = """
-OUT.onnx is an ONNX model (pip install 'vit_jax[onnx]'); any other OUT is an artifact of
+OUT.onnx is an ONNX model (pip install -e ".[onnx]"); any other OUT is an artifact of
 jax.export, with a JSON file beside it that describes it. Both take uint8 images (b, h, w, 3), for
-any b, and return float32 logits (b, c), or representations (b, d) of a model without a head. For a
-model without its head, or with the Polyak average, run `python -m vit_jax.convert` first.
+any b, and return float32 logits (b, c), or representations (b, d) of a model without a head. A
+program beside OUT, which is printed, too, classifies photos. For a model without its head, or with
+the Polyak average, run `python -m vit_jax.convert` first.
 
+examples:
   python -m vit_jax.export runs/flowers flowers.stablehlo
   python -m vit_jax.export B/16 b16.onnx --image_size=384
 """
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("destination", metavar="OUT", help="a path where nothing is yet")
     parser.add_argument("--format", choices=FORMATS, help="default: by the suffix")
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    start_logging()
     jax.config.update("jax_platforms", "cpu")  # it can lower for all other platforms
     try:
         checkpoint = load(args.checkpoint)
@@ -47,13 +51,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    path, beside, needs = pathlib.Path(args.destination), "", "onnxruntime"
-    if "platforms" in description:
-        beside, needs = f", with {path.with_suffix('.json')} beside it", "jax flatbuffers"
-    megabytes = 1e-6 * path.stat().st_size
-    print(f"{path}: {description['variant']}, {megabytes:.1f} MB{beside}.")
-    print(f"It runs after `pip install {needs}`, without vit_jax:\n")
-    print(usage_example(path, description))
+    except MEMORY_ERRORS as error:
+        sys.exit(
+            explain_memory(error, "Take a smaller --image_size, or a machine with more memory.")
+        )
+    path = pathlib.Path(args.destination)
+    code = path.with_suffix(".py")
+    beside = f" and {path.with_suffix('.json')}" if "platforms" in description else ""
+    with stop_at_closed_pipe():
+        print(f"{path}: {description['variant']}, {1e-6 * path.stat().st_size:.1f} MB.")
+        print(f"Beside it: {code}{beside}. This classifies a photo, without vit_jax:\n")
+        print(f"python {shlex.quote(str(code))} PHOTO.jpg\n")
+        print(code.read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,25 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from vit_jax.cli.arguments import add_checkpoint, add_images, find_images
+from vit_jax.cli.environment import start_devices, start_logging
+from vit_jax.cli.errors import (
+    MEMORY_ERRORS,
+    exit_if_unreadable,
+    explain_memory,
+    stop_at_closed_pipe,
+)
 from vit_jax.inference.classifier import Classifier, Prediction, Readable, Unreadable
+
+_EXAMPLES = """
+examples:
+  python -m vit_jax.predict checkpoints/quickstart docs/flowers
+  python -m vit_jax.predict runs/photos PHOTO.jpg --top=1 --json
+  find PHOTOS -name '*.jpg' | python -m vit_jax.predict B/16 - --csv > answers.csv
+"""
 
 Answers = Iterable[tuple[str, list[Prediction]]]
 
@@ -19,7 +31,8 @@ Answers = Iterable[tuple[str, list[Prediction]]]
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m vit_jax.predict`; exits with status 1 if an image can't be read."""
     args = _parse(argv)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    start_logging()
+    start_devices()
     problems: list[str] = []
     try:
         images = find_images(args.images, sys.stdin)
@@ -27,24 +40,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.checkpoint, image_size=args.image_size, batch_size=args.batch_size
         )
         answers = _without_unreadable(classifier.stream(images, args.top), problems)
-        if args.json:
-            _print_json(answers)
-        elif args.csv:
-            _print_csv(answers)
-        else:
-            _print_table(answers, width=min(60, max(map(len, images))))
-    except BrokenPipeError:  # the reader has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with stop_at_closed_pipe():
+            if args.json:
+                _print_json(answers)
+            elif args.csv:
+                _print_csv(answers)
+            else:
+                _print_table(answers, width=min(60, max(map(len, images))))
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    if problems:
-        sys.exit("\n".join(["These images could not be read:", *problems]))
+    except MEMORY_ERRORS as error:
+        sys.exit(explain_memory(error, "Take a smaller --batch_size, or a smaller --image_size."))
+    exit_if_unreadable(problems, len(images))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.predict",
         description="Prints the likeliest classes of images, one image a line.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_checkpoint(parser)
     add_images(parser)

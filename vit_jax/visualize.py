@@ -6,7 +6,6 @@ DIR gets a PNG file for each picture, and index.html, one page that holds them a
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -16,15 +15,25 @@ from vit_jax.cli.arguments import (
     find_images,
     layer_numbers,
 )
+from vit_jax.cli.environment import start_devices, start_logging
+from vit_jax.cli.errors import MEMORY_ERRORS, exit_if_unreadable, explain_memory
 from vit_jax.interpret.report import write_report
 from vit_jax.weights.api import load
 
+_EXAMPLES = """
+examples:
+  python -m vit_jax.visualize checkpoints/quickstart docs/flowers --out=runs/report
+  python -m vit_jax.visualize runs/photos PHOTO.jpg --out=runs/report --layers=1,6,12
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `python -m vit_jax.visualize`."""
+    """Runs `python -m vit_jax.visualize`; exits with status 1 if an image can't be read."""
     parser = argparse.ArgumentParser(
         prog="python -m vit_jax.visualize",
         description="Writes a report on what a model sees: pictures, and one page of them all.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_checkpoint(parser)
     add_images(parser)
@@ -42,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.shown < 1 or args.sample < 1:
         parser.error("--shown and --sample must be above 0")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    start_logging()
+    start_devices()
     try:
-        page = write_report(
+        report = write_report(
             load(args.checkpoint),
             find_images(args.images, sys.stdin),
             args.out,
@@ -55,7 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    print(page)
+    except MEMORY_ERRORS as error:
+        sys.exit(explain_memory(error, "Take a smaller --sample, --shown or --image_size."))
+    print(report.page, flush=True)
+    exit_if_unreadable(report.unreadable, report.images)
 
 
 if __name__ == "__main__":

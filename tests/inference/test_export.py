@@ -1,6 +1,7 @@
 """Exported models, run without the package, against the model's own forward pass."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,11 +10,15 @@ import jax.export
 import numpy as np
 import pytest
 from conftest import CLASSES, IMAGE, REPOSITORY
+from PIL import ExifTags, Image
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.data.transforms import EVAL_CROPS
 from vit_jax.export import main
+from vit_jax.inference.classifier import read_image, view_image
 from vit_jax.inference.exporter import export
+from vit_jax.inference.program import CROPS
 from vit_jax.models.params import parameter_shapes
 from vit_jax.models.patches import to_float
 from vit_jax.weights import recognise
@@ -97,42 +102,101 @@ def test_every_kind_of_model_computes_its_own_outputs(kind, format, batch, tmp_p
     close(found, outputs(checkpoint, batch["image"][:3]), FORMATS[format])
 
 
+# A program's first lines, with which an import of what it does not name fails.
 ALONE = """
-import pathlib, sys
-for name in ("vit_jax", "flax", "orbax", "optax", "ml_collections", "jax2onnx", "onnx"):
-    sys.modules[name] = None  # an import of it fails
-import numpy as np
-snippet = pathlib.Path("snippet.py").read_text()
-for b in (1, 3):
-    names = {"images": np.load("images.npy")[:b]}
-    exec(snippet, names)
-    np.save(f"{b}.npy", names["logits"])
+import sys
+for name in ("vit_jax", "flax", "orbax", "optax", "ml_collections", "jax2onnx", "onnx", "absl"):
+    sys.modules[name] = None
 """
+
+
+def run_program(path, *images):
+    """Runs the program beside an exported file, without the package and in another folder."""
+    code = f"{ALONE}\nimport runpy\nsys.argv = sys.argv[1:]\n"
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, path.with_suffix(".py"), *map(str, images)],
+        cwd=path.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def answers(text):
+    """{image: [(class, per cent)]} of the lines that the program and `predict` print."""
+    found = {}
+    for line in text.splitlines():
+        image, *cells = line.split("  ")
+        pairs = (re.fullmatch(r"(.+) ([\d.]+) %", cell) for cell in cells if cell)
+        found[image.strip()] = [(pair[1], float(pair[2])) for pair in pairs]
+    return found
+
+
+def write_photos(folder):
+    """Writes images that are not upright, not of 8 bits, of two proportions and of one colour."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    wide = Image.fromarray(small).resize((90, 61), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    wide.save(folder / "turned.jpg", exif=exif)
+    wide.convert("CMYK").save(folder / "cmyk.jpg")
+    wide.resize((31, 77)).save(folder / "narrow.png")
+    wide.convert("RGBA").save(folder / "alpha.webp")
+    grey = np.asarray(wide.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(folder / "sixteen bits.png")
+    return sorted(folder.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", BOTH)
-def test_the_printed_lines_run_it_without_the_package(format, batch, tmp_path, need):
-    """From a run's folder, by the command, to logits of one image and of three."""
+@pytest.mark.parametrize("crop", CROPS)
+def test_the_printed_program_says_what_predict_says(format, crop, tmp_path, need):
+    """From a run's folder, by both commands, to the likeliest classes of photos of all kinds."""
     need(format)
-    checkpoint = make()
+    checkpoint, path = adapt(make(), image_size=(24, 16)), tmp_path / "export" / f"model.{format}"
+    checkpoint.config.data.update(eval_crop=crop, crop_fraction=0.7)
     save(checkpoint, tmp_path / "run", format="orbax")
-    done = subprocess.run(
-        [sys.executable, "-m", "vit_jax.export", tmp_path / "run", tmp_path / f"model.{format}"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "vit_jax.export", tmp_path / "run", path]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
-    about, lines = done.stdout.split("\n\n")
-    assert about.startswith(f"{tmp_path}/model.{format}: Ti/16, 0.1 MB")
-    assert lines.endswith("# uint8 (b, 16, 16, 3) -> float32 (b, 7)\n") and len(lines) < 300
-    (tmp_path / "snippet.py").write_text(lines)
-    np.save(tmp_path / "images.npy", batch["image"])
-    subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, check=True)
-    for b in (1, 3):
-        wanted = outputs(checkpoint, batch["image"][:b])
-        close(np.load(tmp_path / f"{b}.npy"), wanted, FORMATS[format])
+    assert done.stdout.startswith(f"{path}: Ti/16, 0.1 MB.\nBeside it: {path.with_suffix('.py')}")
+    assert done.stdout.endswith("\n\n" + path.with_suffix(".py").read_text())
+
+    (tmp_path / "photos").mkdir()
+    photos = write_photos(tmp_path / "photos")
+    found = run_program(path, *photos)
+    assert found.returncode == 0, found.stderr
+    command = [sys.executable, "-m", "vit_jax.predict", tmp_path / "run", *photos]
+    wanted = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    found, wanted = answers(found.stdout), answers(wanted.stdout)
+    assert len(found) == len(photos) and found.keys() == wanted.keys()
+    assert len({str(answer) for answer in wanted.values()}) == len(photos)
+    for image, answer in wanted.items():
+        assert [label for label, _ in found[image]] == [label for label, _ in answer]
+        for (_, share), (_, expected) in zip(found[image], answer, strict=True):
+            assert abs(share - expected) < 0.11  # both are rounded to 0.1 %
+
+    (tmp_path / "words.jpg").write_text("no image")
+    stopped = run_program(path, tmp_path / "words.jpg")
+    assert stopped.returncode == 1 and "words.jpg: cannot identify image file" in stopped.stderr
+    assert "PHOTO.jpg" in run_program(path).stderr
+
+
+def test_the_program_knows_every_crop_of_evaluation():
+    assert CROPS.keys() == EVAL_CROPS.keys()
+
+
+@pytest.mark.slow
+def test_the_program_of_a_model_without_head_prints_representations(tmp_path):
+    checkpoint, path = make(num_classes=0), tmp_path / "export" / "model.stablehlo"
+    export(checkpoint, path)
+    (photo, *_) = write_photos(tmp_path)
+    numbers = run_program(path, photo).stdout.removeprefix(str(photo)).split()
+    view = view_image(read_image(photo), checkpoint)
+    close(np.float32([numbers]), outputs(checkpoint, view[None]), 1e-4)
 
 
 @pytest.mark.parametrize("format", BOTH)
@@ -165,7 +229,7 @@ def test_an_artifact_of_jax_is_for_all_devices_and_has_notes_beside_it(tmp_path)
 def test_onnx_holds_its_notes(tmp_path):
     pytest.importorskip("jax2onnx")
     about = export(make(), tmp_path / "model", format="onnx")
-    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "model.py"]
     session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "model")
     notes = session.get_modelmeta().custom_metadata_map
     assert notes["variant"] == "Ti/16"
@@ -222,6 +286,9 @@ def test_what_exceeds_two_gigabytes_is_refused_before_it_is_read():
         (["run", "there.stablehlo"], "FileExistsError: There is something at there.stablehlo"),
         (["run", "there.onnx"], "FileExistsError: There is something at there.onnx"),
         (["run", "noted.stablehlo"], "FileExistsError: There is something at noted.json"),
+        (["run", "coded.onnx"], "FileExistsError: There is something at coded.py"),
+        (["run", "jax.stablehlo"], "jax.py, would hide Python's own jax: give another name"),
+        (["run", "x.py"], "ValueError: x.py: give a local path"),
         (["nowhere.npz", "x.onnx"], "FileNotFoundError: There is no nowhere.npz"),
         (["run", "x.json"], "ValueError: x.json: give a local path"),
         (["run", "gs://bucket/x.onnx"], "ValueError: gs://bucket/x.onnx: give a local path"),
@@ -237,7 +304,7 @@ def test_mistakes_get_one_clear_message(arguments, message, tmp_path, capsys, mo
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     save(make(), "run", format="orbax")
     save(make(image_size=None), "unsized", format="orbax")
-    for name in ("there.stablehlo", "there.onnx", "noted.json"):
+    for name in ("there.stablehlo", "there.onnx", "noted.json", "coded.py"):
         (tmp_path / name).write_text("old")
     before = {p: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(SystemExit) as stop:

@@ -102,8 +102,16 @@ def test_an_image_may_be_a_path_bytes_an_array_or_pillows(saved, expected):
     forms = [file, encoded, array, Image.fromarray(array)]
     for found in vit_jax.Classifier(saved).predict(forms, top=7):
         check(found, row)
-    for found in vit_jax.Classifier(saved).predict(np.stack([array, array]), top=2):
-        check(found, row)
+    for arrays in (np.stack([array, array]), [array / 255, array.astype(int)]):
+        for found in vit_jax.Classifier(saved).predict(arrays, top=2):
+            check(found, row)
+
+
+def test_grey_arrays_are_grey_images(saved, rng):
+    grey = rng.integers(0, 256, (2, 20, 24)).astype(np.uint8)
+    classifier = vit_jax.Classifier(saved)
+    expected = classifier.predict([Image.fromarray(image) for image in grey])
+    assert classifier.predict(grey) == classifier.predict(grey[..., None]) == expected
 
 
 def test_weights_of_others_and_another_size(saved, tmp_path, expected):
@@ -135,8 +143,17 @@ def test_what_cannot_classify_or_be_classified(saved, tmp_path):
             method("photo.jpg")
     with pytest.raises(ValueError, match=r"nowhere\.jpg: No such file"):
         classifier.predict(["nowhere.jpg"])
-    with pytest.raises(ValueError, match=r"An array must be uint8 \(h, w, 3\), not float32"):
-        classifier.predict([np.zeros((8, 8, 3), np.float32)])
+    for array, message in [
+        (
+            np.zeros((8, 8, 4), np.uint8),
+            r"An array has the shape \(8, 8, 4\): an array must",
+        ),
+        (np.full((8, 8, 3), 255.0), "An array has values from 255.0 to 255.0: .* floats in 0…1"),
+        (np.array([[0, -1]]), "An array has values from -1 to 0: integers must lie in 0…255"),
+        (np.zeros((8, 8), bool), "An array has the dtype bool"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            classifier.predict([array])
     assert classifier.predict([]) == []
     with pytest.raises(AttributeError, match="no attribute 'Klassifier'"):
         vit_jax.Klassifier  # noqa: B018
@@ -243,7 +260,7 @@ def test_unreadable_files_are_reported_at_the_end(saved, folder, expected, tmp_p
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["image"] == whole
     first, *reasons = done.stderr.splitlines()
-    assert first == "These images could not be read:"
+    assert first == "Skipped 4 of 5 images, which can't be read:"
     assert len(reasons) == 4 and "Traceback" not in done.stderr
     for path, reason in zip(bad, reasons, strict=True):
         assert reason.startswith(f"{path}: ")

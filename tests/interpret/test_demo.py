@@ -63,7 +63,7 @@ def test_gradio_is_asked_for_in_one_paragraph(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as error:
         main(["there/is/no/checkpoint"])
-    assert "pip install 'vit_jax[demo]'" in error.value.code
+    assert 'pip install -e ".[demo]"' in error.value.code
     assert "\n" not in error.value.code
 
 
@@ -255,8 +255,17 @@ def test_it_listens_on_loopback_alone(server):
 def test_a_port_that_is_taken_is_named(server, tmp_path):
     process, log, said = start(tmp_path, server.port)
     assert process.wait() == 1 and not said
-    assert f"Can't listen on 127.0.0.1, port {server.port}" in log.read_text()
-    assert "Traceback" not in log.read_text()
+    said = log.read_text()
+    assert f"Can't listen on 127.0.0.1, port {server.port}: the port is in use. Give " in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_an_address_of_another_machine_is_named(tmp_path):
+    pytest.importorskip("gradio")
+    process, log, said = start(tmp_path, 0, "--host=192.0.2.1")  # RFC 5737: nobody's
+    assert process.wait() == 1 and not said
+    assert "Can't listen on 192.0.2.1, port 0: Cannot assign requested address." in log.read_text()
 
 
 direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the machine has
@@ -410,6 +419,21 @@ def test_a_photo_is_classified_and_the_sliders_change_the_picture(tab, server, r
 
 
 @pytest.mark.browser
+def test_a_click_on_an_example_fills_the_page(tab, server, rose):
+    examples = tab.page.locator("#examples button")
+    examples.first.wait_for()
+    assert examples.count() == 5
+    for number, kind in ((4, "tulip"), (2, "rose")):
+        examples.nth(number).click()
+        tab.wait_for("#classes h2", kind)
+    tab.wait_for("#heads img")
+    assert alike(tab.pixels("places"), figures.overlay(rose.photo, rose.places))
+    with Image.open(FLOWERS / "rose.png") as image:
+        np.testing.assert_array_equal(tab.pixels("image"), np.asarray(image))
+    assert "Traceback" not in server.said()
+
+
+@pytest.mark.browser
 def test_boxes_of_sliders_may_hold_anything_with_and_without_an_image(tab, server):
     tab.wait_for("#layer input[type=range]")
     box = tab.page.locator("#head input[type=number]")
@@ -455,5 +479,7 @@ def test_uploads_are_deleted_when_it_ends(server):
     assert said[-1]["success"] and list(server.cache.rglob("*.webp"))
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=20) == 0
-    assert not [path for path in server.cache.rglob("*") if path.is_file()]
+    left = [path for path in server.cache.rglob("*") if path.is_file()]
+    flowers = [read_image(path) for path in FLOWERS.iterdir()]
+    assert all(any(np.array_equal(read_image(x), flower) for flower in flowers) for x in left)
     assert "Traceback" not in server.said()

@@ -13,5 +13,9 @@ with epy.lazy_api_imports(globals()):
         view_image,
     )
 
+    # from images in memory and their labels to a classifier
+    from vit_jax.inference.fitting import Fitted, fit
+
     # files that run without this package
-    from vit_jax.inference.exporter import FORMATS, PLATFORMS, export, usage_example
+    from vit_jax.inference.exporter import FORMATS, PLATFORMS, export
+    from vit_jax.inference.program import program

@@ -99,8 +99,9 @@ class Classifier:
         """Returns the `top` likeliest classes of each image, the likeliest first.
 
         Args:
-          images: several paths, encoded bytes, Pillow images or uint8 RGB arrays (h, w, 3), of any
-            size. An array (b, h, w, 3) is b images.
+          images: several paths, encoded bytes, Pillow images or arrays, of any size. Arrays are RGB
+            (h, w, 3), or grey (h, w, 1) or (h, w); integers in 0…255, or floats in 0…1. An array
+            (b, h, w, 3) or (b, h, w) is b images.
           top: how many classes; all, if there are fewer.
 
         Raises:
@@ -255,19 +256,17 @@ def read_image(image: Readable) -> np.ndarray:
     """Returns an image as a uint8 RGB array (height, width, 3), upright.
 
     Args:
-      image: a path, encoded bytes, a Pillow image, or a uint8 array (height, width, 3), which is
-        returned as it is.
+      image: a path, encoded bytes, a Pillow image, or an array, as `transforms.from_array` takes
+        it; floats are in 0…1.
 
     Raises:
       ValueError: it is not an image, or its file can't be read. The message names the path.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(
-                f"An array must be uint8 (h, w, 3), not {image.dtype} {image.shape}: scale it to "
-                f"0…255 and give it three channels."
-            )
-        return image
+        try:
+            return transforms.from_array(image)
+        except ValueError as error:
+            raise ValueError(f"An array {error}") from error
     if isinstance(image, Image.Image):
         return transforms.from_pillow(image)
     if isinstance(image, bytes):

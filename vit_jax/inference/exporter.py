@@ -1,4 +1,4 @@
-"""Writes a model into one file that other programs run: StableHLO or ONNX."""
+"""Writes a model into one file that other programs run, StableHLO or ONNX, and such a program."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common import files
 from vit_jax.inference.classifier import prepare, require_image_shape
+from vit_jax.inference.program import HIDING, program
 from vit_jax.models.patches import to_float
 from vit_jax.weights.api import with_learned_positions
 
@@ -42,7 +43,8 @@ def export(
 
     The file maps uint8 RGB images (b, h, w, 3), for any b, to float32 logits (b, c), or to
     representations (b, d) if there is no head. It scales the images to [-1, 1] itself. In either
-    format it comes with the dictionary that this function returns.
+    format it comes with the dictionary that this function returns, and with a program beside it
+    that prints the likeliest classes of images, which has the same name and the suffix .py.
 
     "stablehlo" is a serialized `jax.export.Exported` for `PLATFORMS`. It runs with JAX and the
     flatbuffers package. The dictionary is in a JSON file beside it, which has the same name and the
@@ -80,13 +82,18 @@ def export(
     format = format or ("onnx" if path.suffix == ".onnx" else "stablehlo")
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
-    json_path = path.with_suffix(".json")
-    if "://" in os.fspath(destination) or (format == "stablehlo" and json_path == path):
+    json_path, program_path = path.with_suffix(".json"), path.with_suffix(".py")
+    if "://" in os.fspath(destination) or path in (json_path, program_path):
         raise ValueError(
             f"{destination}: give a local path, such as model.stablehlo, which gets a model.json "
-            f"beside it."
+            f"and a model.py beside it."
         )
-    for file in (path, json_path) if format == "stablehlo" else (path,):
+    if path.stem in HIDING:
+        raise ValueError(
+            f"{destination}: the program beside it, {program_path.name}, would hide Python's own "
+            f"{path.stem}: give another name."
+        )
+    for file in (path, program_path, *([json_path] if format == "stablehlo" else [])):
         if file.exists():
             raise FileExistsError(f"There is something at {file} already; it is left as it is.")
     _check_size(checkpoint)
@@ -97,13 +104,18 @@ def export(
     with files.replacing(path) as partial, jax.default_device(cpu):
         if format == "onnx":
             _write_onnx(checkpoint, description, partial)
-            return description
-        description["platforms"] = list(PLATFORMS)
-        exported = jax.export.export(jax.jit(_forward(checkpoint)), platforms=PLATFORMS)
-        partial.write_bytes(exported(_image_struct(checkpoint)).serialize())
-        with files.replacing(json_path) as partial_json:
-            partial_json.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        else:
+            description["platforms"] = list(PLATFORMS)
+            exported = jax.export.export(jax.jit(_forward(checkpoint)), platforms=PLATFORMS)
+            partial.write_bytes(exported(_image_struct(checkpoint)).serialize())
+            _write_text(json_path, json.dumps(description, indent=2) + "\n")
+        _write_text(program_path, program(path, description))
     return description
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+    with files.replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _check_size(checkpoint: Checkpoint) -> None:
@@ -162,7 +174,7 @@ def _write_onnx(checkpoint: Checkpoint, description: dict[str, Any], path: pathl
         import onnx
     except ImportError as error:
         raise ImportError(
-            f"ONNX needs jax2onnx, which is not installed ({error}): pip install 'vit_jax[onnx]'."
+            f'ONNX needs jax2onnx, which is not installed ({error}): pip install -e ".[onnx]".'
         ) from error
     if checkpoint.config.model.positions == "sincos":
         checkpoint = with_learned_positions(
@@ -218,29 +230,3 @@ def _check_outputs(checkpoint: Checkpoint, path: pathlib.Path) -> None:
             f"{checkpoint.config.model.variant} wrongly; export it as .stablehlo. Outputs differ "
             f"by up to {difference:.2g} from JAX's, the largest of which is {largest:.2g}."
         )
-
-
-def usage_example(destination: str | os.PathLike, description: dict[str, Any]) -> str:
-    """Returns three lines of Python that run an exported file.
-
-    Args:
-      destination: the file's path.
-      description: what `export` returned when it wrote the file.
-    """
-    images, outputs = description["input"], description["output"]
-    path = str(destination)
-    if "platforms" in description:
-        lines = [
-            "import jax, pathlib",
-            f"artifact = jax.export.deserialize(pathlib.Path({path!r}).read_bytes())",
-            f"{outputs['name']} = jax.jit(artifact.call)(images)",
-        ]
-    else:
-        lines = [
-            "import onnxruntime",
-            f"session = onnxruntime.InferenceSession({path!r})",
-            f"({outputs['name']},) = session.run(None, {{'images': images}})",
-        ]
-    shapes = [f"{x['dtype']} ({', '.join(map(str, x['shape']))})" for x in (images, outputs)]
-    lines[-1] += f"  # {' -> '.join(shapes)}"
-    return "\n".join(lines)

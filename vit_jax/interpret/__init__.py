@@ -22,4 +22,4 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.interpret.page import build_page, serve
 
     # a report with pictures
-    from vit_jax.interpret.report import write_report
+    from vit_jax.interpret.report import Report, write_report

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.messages import first_few
-from vit_jax.inference.classifier import require_image_shape
+from vit_jax.inference.classifier import Prediction, require_image_shape
 from vit_jax.interpret.filters import Filters
 from vit_jax.models.resnet import ResNet
 from vit_jax.weights.summary import describe
@@ -30,6 +30,22 @@ def describe_model(checkpoint: Checkpoint) -> str:
         )
     named = f", for {first_few(names, _NAMED)}" if names else ""
     return f"{describe(checkpoint)}{named}. {parts}"
+
+
+def about_answer(answer: Sequence[Prediction], folder: str | None, right: bool | None) -> str:
+    """Returns the likeliest classes of an image, and whether the first is the true one.
+
+    Args:
+      answer: the likeliest classes; none of a model without a head.
+      folder: the name of the image's folder. None if folders don't say the true class.
+      right: whether the likeliest class is the true one. None if this is not known.
+    """
+    text = ", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in answer)
+    if folder is None:
+        return text
+    if right is None:
+        return f"{text}. Its folder, {folder}, is no class of the model."
+    return f"{text}. {'Right' if right else 'Wrong'}: the true class is {folder}."
 
 
 def about_rollout(model: nn.Module) -> str:

@@ -59,24 +59,31 @@ def side_by_side(photo: np.ndarray, values: np.ndarray, target: Target) -> None:
         encoded.tofile(target)
 
 
-def heads(maps: Mapping[int, np.ndarray], target: Target) -> None:
-    """Draws the attention of every head of some layers, a row for each layer.
+def heads(photo: np.ndarray, maps: Mapping[int, np.ndarray], target: Target) -> None:
+    """Draws a photo, and beside it the attention of every head of some layers, a row for each.
 
     Args:
+      photo: uint8 (h, w, 3).
       maps: {number of the layer: (k, rows, columns)}, each head's attention to the patches. Each
         map has its own colour scale.
       target: where the figure is written.
     """
-    columns = len(next(iter(maps.values())))
-    figure = new_figure(0.6 + 1.1 * columns, 0.3 + 1.1 * len(maps))
-    axes = figure.subplots(len(maps), columns, squeeze=False)
-    for head, ax in enumerate(axes[0], start=1):
-        ax.set_title(f"head {head}", fontsize=8)
-    for row, (layer, layer_maps) in zip(axes, maps.items(), strict=True):
-        for ax, values in zip(row, layer_maps, strict=True):
+    rows, columns = len(maps), len(next(iter(maps.values())))
+    wide = min(rows, 2)  # columns that the photo takes
+    figure = new_figure(0.6 + 1.1 * (wide + columns), 0.3 + 1.1 * rows)
+    grid = figure.add_gridspec(rows, wide + columns)
+    left = figure.add_subplot(grid[:, :wide])
+    left.imshow(photo)
+    _remove_frame(left)
+    for row, (layer, layer_maps) in enumerate(maps.items()):
+        for head, values in enumerate(layer_maps):
+            ax = figure.add_subplot(grid[row, wide + head])
             ax.imshow(values, cmap="inferno")
             _remove_frame(ax)
-        row[0].set_ylabel(f"layer {layer}", fontsize=8)
+            if row == 0:
+                ax.set_title(f"head {head + 1}", fontsize=8)
+            if head == 0:
+                ax.set_ylabel(f"layer {layer}", fontsize=8)
     figure.savefig(target, dpi=110)
 
 

@@ -5,9 +5,11 @@ Gradio draws the page. It is imported in the functions that need it: its import 
 
 from __future__ import annotations
 
+import errno
 import html
 import os
 import pathlib
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.data.builders import rendered_flowers
 from vit_jax.inference.classifier import (
     Classifier,
     prepare,
@@ -154,6 +157,14 @@ def build_page(
                     height=_PICTURE_HEIGHT,
                     buttons=[],
                     elem_id="image",
+                    format="png",  # of the examples: without losses
+                )
+                examples = gr.Dataset(
+                    label="Examples: click one",
+                    components=[image],
+                    samples=[[flower] for flower in rendered_flowers.examples().values()],
+                    type="index",
+                    elem_id="examples",
                 )
                 classes = gr.Label(
                     label="Classes", elem_id="classes", visible=checkpoint.num_classes > 0
@@ -193,6 +204,8 @@ def build_page(
             return overlay_head(found.photo, found.heads, layer, head)
 
         image.change(show, [image, *sliders], [image, seen, classes, places, heads], **private)
+        files = [sample["path"] for (sample,) in examples.samples]
+        examples.click(lambda index: files[index], examples, image, api_visibility="private")
         for slider in sliders:
             slider.change(
                 draw_head,
@@ -217,8 +230,7 @@ def import_gradio() -> ModuleType:
         if error.name != "gradio":
             raise
         raise ModuleNotFoundError(
-            "The page is made by Gradio, which is not installed: pip install 'vit_jax[demo]', or "
-            'in a clone of the repository pip install -e ".[demo]".'
+            'The page is made by Gradio, which is not installed: pip install -e ".[demo]".'
         ) from error
     return gradio
 
@@ -271,31 +283,40 @@ def serve(
     Raises:
       OSError: this address and port can't be listened on.
     """
+    _check_address(host, port)
     no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
     # Gradio calls its own page once, which must not go through a proxy.
     os.environ["no_proxy"] = f"{no_proxy},127.0.0.1,localhost,{host}"
-    try:
-        _, address, _ = blocks.launch(
-            server_name=host,
-            server_port=port,
-            max_file_size=int(max_megabytes * _MEGABYTE),
-            state_session_capacity=_SESSIONS,
-            share=False,
-            run_history=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            footer_links=[],
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-    except OSError as error:
-        raise OSError(
-            f"Can't listen on {host}, port {port}: give another --host or --port."
-        ) from error
+    _, address, _ = blocks.launch(
+        server_name=host,
+        server_port=port,
+        max_file_size=int(max_megabytes * _MEGABYTE),
+        state_session_capacity=_SESSIONS,
+        share=False,
+        run_history=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        footer_links=[],
+        quiet=True,
+        prevent_thread_lock=True,
+    )
     print(f"{address} (Ctrl-C ends it)", flush=True)
     blocks.block_thread()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises OSError if an address can't be listened on. Gradio doesn't say why."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "the port is in use" if in_use else str(error.strerror).partition(" (")[0]
+        raise OSError(
+            f"Can't listen on {host}, port {port}: {reason}. Give another --host or --port."
+        ) from error
 
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.messages import first_few
 from vit_jax.inference.classifier import (
     Classifier,
     Prediction,
@@ -32,25 +33,39 @@ _SIDE = 288  # pixels of a photo's shorter side
 _TOP = 3  # classes that are named under a photo
 
 
-class Picture(NamedTuple):
-    """One picture of the report.
+class Report(NamedTuple):
+    """What `write_report` wrote, and what it could not read.
 
     Attributes:
-      file: its name in the report's folder.
-      title: what it shows.
-      caption: what a reader sees in it.
+      page: the path of index.html.
+      images: the number of images that it chose, to show or to average over.
+      unreadable: for each of these that can't be read, a sentence that names it and says why.
     """
 
-    file: str
+    page: pathlib.Path
+    images: int
+    unreadable: tuple[str, ...]
+
+
+class Picture(NamedTuple):
+    """One picture of the page, or several of the same image, side by side.
+
+    Attributes:
+      files: {name of a file in the report's folder: what it shows, in a few words}.
+      title: what they show.
+      caption: what a reader sees in them.
+    """
+
+    files: dict[str, str]
     title: str
-    caption: str = ""
+    caption: str
 
 
 class Section(NamedTuple):
-    """Pictures of one kind, below a title and a text about them all."""
+    """Pictures of one kind, below a title and paragraphs about them all."""
 
     title: str
-    text: str
+    paragraphs: list[str]
     pictures: list[Picture]
 
 
@@ -62,14 +77,16 @@ class _Photo(NamedTuple):
       stem: how the names of its pictures begin.
       view: the part that the model sees, in the model's size: uint8 (h, w, 3).
       large: the same part, larger.
-      classes: the likeliest, as text; "" of a model without a head.
+      caption: the likeliest classes, and whether the first is the true one, as far as it is known.
+      right: whether the likeliest class is the true one. None if the true one is not known.
     """
 
     name: str
     stem: str
     view: np.ndarray
     large: np.ndarray
-    classes: str
+    caption: str
+    right: bool | None
 
 
 def write_report(
@@ -81,8 +98,11 @@ def write_report(
     sample: int = 128,
     layers: Sequence[int] | None = None,
     image_size: int | Sequence[int] | None = None,
-) -> pathlib.Path:
+) -> Report:
     """Writes a report on a model and on what it sees in some images.
+
+    Images that can't be read are left out. If the folder of some image has the name of a class,
+    the folders are taken to be the true classes, and the report says which predictions are right.
 
     Args:
       checkpoint: what `weights.api.load` returns, of any model.
@@ -94,29 +114,34 @@ def write_report(
         middle and last. A block of axial attention is two layers.
       image_size: pixels, a side or (h, w). None for the checkpoint's own.
 
-    Returns:
-      The path of index.html.
-
     Raises:
-      ValueError: an image can't be read, there is no such layer, or see `classifier.prepare`.
+      ValueError: none of the images to show can be read, there is no such layer, or see
+        `classifier.prepare`.
       OSError: `out` can't be written.
     """
     checkpoint = prepare(checkpoint, image_size)
     model, out = checkpoint.model(), pathlib.Path(out)
     chosen = [] if isinstance(model, ResNet) else _check_layers(model, layers)
-    photos = _read_photos(checkpoint, _at_equal_intervals(images, shown))
+    unreadable: dict[str, str] = {}
+    paths = _at_equal_intervals(images, shown)
+    photos = _read_photos(checkpoint, paths, _folders(checkpoint, images), unreadable)
+    if not photos:
+        reasons = first_few(unreadable.values(), separator="\n")
+        raise ValueError(f"None of the images to show can be read:\n{reasons}")
     out.mkdir(parents=True, exist_ok=True)
     learned, sections = [_draw_filters(checkpoint, out)], []
     if not isinstance(model, ResNet):
-        sections += _draw_attention(checkpoint, photos, chosen, out)
+        sections.append(_draw_attention(checkpoint, photos, chosen, out))
         learned += _draw_positions(checkpoint, out)
-        learned.append(_draw_distances(checkpoint, _at_equal_intervals(images, sample), out))
+        averaged = _at_equal_intervals(images, sample)
+        learned += _draw_distances(checkpoint, averaged, unreadable, out)
+        paths += averaged
     elif checkpoint.num_classes:
         sections.append(_draw_class_maps(checkpoint, photos, out))
-    sections.append(Section("What it has learned", "", learned))
+    sections.append(Section("What it has learned", [], learned))
     page = out / "index.html"
     page.write_text(_page(checkpoint, sections, out), encoding="utf-8")
-    return page
+    return Report(page, len(set(paths)), tuple(unreadable.values()))
 
 
 def _check_layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
@@ -133,21 +158,44 @@ def _at_equal_intervals(items: Sequence[Any], most: int) -> list[Any]:
     return [items[i * len(items) // most] for i in range(most)] if most < len(items) else [*items]
 
 
-def _read_photos(checkpoint: Checkpoint, paths: Sequence[str]) -> list[_Photo]:
+def _folders(checkpoint: Checkpoint, paths: Sequence[str]) -> dict[str, str]:
+    """Returns {path: name of its folder}, or {} if no folder has the name of a class."""
+    folders = {path: pathlib.Path(path).absolute().parent.name for path in paths}
+    return folders if set(folders.values()) & set(checkpoint.class_names) else {}
+
+
+def _read(paths: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each path with its image, uint8 (h, w, 3); adds to `unreadable` why some have none."""
+    for path in paths:
+        try:
+            yield path, read_image(path)
+        except ValueError as error:
+            unreadable[path] = str(error)
+
+
+def _read_photos(
+    checkpoint: Checkpoint,
+    paths: Sequence[str],
+    folders: Mapping[str, str],
+    unreadable: dict[str, str],
+) -> list[_Photo]:
     large_shape = figures.photo_shape(require_image_shape(checkpoint), _SIDE)
-    images = [read_image(path) for path in paths]
+    images = list(_read(paths, unreadable))
     answers: list[list[Prediction]] = [[] for _ in images]
     if checkpoint.num_classes:
-        answers = Classifier(checkpoint).predict(images, _TOP)
+        answers = Classifier(checkpoint).predict([image for _, image in images], _TOP)
     photos = []
-    for number, (path, image, answer) in enumerate(zip(paths, images, answers, strict=True), 1):
+    for number, ((path, image), answer) in enumerate(zip(images, answers, strict=True), 1):
+        folder = folders.get(path)
+        right = answer[0].label == folder if folder in checkpoint.class_names else None
         photos.append(
             _Photo(
                 name=pathlib.Path(path).name,
                 stem=f"{number:03d}-{pathlib.Path(path).stem}",
                 view=view_image(image, checkpoint),
                 large=view_image(image, checkpoint, large_shape),
-                classes=", ".join(f"{p.label} {100 * p.probability:.1f} %" for p in answer),
+                caption=captions.about_answer(answer, folder, right),
+                right=right,
             )
         )
     return photos
@@ -160,21 +208,20 @@ _LEFT_AND_RIGHT = (
 
 def _draw_attention(
     checkpoint: Checkpoint, photos: Sequence[_Photo], layers: Sequence[int], out: pathlib.Path
-) -> list[Section]:
+) -> Section:
     """Draws the rollout and the heads of some layers, for each photo."""
     model, params = checkpoint.model(), jax.device_put(checkpoint.params)
-    rollouts, heads = [], []
+    pictures = []
     for photo in photos:
         rollout, maps = jax.device_get(rollout_and_heads(model, params, photo.view))
-        rollouts.append(Picture(f"{photo.stem}-rollout.png", photo.name, photo.classes))
-        figures.side_by_side(photo.large, rollout, out / rollouts[-1].file)
-        heads.append(Picture(f"{photo.stem}-heads.png", photo.name))
-        figures.heads({layer: maps[layer - 1] for layer in layers}, out / heads[-1].file)
+        files = {f"{photo.stem}-rollout.png": "rollout", f"{photo.stem}-heads.png": "heads"}
+        pictures.append(Picture(files, photo.name, photo.caption))
+        first, second = (out / file for file in files)
+        figures.side_by_side(photo.large, rollout, first)
+        figures.heads(photo.large, {layer: maps[layer - 1] for layer in layers}, second)
     about_rollout = f"{captions.about_rollout(model)} {_LEFT_AND_RIGHT}"
-    return [
-        Section("Where it looks", about_rollout, rollouts),
-        Section("What every head looks at", captions.about_heads(model), heads),
-    ]
+    paragraphs = [about_rollout, captions.about_heads(model), *_count_right(photos)]
+    return Section("Where it looks", paragraphs, pictures)
 
 
 def _draw_class_maps(
@@ -185,17 +232,30 @@ def _draw_class_maps(
     pictures = []
     for photo in photos:
         values = jax.device_get(grad_cam(model, params, photo.view[None]))[0]
-        pictures.append(Picture(f"{photo.stem}-class.png", photo.name, photo.classes))
-        figures.side_by_side(photo.large, values, out / pictures[-1].file)
+        file = f"{photo.stem}-class.png"
+        pictures.append(Picture({file: "class map"}, photo.name, photo.caption))
+        figures.side_by_side(photo.large, values, out / file)
     about = captions.about_class_maps(model.grid(require_image_shape(checkpoint)))
-    text = f"{about} {_LEFT_AND_RIGHT}"
-    return Section("Where it sees the class", text, pictures)
+    paragraphs = [f"{about} {_LEFT_AND_RIGHT}", *_count_right(photos)]
+    return Section("Where it sees the class", paragraphs, pictures)
+
+
+def _count_right(photos: Sequence[_Photo]) -> list[str]:
+    """Returns a sentence on how many predictions are right; [] if no true class is known."""
+    known = [photo.right for photo in photos if photo.right is not None]
+    if not known:
+        return []
+    return [
+        f"The true class of an image is the name of its folder. Right predictions: {sum(known)} of "
+        f"the {len(known)} images whose folder is a class of the model."
+    ]
 
 
 def _draw_filters(checkpoint: Checkpoint, out: pathlib.Path) -> Picture:
     filters = first_layer_filters(checkpoint.params)
     figures.filters(filters.images, out / "filters.png")
-    return Picture("filters.png", "Filters of the first layer", captions.about_filters(filters))
+    title, caption = "Filters of the first layer", captions.about_filters(filters)
+    return Picture({"filters.png": "filters"}, title, caption)
 
 
 def _draw_positions(checkpoint: Checkpoint, out: pathlib.Path) -> list[Picture]:
@@ -207,11 +267,13 @@ def _draw_positions(checkpoint: Checkpoint, out: pathlib.Path) -> list[Picture]:
         return []
     figures.position_similarity(similarity, out / "positions.png")
     title, caption = "Similarity of position embeddings", captions.about_positions(grid)
-    return [Picture("positions.png", title, caption)]
+    return [Picture({"positions.png": "similarities"}, title, caption)]
 
 
-def _draw_distances(checkpoint: Checkpoint, paths: Sequence[str], out: pathlib.Path) -> Picture:
-    """Draws the attention distance of each head, averaged over images."""
+def _draw_distances(
+    checkpoint: Checkpoint, paths: Sequence[str], unreadable: dict[str, str], out: pathlib.Path
+) -> list[Picture]:
+    """Draws the attention distance of each head, averaged over images; [] if none can be read."""
     model, params = checkpoint.model(), jax.device_put(checkpoint.params)
     image_shape = require_image_shape(checkpoint)
     grid = model.grid(image_shape)
@@ -221,25 +283,29 @@ def _draw_distances(checkpoint: Checkpoint, paths: Sequence[str], out: pathlib.P
         maps = attention_maps(model, params, view[None])
         return attention_distances(maps, grid, model.stride)[:, 0]
 
-    views = (view_image(read_image(path), checkpoint) for path in paths)
-    distances = np.stack([measure(params, view) for view in views]).mean(0, dtype=np.float64)
+    views = (view_image(image, checkpoint) for _, image in _read(paths, unreadable))
+    measured = [measure(params, view) for view in views]
+    if not measured:
+        return []
+    distances = np.stack(measured).mean(0, dtype=np.float64)
     patches = grid[0] * grid[1]
     to_all_alike = jnp.full((1, 1, 1, patches, patches), 1 / patches)
     uniform = float(attention_distances(to_all_alike, grid, model.stride).squeeze())
     figures.attention_distances(distances, uniform, out / "distances.png")
-    caption = captions.about_distances(distances, uniform, len(paths), image_shape)
-    return Picture("distances.png", "Mean attention distance", caption)
+    caption = captions.about_distances(distances, uniform, len(measured), image_shape)
+    return [Picture({"distances.png": "distances"}, "Mean attention distance", caption)]
 
 
 _STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 2rem auto; padding: 0 1rem; }
 h2 { margin-top: 2.5rem; }
 p { max-width: 48rem; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: start; }
-figure { margin: 0; max-width: min(100%, 37rem); }
+.pictures, .files { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: start; }
+.files { gap: 0.5rem; }
+figure { margin: 0; max-width: 100%; }
 img { max-width: 100%; border-radius: 4px; background: white; }
-figcaption { font-size: 0.9rem; }
+figcaption { font-size: 0.9rem; max-width: 37rem; }
 """
 
 
@@ -249,15 +315,18 @@ def _page(checkpoint: Checkpoint, sections: Sequence[Section], out: pathlib.Path
     text = f"{captions.describe_model(checkpoint)} Read from {checkpoint.path}."
     body = [f"<h1>What {variant} sees</h1>", f"<p>{html.escape(text)}</p>"]
     for section in sections:
-        body += [f"<h2>{section.title}</h2>", f"<p>{section.text}</p>", '<div class="pictures">']
+        body.append(f"<h2>{section.title}</h2>")
+        body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.paragraphs]
+        body.append('<div class="pictures">')
         for picture in section.pictures:
             title, caption = html.escape(picture.title), html.escape(picture.caption)
-            encoded = base64.b64encode((out / picture.file).read_bytes()).decode()
-            body.append(
-                f'<figure><img alt="{section.title}: {title}" '
-                f'src="data:image/png;base64,{encoded}">'
-                f"<figcaption><b>{title}</b><br>{caption}</figcaption></figure>"
-            )
+            body.append('<figure><div class="files">')
+            for file, shown in picture.files.items():
+                encoded = base64.b64encode((out / file).read_bytes()).decode()
+                source = f"data:image/png;base64,{encoded}"
+                body.append(f'<img alt="{title}: {shown}" src="{source}">')
+            text = f"<b>{title}</b><br>{caption}" if caption else f"<b>{title}</b>"
+            body.append(f"</div><figcaption>{text}</figcaption></figure>")
         body.append("</div>")
     lines = [
         "<!doctype html>",

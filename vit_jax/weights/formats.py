@@ -23,6 +23,7 @@ class Format(NamedTuple):
     """A format that weights are read from and written in.
 
     Attributes:
+      title: what is written, in a few words.
       matches: returns True if a path on this machine is in this format.
       read: opens such a path; raises ValueError if it can't be read. None for Orbax, whose
         checkpoints record their configuration: `read_checkpoint` reads them.
@@ -37,6 +38,7 @@ class Format(NamedTuple):
         if it fails.
     """
 
+    title: str
     matches: Callable[[pathlib.Path], bool]
     read: Callable[[pathlib.Path], TensorFile] | None
     write: Callable[[Checkpoint, Any], None]
@@ -80,8 +82,14 @@ def _read_state_dict(path: pathlib.Path) -> TensorFile:
 # The order matters, the first match wins: a PyTorch file is a zip file, as an .npz file is.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
-        "hf": Format(_is_hugging_face, _read_folder, hugging_face.write_hugging_face),
+        "hf": Format(
+            "a folder of Hugging Face's transformers",
+            _is_hugging_face,
+            _read_folder,
+            hugging_face.write_hugging_face,
+        ),
         "timm": Format(
+            "a state dict of timm",
             safetensors.is_state_dict,
             _read_state_dict,
             timm.write_timm,
@@ -89,6 +97,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             assumed={"gelu": "exact", "norm_epsilon": 1e-6, "kernel_epsilon": 1e-8},
         ),
         "npz": Format(
+            "arrays in the published JAX layout",
             npz.is_npz,
             npz.read_npz,
             npz.write_npz,
@@ -96,7 +105,12 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             assumed={"gelu": "tanh", "norm_epsilon": 1e-6, "kernel_epsilon": None},
         ),
         "orbax": Format(
-            pathlib.Path.is_dir, None, write_checkpoint, fixed_positions=True, buckets=True
+            "an Orbax checkpoint",
+            pathlib.Path.is_dir,
+            None,
+            write_checkpoint,
+            fixed_positions=True,
+            buckets=True,
         ),
     }
 )

@@ -1,0 +1,137 @@
+"""The lines that `convert` prints, run on a photo: by timm, transformers and this package."""
+
+import jax
+import numpy as np
+import peers
+import pytest
+from PIL import Image
+
+from vit_jax import models
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.convert import main
+from vit_jax.inference.classifier import view_image
+from vit_jax.models.patches import to_float
+from vit_jax.weights import recognise
+from vit_jax.weights.api import save
+from vit_jax.weights.formats import FORMATS
+from vit_jax.weights.loading import loading_lines
+
+pytestmark = pytest.mark.peers
+
+SMALL = dict(width=24, depth=2, mlp_dim=40, num_heads=2)
+TIMM = dict(gelu="exact", kernel_epsilon=1e-8)  # what timm's hybrids are for
+KINDS = {
+    "tanh": ("Ti/16", dict(patch_size=8, **SMALL)),
+    "exact": ("Nano/8", dict(gelu="exact", norm_epsilon=1e-3)),
+    "gap": ("S/32", dict(patch_size=16, pool="gap", width=44, num_heads=2, mlp_dim=49)),
+    "root": ("R+Ti/16", dict(**SMALL, **TIMM)),
+    "stem": ("R50+B/32", dict(**SMALL, **TIMM)),
+    "resnet": ("R50x1", dict(layers=(1, 2), width_factor=2)),
+}
+
+
+def make(kind, num_classes=7, image_size=(64, 64), **data):
+    """A checkpoint whose parameters are all random."""
+    variant, attributes = KINDS[kind]
+    model = models.build(variant, num_classes=num_classes, **attributes)
+    config = recognise.config_for(variant, image_size, **attributes)
+    config.data.update({"crop_fraction": 0.5, **data})
+    names = tuple("abcdefg")[:num_classes]
+    return Checkpoint("random", peers.random_params(model, image_size), config, names, 0)
+
+
+def write_photo(checkpoint):
+    """Writes PHOTO.jpg, a PNG without losses, of a size that the crop leaves as it is.
+
+    Returns what the model is to see.
+    """
+    data, (height, width) = checkpoint.config.data, checkpoint.image_shape
+    fraction = data.crop_fraction if data.eval_crop == "central" else 1
+    size = (round(height / fraction), round(width / fraction), 3)
+    photo = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    Image.fromarray(photo).save("PHOTO.jpg", "PNG")
+    view = view_image(photo, checkpoint)
+    assert fraction == 1 or view.shape != photo.shape
+    return view
+
+
+def run(checkpoint, path, format):
+    """Saves a checkpoint and runs the lines that load it; returns their variables."""
+    save(checkpoint, path, format=format)
+    names = {}
+    exec(loading_lines(checkpoint, path, format), names)
+    return names
+
+
+def outputs(checkpoint, view):
+    found = peers.our_logits(checkpoint.model(), checkpoint.params, to_float(view[None]))
+    return found.astype(np.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        *((kind, {}) for kind in KINDS),
+        ("tanh", dict(image_size=(64, 96))),
+        ("tanh", dict(image_size=(224, 224), crop_fraction=0.875)),
+        ("tanh", dict(eval_crop="whole")),
+        ("exact", dict(num_classes=0)),
+    ],
+)
+def test_timms_lines_compute_our_logits(kind, options, tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make(kind, **options)
+    view = write_photo(checkpoint)
+    names = run(checkpoint, "file.safetensors", "timm")
+    found = names["logits" if checkpoint.num_classes else "representation"]
+    expected = outputs(checkpoint, view)
+    assert expected.std() > 0.05 * np.abs(expected).max()
+    tolerance = 1e-5 if kind in ("tanh", "exact") else 1e-4  # the two GELUs differ by more
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def test_where_timm_has_no_such_model_the_lines_say_so():
+    for changes, reason in (
+        (dict(stem=(1, 1)), "# timm has no model with this stem."),
+        (dict(pre_logits=True), "# timm has no pre_logits any more: convert with --num_classes=0"),
+    ):
+        checkpoint = make("stem")
+        checkpoint.config.model.update(changes)
+        assert loading_lines(checkpoint, "x.safetensors", "timm").startswith(reason)
+
+
+@pytest.mark.parametrize("options", [{}, dict(eval_crop="whole"), dict(num_classes=0)], ids=str)
+def test_the_lines_for_transformers_compute_our_logits(options, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make("tanh", **options)
+    view = write_photo(checkpoint)
+    names = run(checkpoint, "folder", "hf")
+    found = names["logits" if checkpoint.num_classes else "representation"]
+    expected = outputs(checkpoint, view)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("format", ["npz", "orbax"])
+@pytest.mark.parametrize("kind", ["tanh", "exact", "gap", "root"])
+def test_the_lines_for_this_package_predict_the_same(kind, format, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make(kind, image_size=(64, 96))
+    view = write_photo(checkpoint)
+    (predictions,) = run(checkpoint, "file", format)["predictions"]
+    expected = np.sort(jax.nn.softmax(outputs(checkpoint, view))[0])[::-1]
+    found = [p.probability for p in predictions]
+    np.testing.assert_allclose(found, expected[:5], rtol=1e-4)
+
+
+def test_the_command_prints_what_it_wrote_and_the_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = make("tanh")
+    save(checkpoint, "run", format="orbax")
+    for format in FORMATS:
+        destination = {"timm": "b.safetensors", "npz": "b.npz"}.get(format, f"b-{format}")
+        main(["run", destination, f"--format={format}"])
+        first, lines = capsys.readouterr().out.split("\n\n", 1)
+        assert f"\nWritten to {destination}: {FORMATS[format].title}." in first
+        assert lines == loading_lines(checkpoint, destination, format) + "\n"

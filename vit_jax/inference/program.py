@@ -1,0 +1,148 @@
+"""The program that is written beside an exported model: it classifies images without this package.
+
+It reads an image and cuts out what evaluation does, see `data.transforms`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import string
+import sys
+from typing import Any
+
+# A file of one of these names would be imported in the place of what the program needs.
+HIDING = {*sys.stdlib_module_names, "PIL", "cv2", "flatbuffers", "jax", "jaxlib", "ml_dtypes"}
+HIDING |= {"numpy", "onnx", "onnxruntime", "opt_einsum", "scipy"}
+
+_PROGRAM = string.Template('''\
+"""Prints the $purpose of images, by the $variant in the file beside this one.
+
+It needs these packages, and not vit_jax:
+
+  pip install $packages
+"""
+
+import json
+import pathlib
+import sys
+
+$imports
+from PIL import Image, ImageOps
+
+MODEL = pathlib.Path(__file__).with_name($file)
+SIZE = $size  # height and width, in pixels, of the model's images
+$load
+
+
+def run(images):
+    """Returns the model's $output, float32 (b, $outputs), of uint8 RGB images ($shape)."""
+    return $run
+
+
+def read_image(file):
+    """Returns an image as uint8 RGB (height, width, 3), upright."""
+    image = ImageOps.exif_transpose(Image.open(file))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
+def resize(image, height, width):
+    """Returns the image in another size: bilinear, without antialiasing."""
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def crop(image):
+    """Returns the part of the image that the model sees, resized to SIZE."""
+$crop
+
+
+$answer
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(f"python {sys.argv[0]} PHOTO.jpg")
+    for file in sys.argv[1:]:
+        try:
+            print(file, *answer(file), sep="  ")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            sys.exit(f"{file}: {error}")
+''')
+
+_JAX = {
+    "packages": "jax flatbuffers",
+    "imports": "import cv2\nimport jax\nimport jax.export\nimport numpy as np",
+    "load": """\
+NAMES = json.loads(MODEL.with_suffix(".json").read_text("utf-8"))["class_names"]
+call = jax.jit(jax.export.deserialize(bytearray(MODEL.read_bytes())).call)""",
+    "run": "np.asarray(call(images))",
+}
+
+_ONNX = {
+    "packages": "onnxruntime",
+    "imports": "import cv2\nimport numpy as np\nimport onnxruntime",
+    "load": """\
+session = onnxruntime.InferenceSession(MODEL, providers=onnxruntime.get_available_providers())
+NAMES = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])""",
+    "run": 'session.run(None, {"images": images})[0]',
+}
+
+# What `crop` does, by the names that `config.data.eval_crop` takes.
+CROPS = {
+    "central": """\
+    height, width = image.shape[:2]
+    scale = max(SIZE[0] / height, SIZE[1] / width) / {crop_fraction}
+    height, width = max(SIZE[0], round(height * scale)), max(SIZE[1], round(width * scale))
+    top, left = (height - SIZE[0]) // 2, (width - SIZE[1]) // 2
+    return resize(image, height, width)[top : top + SIZE[0], left : left + SIZE[1]]""",
+    "whole": "    return resize(image, *SIZE)",
+}
+
+_CLASSES = '''\
+def classify(file, top=3):
+    """Returns the likeliest classes of an image: [(name, probability)]."""
+    (logits,) = run(crop(read_image(file))[None])
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    best = np.argsort(-shares, kind="stable")[:top]
+    return [(NAMES[i] if NAMES else f"class {i}", float(shares[i])) for i in best]
+
+
+def answer(file):
+    """Returns the likeliest classes of an image, as text."""
+    return [f"{name} {100 * share:.1f} %" for name, share in classify(file)]'''
+
+_REPRESENTATION = '''\
+def answer(file):
+    """Returns the representation of an image."""
+    return run(crop(read_image(file))[None])[0]'''
+
+
+def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
+    """Returns a program, as text, that prints the likeliest classes of images.
+
+    It runs an exported file, which it finds in its own folder. For a model without a head, it
+    prints representations.
+
+    Args:
+      destination: the exported file's path.
+      description: what `exporter.export` returned when it wrote the file.
+    """
+    images, outputs = description["input"], description["output"]
+    has_head = outputs["name"] == "logits"
+    parts = _JAX if "platforms" in description else _ONNX
+    return _PROGRAM.substitute(
+        parts,
+        packages=f"numpy pillow opencv-python-headless {parts['packages']}",
+        purpose="likeliest classes" if has_head else "representations",
+        variant=description["variant"],
+        file=repr(pathlib.Path(destination).name),
+        size=tuple(images["shape"][1:3]),
+        output=outputs["name"],
+        outputs=outputs["shape"][1],
+        shape=", ".join(map(str, images["shape"])),
+        crop=CROPS[description["eval_crop"]].format_map(description),
+        answer=_CLASSES if has_head else _REPRESENTATION,
+    )
