@@ -21,17 +21,14 @@ from typing import Any
 
 from benchmarks import machine
 from vit_jax.analysis import hardware
-from vit_jax.analysis.compiling import (
-    bytes_per_device,
-    compile_step,
-    has_encoder,
-    step_arguments,
-)
+from vit_jax.analysis.compiling import compile_step
 from vit_jax.analysis.suggestions import find_largest_batch
 from vit_jax.cli.environment import without_tpu
 from vit_jax.config.defaults import default
 from vit_jax.models import attributes
+from vit_jax.models.variants import has_encoder
 from vit_jax.training import parallel, setup
+from vit_jax.training.memory import bytes_per_device, step_arguments
 
 POLICIES = ("none", "dots", "full")
 CLASSES = 1000

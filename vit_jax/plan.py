@@ -1,12 +1,13 @@
 """What a training run needs and takes on devices that need not be there.
 
     python -m vit_jax.plan --config=configs/pretrain.py:B/16,imagenet2012 --topology=v5e:4x4
+    python -m vit_jax.plan --config=configs/finetune.py:S/16,PHOTOS --topology=h100:8 --images=5000
 
 compiles the train step of a configuration for a TPU topology, or for the GPUs of a host such as
 `--topology=h100:8`, on any machine. It prints parameters, FLOPs, memory and communication and, by
 a roofline, the time of a step and of the whole run. Nothing is trained; no data and no weights are
-read. `--topology=local` is this machine's devices; TPUs need `pip install "vit_jax[tpu]"`, GPUs
-`pip install "vit_jax[cuda]"`.
+read. `--topology=local` is this machine's devices; TPUs need `pip install -e ".[tpu]"`, GPUs
+`pip install -e ".[cuda]"`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from ml_collections import ConfigDict, config_flags
 from vit_jax.analysis.hardware import EXAMPLES
 from vit_jax.analysis.plan_table import format_plan
 from vit_jax.analysis.planning import dataset_size, plan
-from vit_jax.cli.environment import without_tpu
+from vit_jax.cli.environment import start_devices, start_logging, without_tpu
+from vit_jax.cli.errors import MEMORY_ERRORS, explain_memory
 from vit_jax.cli.flags import parse_flags
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m vit_jax.plan`."""
     args, config = _parse(argv)
-    if args.topology != "local":
+    start_logging()
+    if args.topology == "local":
+        start_devices()
+    else:
         without_tpu()
     try:
         images, classes = dataset_size(config)
@@ -45,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except MEMORY_ERRORS as error:
+        sys.exit(explain_memory(error, "Take a machine with more memory to compile on."))
     print(json.dumps(report) if args.json else "\n".join(format_plan(report)))
 
 
@@ -55,7 +62,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="--config=FILE:ARGUMENT and --config.KEY=VALUE are those of vit_jax.main.",
+        epilog="--config=FILE:ARGUMENT and --config.KEY=VALUE are vit_jax.main's: see its --help",
     )
     parser.add_argument("--topology", required=True, help=f"such as {', '.join(EXAMPLES)}")
     parser.add_argument("--num_classes", type=int, help="default: the data set's, else 1000")
@@ -68,7 +75,6 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     rest = [parser.prog, *rest]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=rest)
-    flags.mark_flag_as_required("config", values)
     if extra := parse_flags(rest, values)[1:]:
         parser.error(f"unexpected arguments: {' '.join(extra)}")
     return args, holder.value

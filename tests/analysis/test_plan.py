@@ -11,13 +11,15 @@ from conftest import CLASSES, IMAGE, REPOSITORY
 
 import vit_jax.plan as plan_command
 from vit_jax.analysis import compiling, hardware, planning
-from vit_jax.analysis.compiling import Program, bytes_per_device, step_arguments, temporaries_in
+from vit_jax.analysis.compiling import Program, temporaries_in
 from vit_jax.analysis.plan_table import format_plan, with_prefix
 from vit_jax.analysis.planning import dataset_size, plan
 from vit_jax.analysis.suggestions import estimate_batch, find_largest_batch
 from vit_jax.config.defaults import default
 from vit_jax.plan import main
-from vit_jax.training import setup
+from vit_jax.training import fit_memory, setup
+from vit_jax.training.fit_memory import fit_training
+from vit_jax.training.memory import bytes_per_device, estimate_needs, step_arguments
 
 
 def test_a_step_takes_as_long_as_its_slowest_part():
@@ -137,7 +139,7 @@ def test_what_does_not_fit_gets_suggestions(monkeypatch):
     topology = hardware.find_topology("local")._replace(memory=1050)
     monkeypatch.setattr(planning, "find_topology", lambda name: topology)
     monkeypatch.setattr(compiling, "compile_lowered", compiled)
-    found = planned()
+    found = planned(accumulate_steps=1)
     assert not found["fits"]
     assert found["collectives"] is found["compiled_flops_per_step"] is None
     changes = [x["change"] for x in found["suggestions"]]
@@ -149,6 +151,25 @@ def test_what_does_not_fit_gets_suggestions(monkeypatch):
         {"model.remat": "full"},
     ]
     assert any("does not fit" in line for line in format_plan(found))
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_plan_has_the_micro_batches_that_a_run_would_take(monkeypatch, fits):
+    """Four images a device fit in two parts, or don't fit: then they are planned one by one."""
+    settings = settings_of("nowhere")
+    settings.data.image_size = 64
+    local = hardware.find_topology("local")
+    needs = estimate_needs(settings, num_classes=CLASSES, devices=local.devices)
+    memory = int(needs.step(4, 2)) + 1 if fits else 1
+    monkeypatch.setattr(planning, "find_topology", lambda name: local._replace(memory=memory))
+    found = plan(settings, "local", num_classes=CLASSES, images=None)
+    assert found["accumulate_steps"] == (2 if fits else 4)
+    assert found["estimated_bytes"] == round(needs.step(4, found["accumulate_steps"]))
+    assert found["fits"] == fits
+    assert found["total_bytes"] < found["estimated_bytes"]
+    monkeypatch.setattr(fit_memory, "smallest_memory", lambda: memory)
+    if fits:
+        assert fit_training(settings, num_classes=CLASSES).accumulate_steps == 2
 
 
 CONFIG = f"{REPOSITORY}/configs/pretrain.py:Nano/8,"
@@ -180,6 +201,7 @@ def test_the_table_shows_a_report(report):
     rows = dict(line.split("  ", 1) for line in lines[1:])
     assert rows["parameters"].strip() == f"{report['parameters']:,}"
     assert rows["memory"].endswith("a chip: fits")
+    assert rows["estimated"].endswith("a chip, with accumulate_steps=1")
     assert "peaks of a cpu are unknown" in rows["step"]
 
 
@@ -207,6 +229,17 @@ def test_a_schedule_of_a_known_data_set_needs_no_data():
     assert dataset_size(settings) == (None, None)
 
 
+def test_a_plan_downloads_nothing_if_another_version_is_prepared(tmp_path):
+    old = tmp_path / "oxford_iiit_pet" / "3.2.0"
+    old.mkdir(parents=True)
+    (old / "dataset_info.json").write_text("{}")
+    (old / "features.json").write_text("{}")
+    settings = default()
+    settings.data.name, settings.data.dir = "oxford_iiit_pet", str(tmp_path)
+    assert dataset_size(settings) == (3680, 37)
+    assert [path.name for path in tmp_path.iterdir()] == ["oxford_iiit_pet"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -215,8 +248,10 @@ def test_a_schedule_of_a_known_data_set_needs_no_data():
         (["--topology=local", "--config.data.name=unheard_of"], "give --images=N"),
         (["--topology=local", "--config.modle=1"], "modle"),
         (["--topology=local", "--imagse=1"], "imagse"),
-        (["--topology=v5e:4x4"], 'pip install "vit_jax[tpu]"'),
-        (["--topology=h100:8"], 'pip install "vit_jax[cuda]"'),
+        (["--topology=v5e:4x4"], 'pip install -e ".[tpu]"'),
+        (["--topology=foo"], "write one like v5e:4x4, v4:2x2x4"),
+        (["--topology=v5e"], 'pip install -e ".[tpu]"'),
+        (["--topology=h100:8"], 'pip install -e ".[cuda]"'),
         (["--topology=h100"], "write h100:1 to h100:8, GPUs of one host"),
         (["--topology=a100:9"], "write a100:1 to a100:8, GPUs of one host"),
     ],
@@ -235,7 +270,7 @@ def test_mistakes_get_one_paragraph(monkeypatch, arguments, message):
 
 
 needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install "vit_jax[tpu]"'
+    importlib.util.find_spec("libtpu") is None, reason='needs libtpu: pip install -e ".[tpu]"'
 )
 
 
@@ -284,7 +319,7 @@ def test_unknown_topologies_are_refused_with_examples():
 @pytest.mark.slow
 @pytest.mark.skipif(
     not any(map(hardware._installed, hardware._GPU_PLUGINS)),
-    reason='needs pip install "vit_jax[cuda]"',
+    reason='needs pip install -e ".[cuda]"',
 )
 @pytest.mark.parametrize("strategy", ["pmap", "sharded"])
 def test_a_step_is_compiled_for_gpus_that_are_not_there(strategy):

@@ -10,14 +10,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax import models
 from vit_jax.analysis import hlo
 from vit_jax.analysis.hardware import GPU_COMPILER_OPTIONS, Topology
-from vit_jax.config.keys import image_shape, model_attributes
-from vit_jax.data import batch as batch_lib
-from vit_jax.models.layers import best_implementation
 from vit_jax.training import parallel, setup
-from vit_jax.training.step import TrainState
+from vit_jax.training.memory import bytes_per_device, for_device, step_arguments
 
 
 class Program(NamedTuple):
@@ -56,11 +52,7 @@ def compile_step(
       num_classes: number of classes of the head.
       total_steps: length of the run.
     """
-    device = topology.devices[0]
-    if has_encoder(config.model.variant) and config.model.implementation is None:
-        model = models.build(config.model.variant, num_classes=1, **model_attributes(config))
-        best = best_implementation(config.dtype, model.width // model.num_heads, device)
-        config = with_changes(config, {"model.implementation": best})
+    config = for_device(config, topology.devices[0])
     run = setup.set_up(config, num_classes=num_classes, total_steps=total_steps)
     program = parallel.make_program(
         config, update=run.update, key=run.key, devices=topology.devices
@@ -70,7 +62,7 @@ def compile_step(
         program.lower(state, batch),
         topology,
         arguments=sum(bytes_per_device(config, state, batch, len(topology.devices))),
-        accumulate_steps=config.accumulate_steps,
+        accumulate_steps=config.accumulate_steps or 1,
     )
 
 
@@ -128,50 +120,3 @@ def temporaries_in(message: str) -> int | None:
     match = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", message)
     match = match or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
     return match and int(float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1))
-
-
-def step_arguments(
-    config: ConfigDict, run: setup.Setup
-) -> tuple[TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the state and the batch of a step, as `jax.ShapeDtypeStruct`s.
-
-    Args:
-      config: the run's configuration.
-      run: what `setup.set_up` returns for it.
-    """
-    layout = batch_lib.layout(config.batch_size, image_shape(config.data.image_size))
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in layout.items()}
-    return jax.eval_shape(run.init_state, run.init_key), batch
-
-
-def bytes_per_device(config: ConfigDict, state: Any, batch: Any, devices: int) -> tuple[int, int]:
-    """Returns the bytes of the state and of the batch on one device.
-
-    Args:
-      config: says which sharding strategy there is.
-      state, batch: what `step_arguments` returns.
-      devices: how many there are.
-    """
-    shards = (config.fsdp or devices) if config.parallel == "sharded" else 1
-
-    def bytes_of(x):
-        is_sharded = len(parallel.partition(x.shape, shards, parallel.SMALLEST_SHARDED)) > 0
-        return x.size * x.dtype.itemsize // (shards if is_sharded else 1)
-
-    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
-    return sum(map(bytes_of, jax.tree.leaves(state))), batch_bytes // devices
-
-
-def has_encoder(variant: str) -> bool:
-    """Returns True if a variant is a ViT, a hybrid or axial: not a ResNet.
-
-    An encoder has attributes that say how its blocks are computed: `remat`, `implementation`.
-    """
-    return "width" in models.VARIANTS[models.canonical(variant)]
-
-
-def with_changes(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """Returns a copy of a configuration with some values changed, {"model.remat": "full"}."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(changes)
-    return config

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from vit_jax.training.device_memory import device_memory
+
 GIB = 2**30
 
 
@@ -111,20 +113,20 @@ def find_topology(name: str) -> Topology:
     """
     if name == "local":
         devices = jax.local_devices()
-        stats = devices[0].memory_stats() or {}
-        ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        memory = stats.get("bytes_limit", ram // len(devices))
-        return Topology(devices, memory, CHIPS.get(devices[0].device_kind))
+        return Topology(devices, device_memory(), CHIPS.get(devices[0].device_kind))
     if name.partition(":")[0] in GPUS:
         return _find_gpus(name)
     return _find_tpus(name)
 
 
 def _find_tpus(name: str) -> Topology:
+    unknown = f"--topology={name} is unknown: write one like {', '.join(EXAMPLES)}."
+    if name.partition(":")[0] not in {example.partition(":")[0] for example in EXAMPLES}:
+        raise ValueError(unknown)
     if not _installed("libtpu"):
         raise ModuleNotFoundError(
-            f"--topology={name} takes libtpu, which compiles for TPUs without one: pip install "
-            f'"vit_jax[tpu]". For this machine\'s devices: --topology=local.'
+            f"--topology={name} takes libtpu, which compiles for TPUs without one: pip install -e "
+            f'".[tpu]". For this machine\'s devices: --topology=local.'
         )
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
     if re.search(r":1(x1)*$", name):
@@ -135,13 +137,8 @@ def _find_tpus(name: str) -> Topology:
         message = str(error).splitlines()[0]
         if not message.startswith(("INVALID_ARGUMENT", "NOT_FOUND")):
             raise OSError(f"libtpu can't be used: {message}") from error
-        raise ValueError(
-            f"--topology={name} is unknown: write one like {', '.join(EXAMPLES)}. ({message})"
-        ) from error
-    chip = CHIPS.get(devices[0].device_kind)
-    if chip is None:
-        known = ", ".join(CHIPS)
-        raise ValueError(f"The memory of a {devices[0].device_kind} is unknown, unlike {known}'s.")
+        raise ValueError(f"{unknown} ({message})") from error
+    chip = CHIPS[devices[0].device_kind]
     return Topology(devices, int(chip.memory) - RESERVED, chip)
 
 
@@ -153,7 +150,7 @@ def _find_gpus(name: str) -> Topology:
     if not any(map(_installed, _GPU_PLUGINS)):
         raise ModuleNotFoundError(
             f"--topology={name} takes JAX's plug-in for GPUs, which compiles for them without "
-            f'one: pip install "vit_jax[cuda]". For this machine\'s devices: --topology=local.'
+            f'one: pip install -e ".[cuda]". For this machine\'s devices: --topology=local.'
         )
     gpu, count = GPUS[match[1]], int(match[2])
     chip = CHIPS[gpu.kind]

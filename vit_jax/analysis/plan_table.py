@@ -34,11 +34,14 @@ def _step_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
         compiled = with_prefix(report["compiled_flops_per_step"])
         rows.append(("as compiled", f"{compiled} ({report['compiled_flops_ratio'] - 1:+.1%})"))
     fits = "fits" if report["fits"] else "does not fit"
-    total, memory = (_with_binary_prefix(report[f"{x}_bytes"]) for x in ("total", "memory"))
+    total, memory, estimated = (
+        _with_binary_prefix(report[f"{x}_bytes"]) for x in ("total", "memory", "estimated")
+    )
     rows += [
         ("state and batch", f"{_with_binary_prefix(report['arguments_bytes'])} a chip"),
         ("temporaries", f"{_with_binary_prefix(report['temporaries_bytes'])} a chip"),
         ("memory", f"{total} of {memory} a chip: {fits}"),
+        ("estimated", f"{estimated} a chip, with accumulate_steps={report['accumulate_steps']}"),
     ]
     for kind, found in (report["collectives"] or {}).items():
         size, sent = with_prefix(found["bytes"]), with_prefix(found["sent"])

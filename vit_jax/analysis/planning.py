@@ -12,13 +12,15 @@ from vit_jax.analysis import compiling
 from vit_jax.analysis.compiling import Program
 from vit_jax.analysis.hardware import Topology, find_topology, roofline
 from vit_jax.analysis.suggestions import suggest_changes
-from vit_jax.config.keys import is_folder, model_attributes
+from vit_jax.config.keys import is_folder, model_attributes, with_changes
 from vit_jax.data import sources, splits
-from vit_jax.data.builders import rendered_flowers
+from vit_jax.data.builders import prepare, rendered_flowers
 from vit_jax.jobs import validation
 from vit_jax.models.flops import JFT_IMAGES, forward_flops
 from vit_jax.models.params import count_parameters
 from vit_jax.training import setup
+from vit_jax.training.fit_memory import choose_accumulate_steps
+from vit_jax.training.memory import bytes_per_device, estimate_needs, step_arguments
 
 # (training images, classes) of data sets that are seldom on the machine where one plans.
 KNOWN = {
@@ -56,7 +58,9 @@ def plan(
       log: is called with a line before each compilation.
 
     Returns:
-      A dictionary that JSON can hold. Bytes and collectives are those of one device and step;
+      A dictionary that JSON can hold. `accumulate_steps` is the configuration's or, if that is
+      None, what a run on these devices would choose; `estimated_bytes` is what the choice goes by,
+      see `training.memory`. Bytes and collectives are those of one device and step;
       FLOPs are those of all devices. `flops_per_…` are three forward passes as
       `models.flops.forward_flops` counts them. `compiled_flops_…` are the matmuls of the compiled
       step, with those that are computed twice; on GPUs they may be all operations, as XLA counts
@@ -84,9 +88,14 @@ def plan(
         log(f"Compiling for {count} x {found.kind}: {_summary(config)}.")
         return compiling.compile_step(config, found, num_classes=num_classes, total_steps=steps)
 
+    needs = estimate_needs(config, num_classes=num_classes, devices=found.devices)
+    per_device = config.batch_size // count
+    if config.accumulate_steps is None:  # what doesn't fit at all is planned for the least memory
+        fitting = choose_accumulate_steps(needs, per_device, found.memory)
+        config = with_changes(config, {"accumulate_steps": fitting or per_device})
     run = setup.set_up(config, num_classes=num_classes, total_steps=steps)
-    state, batch = compiling.step_arguments(config, run)
-    state_bytes, _ = compiling.bytes_per_device(config, state, batch, count)
+    state, batch = step_arguments(config, run)
+    state_bytes, _ = bytes_per_device(config, state, batch, count)
     program = compile_config(config)
     flops_per_image = 3 * forward_flops(
         config.model.variant,
@@ -102,6 +111,8 @@ def plan(
         "parallel": config.parallel,
         "dtype": config.dtype,
         "batch_size": config.batch_size,
+        "accumulate_steps": config.accumulate_steps,
+        "estimated_bytes": round(needs.step(per_device, config.accumulate_steps)),
         "parameters": count_parameters(state.params),
         "flops_per_image": flops_per_image,
         "flops_per_step": flops_per_image * config.batch_size,
@@ -176,14 +187,13 @@ def dataset_size(config: ConfigDict) -> tuple[int | None, int | None]:
     in `KNOWN`. Nothing is downloaded.
 
     Raises:
-      ValueError: `data.train` is not a split.
+      ValueError: `data.train` is not a split, or `data.name` can't be the name of a data set.
     """
     name = config.data.name
     if is_folder(name):
         is_here = pathlib.Path(name).expanduser().is_dir()
     else:
-        prepared = pathlib.Path(config.data.dir or "~/tensorflow_datasets").expanduser() / name
-        is_here = any(prepared.glob("**/dataset_info.json"))
+        is_here = prepare.find(name, config.data.dir) is not None
     if is_here:
         dataset = sources.open_dataset(name, config.data.dir)
         train = config.data.train or splits.default_splits(dataset.splits)[0]

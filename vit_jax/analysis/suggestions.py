@@ -8,8 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.analysis.compiling import Program, has_encoder, with_changes
+from vit_jax.analysis.compiling import Program
 from vit_jax.analysis.hardware import Topology
+from vit_jax.config.keys import with_changes
+from vit_jax.models.variants import has_encoder
 
 
 def suggest_changes(

@@ -188,6 +188,22 @@ def is_folder(name: str) -> bool:
     return looks_like_path(name) or os.path.isdir(name)  # False if the name is too long
 
 
+def comparable_name(name: str) -> str:
+    """Returns a text that is equal for every spelling of a `config.data.name`'s folder.
+
+    Names of data sets are returned as they are.
+    """
+    folder = os.path.expanduser(name)
+    return os.path.realpath(folder) if is_folder(name) and os.path.exists(folder) else folder
+
+
+def with_changes(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """Returns a copy of a configuration with some values changed, {"model.remat": "full"}."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    return config
+
+
 def run_config(config: ConfigDict, name: str) -> ConfigDict:
     """Returns the configuration of one of `compare.runs`, with `job="train"`.
 

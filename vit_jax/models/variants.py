@@ -128,6 +128,14 @@ def build(variant: str, *, num_classes: int, **overrides: Any) -> nn.Module:
     return model
 
 
+def has_encoder(variant: str) -> bool:
+    """Returns True if a variant is a ViT, a hybrid or axial: not a ResNet.
+
+    An encoder has attributes that say how its blocks are computed: `remat`, `implementation`.
+    """
+    return "width" in VARIANTS[canonical(variant)]
+
+
 def plain(model: nn.Module) -> nn.Module:
     """Returns the module in the implementation "plain", the same on every device, see `layers`."""
     return model.clone(implementation="plain") if hasattr(model, "implementation") else model

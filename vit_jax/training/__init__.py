@@ -23,5 +23,10 @@ with epy.lazy_api_imports(globals()):
     # from a configuration to all of the above
     from vit_jax.training.setup import OBJECTIVES, Setup, set_up, run_length
 
+    # the memory that a run takes, and what it changes to fit into that of its devices
+    from vit_jax.training.memory import Needs, estimate_needs, evaluation_needs
+    from vit_jax.training.device_memory import device_memory
+    from vit_jax.training.fit_memory import fit_evaluation, fit_training
+
     # one step
     from vit_jax.training.step import TrainState, initial_state, make_update

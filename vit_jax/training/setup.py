@@ -79,7 +79,8 @@ def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
     """Returns what a configuration trains: the model, the objective, the update, the first state.
 
     Args:
-      config: see `vit_jax.config.default`.
+      config: see `vit_jax.config.default`. `accumulate_steps=None` is 1 here, see
+        `fit_memory.fit_training`.
       num_classes: the number of classes of the data. Without labels, the model has no head.
       total_steps: the length of the run and of its learning-rate schedule.
 
@@ -101,7 +102,7 @@ def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
         objective,
         optimizer,
         learning_rate,
-        accumulate_steps=config.accumulate_steps,
+        accumulate_steps=config.accumulate_steps or 1,
         polyak=config.optim.polyak,
         max_skipped=max_skipped,
     )

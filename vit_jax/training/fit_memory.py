@@ -1,0 +1,188 @@
+"""What a run changes so that it fits into the memory of its devices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax.config.keys import image_shape, with_changes
+from vit_jax.models.variants import has_encoder
+from vit_jax.training.device_memory import smallest_memory
+from vit_jax.training.memory import Needs, estimate_needs, evaluation_needs
+
+logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+
+
+def fit_training(config: ConfigDict, *, num_classes: int) -> ConfigDict:
+    """Returns a configuration whose steps and evaluations fit into the memory of the devices.
+
+    `accumulate_steps`, if it is None, becomes the smallest number that lets a step fit;
+    `eval_batch_size` is reduced until an evaluation fits. Neither changes the gradients or the
+    results, but for rounding and, if there are micro-batches, for the random numbers of dropout,
+    stochastic depth, mixup and corruption. All processes get the same values.
+
+    Args:
+      config: see `config.defaults.default`; valid for these devices.
+      num_classes: number of classes of the data.
+
+    Raises:
+      ValueError: a step doesn't fit with one image a device and micro-batch; says what would.
+    """
+    devices, memory = jax.devices(), smallest_memory()
+    per_device = config.batch_size // len(devices)
+    config = config.copy_and_resolve_references()
+    needs = estimate_needs(config, num_classes=num_classes, devices=devices)
+    total = needs.step(per_device, config.accumulate_steps or 1)
+    needed = f"{config.batch_size} images a step take {total / _GIB:.1f} GiB of a device"
+    if config.accumulate_steps is not None and total > memory:
+        logger.warning(
+            "By the estimate, %s in %d micro-batches, and %.1f GiB are free. If it fails, raise "
+            "accumulate_steps.",
+            needed,
+            config.accumulate_steps,
+            memory / _GIB,
+        )
+    elif config.accumulate_steps is None:
+        steps = choose_accumulate_steps(needs, per_device, memory)
+        if steps is None:
+            raise ValueError(_refusal(config, num_classes, devices, needs, memory))
+        config.accumulate_steps = steps
+        if steps > 1:
+            logger.info(
+                "By the estimate, %s, and %.1f GiB are free: each batch is computed in "
+                "%d micro-batches, which gives the same gradients (accumulate_steps=%d).",
+                needed,
+                memory / _GIB,
+                steps,
+                steps,
+            )
+    free = memory - needs.fixed
+    config.eval_batch_size = (
+        _fitting_eval_batch(config.eval_batch_size, needs.evaluated, free, len(devices))
+        or len(devices)  # a step, which was given although it doesn't fit, takes more than that
+    )
+    return config
+
+
+def choose_accumulate_steps(needs: Needs, images: int, memory: float) -> int | None:
+    """Returns the smallest number of micro-batches with which a step fits; None if none does.
+
+    Args:
+      needs: of the run.
+      images: of a device's part of the batch; the result divides it.
+      memory: bytes of a device.
+    """
+    divisors = (steps for steps in range(1, images + 1) if images % steps == 0)
+    return next((steps for steps in divisors if needs.step(images, steps) <= memory), None)
+
+
+def fit_evaluation(
+    config: ConfigDict,
+    function: Callable[[Any, Any], Any],
+    params: Any,
+    size: int | Sequence[int],
+) -> ConfigDict:
+    """Returns a configuration whose `eval_batch_size` fits into the memory of the devices.
+
+    Args:
+      config: `eval_batch_size` and `data` are read.
+      function: (params, batch) -> arrays, what is computed of each batch.
+      params: tree of arrays.
+      size: of the images, one side or (height, width), in pixels.
+
+    Raises:
+      ValueError: an evaluation doesn't fit with one image a device.
+    """
+    devices, memory = jax.devices(), smallest_memory()
+    held, image = evaluation_needs(config, function, params, size, devices)
+    batch = _fitting_eval_batch(config.eval_batch_size, image, memory - held, len(devices))
+    if batch is None:
+        raise ValueError(
+            f"Evaluation takes {image / _GIB:.1f} GiB of a device for one image by the estimate, "
+            f"and {max(0, memory - held) / _GIB:.1f} GiB are free: take a smaller model, or a "
+            f"device with more memory."
+        )
+    return with_changes(config, {"eval_batch_size": batch})
+
+
+def _fitting_eval_batch(batch_size: int, image: float, memory: float, devices: int) -> int | None:
+    """Returns the largest batch up to `batch_size` whose evaluation fits, and logs a change.
+
+    It is None if not even one image a device fits.
+    """
+    per_device = batch_size // devices
+    fits = [n for n in range(1, per_device + 1) if per_device % n == 0 and n * image <= memory]
+    if not fits:
+        return None
+    if fits[-1] < per_device:
+        logger.info(
+            "By the estimate, %d images at once take %.1f GiB of a device, and %.1f GiB are free: "
+            "evaluation takes %d at once, with the same results (eval_batch_size=%d).",
+            batch_size,
+            per_device * image / _GIB,
+            memory / _GIB,
+            fits[-1] * devices,
+            fits[-1] * devices,
+        )
+    return fits[-1] * devices
+
+
+def _refusal(
+    config: ConfigDict,
+    num_classes: int,
+    devices: Sequence[jax.Device],
+    needs: Needs,
+    memory: int,
+) -> str:
+    """Returns why no step fits, and which changes of the configuration would make it fit."""
+    per_device = config.batch_size // len(devices)
+    fitting = []
+    for change in _smaller(config, devices):
+        changed = with_changes(config, change)
+        images = changed.batch_size // len(devices)
+        try:
+            found = estimate_needs(changed, num_classes=num_classes, devices=devices)
+        except ValueError:  # such as an image that can't be cut into patches
+            continue
+        if choose_accumulate_steps(found, images, memory):
+            flags = (f"--config.{key}={value}" for key, value in change.items())
+            fitting.append(" ".join(flags))
+    advice = " or ".join(fitting) or "a smaller model and smaller images"
+    total, fixed, free = (
+        f"{size / _GIB:.1f} GiB"
+        for size in (needs.step(per_device, per_device), needs.fixed, memory)
+    )
+    return (
+        f"The run doesn't fit into the memory of {devices[0].device_kind}: with one image in each "
+        f"micro-batch, a step takes {total} of a device by the estimate ({fixed} of it for the "
+        f"state and the batches), and {free} are free. What fits: {advice}. If accumulate_steps is "
+        f"set, this is a warning."
+    )
+
+
+def _smaller(config: ConfigDict, devices: Sequence[jax.Device]) -> Iterator[dict[str, Any]]:
+    """Yields changes of a configuration, each of which saves memory."""
+    encoder = has_encoder(config.model.variant)
+    if devices[0].platform == "cpu":
+        yield {"data.threads": 1, "data.prefetch": 1}
+    else:
+        if encoder and config.model.remat != "full":
+            yield {"model.remat": "full"}
+        if config.dtype == "float32":
+            yield {"dtype": "bfloat16"}
+    if config.parallel == "pmap" and len(devices) > 1:
+        yield {"parallel": "sharded"}
+    side = max(image_shape(config.data.image_size))
+    yield from ({"data.image_size": size} for size in (384, 224, 96) if size < side)
+    ladder = ["B/16", "S/16", "Ti/16"] if encoder else ["R101x1", "R50x1"]
+    yield from ({"model.variant": name} for name in ladder if name != config.model.variant)
+    for parts in (4, 16):
+        size = config.batch_size // parts // len(devices) * len(devices)
+        if size:
+            yield {"batch_size": size}
