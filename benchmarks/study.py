@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vit_jax.cli.environment import keep_freed_memory
+from vit_jax.cli.errors import exit_at_signals
 from vit_jax.jobs import fewshot as fewshot_job
 from vit_jax.jobs.compare import compare
 from vit_jax.jobs.runs import train_once
@@ -147,5 +148,6 @@ if __name__ == "__main__":
     # The cache keeps programs from being compiled again for every seed.
     jax.config.update("jax_compilation_cache_dir", str(arguments.workdir / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    with logging_redirect_tqdm():
+    stopped = f"Stopped; the same command goes on from what {arguments.workdir} holds."
+    with exit_at_signals(stopped), logging_redirect_tqdm():
         run(arguments.dataset, arguments.workdir)

@@ -52,7 +52,8 @@ def test_memory_and_handles_of_5000_steps_are_flat(settings, tmp_path):
     later = memory[15:] / 2**20  # MiB, once everything has happened: rows, evaluations, checkpoints
     slope = np.polyfit(np.arange(len(later)), later, 1)[0] * len(later)
     assert slope < 16, f"{slope:.1f} MiB more in 3,500 steps"
-    assert files[15:].max() - files[15:].min() <= 4  # a checkpoint may be being written
+    between = files.reshape(10, 5).min(axis=1)  # of 500 steps: in some, a checkpoint is written
+    assert between[3:].max() - between[3:].min() <= 2
     assert threads[15:].max() - threads[15:].min() <= 8
     written = {path.name: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
     assert written["metrics.csv"] < 30_000

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -23,6 +24,12 @@ class StoppedError(Exception):
 
 def fail():
     raise StoppedError
+
+
+def terminate():
+    """Sends SIGTERM to this process, and waits until the thread that reads signals has it."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.5)
 
 
 def state_of(workdir):
@@ -72,7 +79,7 @@ def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, ch
 
     stopped = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        train_until(3, lambda: os.kill(os.getpid(), signal.SIGTERM), monkeypatch, settings, stopped)
+        train_until(3, terminate, monkeypatch, settings, stopped)
     assert read_checkpoint(stopped).step == 3
     with pytest.raises(StoppedError):
         train_until(4, fail, monkeypatch, settings, stopped)

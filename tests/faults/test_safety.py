@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import http.server
 import io
 import json
 import os
@@ -10,7 +9,6 @@ import pickle
 import socket
 import struct
 import tarfile
-import threading
 import tracemalloc
 import zipfile
 from types import SimpleNamespace
@@ -20,6 +18,7 @@ import pytest
 import simplejpeg
 from conftest import REPOSITORY, random_checkpoint
 from flax.traverse_util import flatten_dict
+from small_archives import serve, url_infos
 from tensorflow_datasets.datasets.tf_flowers import tf_flowers_dataset_builder as stock
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
@@ -397,20 +396,17 @@ def test_archives_with_members_outside_their_folder_are_refused(tmp_path, monkey
     with tarfile.open(served / "x.tgz", "w:gz") as archive:
         archive.addfile(good, io.BytesIO(photo))
         archive.addfile(info)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=served)
-    with http.server.ThreadingHTTPServer(("localhost", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(stock, "_URL", f"http://localhost:{server.server_port}/x.tgz")
+    with serve(served) as url:
+        monkeypatch.setattr(TfFlowers, "url_infos", url_infos(url, served, ["x.tgz"]))
         with pytest.raises(ValueError, match=rf"The archive {root}\S+\.tgz is refused: .*1\.jpg'"):
             prepare.open_builder("tf_flowers", str(root))
-        server.shutdown()
     assert {path.name for path in tmp_path.iterdir()} == {"served", "data"}
     assert not list(root.rglob("*.jpg")) and not list(root.glob("tf_flowers/*"))
 
 
 def test_the_real_photos_come_over_https_with_the_stock_builders_checksum(tmp_path):
     asked = []
-    manager = SimpleNamespace(download=lambda url: asked.append(url) or tmp_path / "x.tgz")
+    manager = SimpleNamespace(download=lambda urls: asked.extend(urls.values()) or urls)
     TfFlowers(data_dir=tmp_path)._split_generators(manager)
     (url,) = asked
     assert url.startswith("https://") and url.endswith("/example_images/flower_photos.tgz")

@@ -132,6 +132,7 @@ def test_a_start_that_ends_well_gives_its_summary(tmp_path):
             "A traceback: see",
         ),
         ("pass", "No summary: see"),
+        ("raise SystemExit(130)", "Exit status 130: see"),
         ("import time; time.sleep(60)", r"It still runs after 0\.5 s: see"),
     ],
 )

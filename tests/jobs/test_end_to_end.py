@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY, environment, launch, rows, rows_of, write_jpegs
+from scipy import stats
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import read_checkpoint
@@ -67,6 +68,11 @@ def test_evaluate_reads_model_and_classes_from_the_checkpoint(settings, tmp_path
     assert header[1:] == [row[0] for row in table] == ["blue", "green", "red"]
     assert counts.sum() == 12  # the last 15 % of 80
     assert np.trace(counts) / 12 == pytest.approx(result["test_accuracy"])
+    assert (result["test_split"], result["test_images"]) == ("train[85%:]", 12)
+    assert result["data"] == settings.data.name
+    interval = stats.binomtest(int(np.trace(counts)), 12).proportion_ci(method="wilson")
+    assert result["test_accuracy_low"] == pytest.approx(interval.low)
+    assert result["test_accuracy_high"] == pytest.approx(interval.high)
 
 
 def test_evaluate_refuses_data_of_other_classes(settings, tmp_path):
@@ -184,6 +190,14 @@ def test_few_shot_evaluation_of_weights_from_elsewhere(settings, tmp_path):
     settings.fewshot.update(shots=(5,), name=str(folder))
     result = few_shot(settings, tmp_path / "out")
     assert result["fewshot_5"] > 0.9  # two colours
+    assert (result["test_split"], result["test_images"]) == ("train[85%:]", 6)
+    assert {row["images"] for row in rows_of(result["table"])} == {"6"}
+    for row in rows_of(result["table"]):
+        interval = stats.binomtest(round(6 * float(row["accuracy"])), 6).proportion_ci(
+            method="wilson"
+        )
+        assert float(row["accuracy_low"]) == pytest.approx(interval.low)
+    assert (tmp_path / "out" / "fewshot.md").read_text().count("other, train[85%:] | 6 |") == 1
     assert result["step"] == 0
 
 
@@ -223,6 +237,7 @@ def test_evaluating_weights_of_any_format(settings, tmp_path, ending):
         settings, tmp_path, tmp_path / ending, format="hf" if ending == "hf" else None
     )
     settings.update(job="evaluate", init_from=str(tmp_path / ending))
+    settings.data.test = "train[85%:]"  # the file doesn't say what the run was tested on
     result = evaluate(settings, tmp_path / "new" / "workdir")
     assert result["test_accuracy"] == pytest.approx(summary["test_accuracy"])
     assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-4)
@@ -333,7 +348,7 @@ def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, n
         time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 128 + number
     assert "Stopped; the same command goes on" in errors and "Traceback" not in errors
 
     saved = read_checkpoint(tmp_path).step
@@ -359,9 +374,9 @@ def test_a_signal_saves_and_the_same_command_continues(image_folder, tmp_path, n
         (["--config=configs/vtab.py:B/16,x"], "ValueError: VTAB has no task 'x': take one of"),
         (["--config=configs/none.py"], "configs/none.py"),
         pytest.param(
-            ["--config.data.name=oxford_flowers102", "--config.data.dir=/nowhere"],
-            "ImportError: /nowhere holds nothing of oxford_flowers102, and tfds's own code needs",
-            marks=pytest.mark.skipif(bool(find_spec("tensorflow")), reason="it would download"),
+            ["--config.data.name=imagenet2012", "--config.data.dir=/nowhere"],
+            "ImportError: /nowhere holds nothing of imagenet2012, and tfds's own code needs",
+            marks=pytest.mark.skipif(bool(find_spec("tensorflow")), reason="it could prepare it"),
         ),
     ],
 )

@@ -143,7 +143,9 @@ def test_processes_stop_after_the_same_step_when_one_is_told(config_file, tmp_pa
         assert time.monotonic() < deadline and all(p.poll() is None for p in running)
         time.sleep(0.1)
     running[1].send_signal(number)  # not the one that has the coordinator
-    assert all("the same command goes on" in said for _, said in finish(running))
+    said = [process.communicate(timeout=120)[1] for process in running]
+    assert all("the same command goes on" in errors for errors in said)
+    assert [process.returncode for process in running] == [128 + number] * 2, "\n".join(said)
     step = read_checkpoint(tmp_path).step
     assert 2 <= step < 100000
     with open(table, newline="") as file:

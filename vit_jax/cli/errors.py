@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
+
+import jax
+
+from vit_jax.jobs.signals import Interrupted, exit_at_once, watch_signals
 
 
 def log_errors_once() -> None:
@@ -29,16 +35,77 @@ def _shorten(record: logging.LogRecord) -> bool:
     return not is_raised
 
 
-def exit_at_signals(numbers: list[signal.Signals], message: str) -> None:
-    """Ends the process at a signal, with a message on stderr and status 0.
+@contextlib.contextmanager
+def exit_at_signals(
+    message: str,
+    numbers: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    *,
+    zero_on_preemption: bool = False,
+) -> Iterator[None]:
+    """Ends the process at a signal, with a message on stderr and status 128 + the signal's number.
 
-    For the times when there is nothing to save. An exception would not do: JAX, Orbax and the
-    garbage collector call Python where exceptions are lost.
+    A signal ends it at once, except while a job saves what it has done: then the job's
+    KeyboardInterrupt does. An exception alone would not do: JAX, Orbax and the garbage collector
+    call Python where exceptions are lost.
+
+    Args:
+      message: one line.
+      numbers: the signals.
+      zero_on_preemption: with SIGTERM, the status is 0.
     """
 
-    def stop(number: int, frame: Any) -> None:
-        os.write(sys.stderr.fileno(), f"{message}\n".encode())
-        os._exit(0)
+    def status(number: int) -> int:
+        return 0 if zero_on_preemption and number == signal.SIGTERM else 128 + number
 
-    for number in numbers:
-        signal.signal(number, stop)
+    with watch_signals(numbers, lambda number: exit_at_once(number, message, status(number))):
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            print(message, file=sys.stderr)
+            sys.exit(status(error.number if isinstance(error, Interrupted) else signal.SIGINT))
+
+
+@contextlib.contextmanager
+def stop_at_closed_pipe() -> Iterator[None]:
+    """Ends what is printed within it as soon as nobody reads stdout, as after `| head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def exit_if_unreadable(problems: Sequence[str], images: int) -> None:
+    """Exits with status 1 and a list, if some of a command's images could not be read.
+
+    Args:
+      problems: what is wrong, a line for each such image.
+      images: how many images were to be read.
+    """
+    if problems:
+        first = f"Skipped {len(problems)} of {images} images, which can't be read:"
+        sys.exit("\n".join([first, *problems]))
+
+
+MEMORY_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)  # `explain_memory` says which they are
+
+
+def explain_memory(error: BaseException, advice: str) -> str:
+    """Returns a paragraph on an error of `MEMORY_ERRORS`; raises it if it is about something else.
+
+    Args:
+      error: is being handled.
+      advice: what the user of this command can make smaller.
+    """
+    text = " ".join(str(error).split()) or "Python could not allocate an array"
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text:
+        raise error
+    if len(text) > 300:  # XLA's lists of allocations
+        text = f"{text[:300]}…"
+    paragraph = f"Out of memory: {text.rstrip('.')}. {advice}"
+    if jax.default_backend() == "gpu":
+        paragraph += (
+            " JAX takes 75 % of a GPU's memory when it starts: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "
+            "takes more. `nvidia-smi` lists other programs that hold some of it."
+        )
+    return paragraph

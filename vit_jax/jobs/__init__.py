@@ -14,13 +14,15 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.jobs.resume import Start, find_start
 
     # What a run reports.
+    from vit_jax.jobs.data_wait import DataWait
     from vit_jax.jobs.metric_writer import MetricWriter
     from vit_jax.jobs.pending import PendingMetrics
     from vit_jax.jobs.progress import Progress
 
-    # How a run stops.
+    # When a run is saved, and how it stops.
     from vit_jax.jobs.nonfinite import StopAtNonfinite
-    from vit_jax.jobs.signals import stop_signals
+    from vit_jax.jobs.saving import SaveTimes
+    from vit_jax.jobs.signals import Interrupted, StopSignals
 
     # Studies of several runs.
     from vit_jax.jobs.runs import train_once, write_tables

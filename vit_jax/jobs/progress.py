@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 import time
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
+
 _SHOWN = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
+_SPEED = "images_per_second"
+
+
+def log_start(config: ConfigDict, parameters: int, steps_done: int, total_steps: int) -> None:
+    """Logs what will be trained, or that a run has no step left.
+
+    Args:
+      config: the run's.
+      parameters: their number.
+      steps_done: where the run starts.
+      total_steps: the length of the run.
+    """
+    model = f"{config.model.variant} with {parameters:,} parameters"
+    if steps_done >= total_steps:
+        logger.info("%s, step %d of %d: finished; evaluating", model, steps_done, total_steps)
+        return
+    logger.info(
+        "%s, steps %d to %d, %d images each, on %d x %s; compiling the first",
+        model,
+        steps_done + 1,
+        total_steps,
+        config.batch_size,
+        jax.device_count(),
+        jax.devices()[0].device_kind,
+    )
 
 
 class Progress:
     """Shows which step a run is at, and measures images per second in training.
 
-    Time between `pause` and `resume`, such as that of evaluations, doesn't count.
+    A step counts when the devices have finished it. At most two steps are on the devices: one that
+    is computed, and the next, which begins as soon as it can. Only the first step is not measured,
+    since most of its time is the compiler's, and neither is the time between `pause` and `resume`,
+    such as that of evaluations.
 
     Args:
       steps_done: where the run starts.
@@ -26,18 +59,20 @@ class Progress:
 
     def __init__(self, steps_done: int, total_steps: int, batch_size: int, *, active: bool):
         self._batch_size = batch_size
-        self._compiled = (
-            total_steps - steps_done == 1
-        )  # of a single step, the compiler's time counts
         self._images, self._seconds = 0, 0.0
-        self._bar = tqdm(
+        self._on_devices: Any = None  # metrics of the last step that was sent, until it's finished
+        self._compiled = False
+        self._bar = tqdm(disable=True)
+        self._make_bar = functools.partial(
+            tqdm,
             total=total_steps,
-            initial=steps_done,
+            initial=steps_done + 1,  # the bar's rate, too, leaves out the first step
             unit="step",
             disable=not active,
             dynamic_ncols=True,
             file=sys.stderr,
             mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds: a log file stays short
+            miniters=1,
         )
         self.resume()
 
@@ -46,37 +81,48 @@ class Progress:
         self._begin, self._new_images = time.monotonic(), 0
 
     def advance(self, metrics: Any) -> None:
-        """Counts a step that was sent to the devices.
-
-        The first step is waited for and not measured: most of its time is the compiler's.
+        """Takes note of a step that was sent to the devices, and waits for the step before it.
 
         Args:
           metrics: the step's, to wait for.
         """
-        self._bar.update()
-        if self._compiled:
-            self._new_images += self._batch_size
-        else:
+        self.wait()
+        self._on_devices = metrics
+        if not self._compiled:
             jax.block_until_ready(metrics)
-            self._compiled = True
+            self._compiled, self._on_devices = True, None
+            self._bar = self._make_bar()
             self.resume()
 
-    def pause(self) -> float:
-        """Returns the images per second since `resume`."""
+    def wait(self) -> None:
+        """Waits until the devices have finished all steps, and counts the last one."""
+        if self._on_devices is not None:
+            jax.block_until_ready(self._on_devices)
+            self._on_devices = None
+            self._new_images += self._batch_size
+            self._bar.update()
+
+    def pause(self) -> dict[str, float]:
+        """Waits, and returns the column `images_per_second`: the speed since `resume`.
+
+        There is no such column if no step was measured.
+        """
+        self.wait()
         seconds = time.monotonic() - self._begin
         self._seconds += seconds
         self._images += self._new_images
-        return self._new_images / seconds
+        return {_SPEED: self._new_images / seconds} if self._new_images else {}
 
     def show(self, row: dict[str, float]) -> None:
         """Shows the main columns of a row of metrics.csv beside the bar."""
         shown: dict[str, Any] = {k: row[name] for k, name in _SHOWN.items() if name in row}
-        self._bar.set_postfix({**shown, "images/s": f"{row['images_per_second']:.0f}"})
+        if _SPEED in row:
+            shown["images/s"] = f"{row[_SPEED]:.0f}"
+        self._bar.set_postfix(shown)
 
-    @property
-    def images_per_second(self) -> float:
-        """The mean over all that was measured, 0 if nothing was."""
-        return self._images / self._seconds if self._seconds else 0.0
+    def summary(self) -> dict[str, float]:
+        """Returns `images_per_second`, the mean over all that was measured; {} if nothing was."""
+        return {_SPEED: round(self._images / self._seconds, 1)} if self._images else {}
 
     def close(self) -> None:
         """Ends the bar."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -14,8 +14,8 @@ from vit_jax.checkpoints.manager import CheckpointManager
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import (
     all_keys,
+    comparable_name,
     image_shape,
-    is_folder,
     look_up,
     model_attributes,
     overlap,
@@ -28,6 +28,7 @@ from vit_jax.training.setup import Setup
 from vit_jax.training.step import TrainState
 from vit_jax.weights import surgery
 from vit_jax.weights.api import load
+from vit_jax.weights.catalogue import published_source
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Start(NamedTuple):
 
     Attributes:
       config: the run's. Attributes of the model that it leaves None are taken from the checkpoint
-        or the pretrained weights.
+        or the pretrained weights, `accumulate_steps` from the checkpoint.
       checkpoints: the run's.
       latest: the step of the newest checkpoint, None if there is none.
       pretrained: the weights that `init_from` names, None if they are not needed.
@@ -89,11 +90,19 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
     latest, pretrained = checkpoints.latest_step(), None
     if latest is not None:
         saved = read_config(workdir)
-        config = _with_attributes_of(saved, config)
+        config = _with_micro_batches_of(saved, _with_attributes_of(saved, config))
         check_same_run(config, saved, checkpoints.path(latest))
     elif config.init_from is not None:
         pretrained = _load_pretrained(config)
         config = _with_attributes_of(pretrained.config, config)
+    elif config.init_expected:
+        logger.warning(
+            "Fine-tuning starts from random parameters, because init_from is None. To start from "
+            "weights of %s, add for example --config.init_from=%s. It takes a published name, "
+            "hf://ORGANISATION/NAME, a file of weights, or the workdir of a run.",
+            config.model.variant,
+            published_source(config.model.variant) or "WORKDIR",
+        )
     return Start(config, checkpoints, latest, pretrained)
 
 
@@ -113,6 +122,17 @@ def _with_attributes_of(source: ConfigDict, config: ConfigDict) -> ConfigDict:
     for name in attributes.names("weights", "mathematics"):
         if config.model[name] is None:
             config.model[name] = source.model.get(name)
+    return config
+
+
+def _with_micro_batches_of(saved: ConfigDict, config: ConfigDict) -> ConfigDict:
+    """Sets `accumulate_steps` to that of the run so far, if it is None and divides the batch.
+
+    With another number, random numbers of dropout and mixup would be others.
+    """
+    steps = saved.get("accumulate_steps") or 1
+    if config.accumulate_steps is None and config.batch_size % (jax.device_count() * steps) == 0:
+        config.accumulate_steps = steps
     return config
 
 
@@ -150,7 +170,7 @@ _MEASURING = (
     "fewshot",
 )
 _OTHER_JOBS = ("job", "sweep", "compare")
-_READ_AT_THE_START = ("init_from", "init_resize", "init_average")
+_READ_AT_THE_START = ("init_from", "init_expected", "init_resize", "init_average")
 # Then those that a user may change on purpose: a longer run, whose schedule ends later, and what to
 # do about faults.
 _DECIDED = ("total_steps", "epochs", "data.on_error", "on_nonfinite", "max_skipped_updates")
@@ -211,9 +231,8 @@ def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
 
 def _comparable(key: str, value: Any) -> Any:
     """Returns a value such that two values which mean the same are equal."""
-    if key == "data.name" and is_folder(str(value)):
-        folder = os.path.expanduser(str(value))
-        return os.path.realpath(folder) if os.path.exists(folder) else folder
+    if key == "data.name" and isinstance(value, str):
+        return comparable_name(value)
     if key == "data.image_size" and isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, list) else value

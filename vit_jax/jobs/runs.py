@@ -16,6 +16,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.common.files import replacing, write_csv
+from vit_jax.data import sources
+from vit_jax.jobs.signals import Interrupted
 from vit_jax.jobs.train import train
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ def train_once(
 
     Raises:
       ValueError: the folder holds the result of another configuration; or as `train`.
+      Interrupted: a signal came. If the run was complete all the same, its result is written.
     """
     path = workdir / "summary.json"
     wanted = config.to_json(sort_keys=True)
@@ -50,12 +53,27 @@ def train_once(
     images = config.data.to_json(sort_keys=True)
     run = config.copy_and_resolve_references()
     run.data.check = config.data.check and images not in checked
-    summary = train(run, workdir)
+    number = None
+    try:
+        summary = train(run, workdir)
+    except Interrupted as error:
+        if error.summary is None:
+            raise
+        summary, number = error.summary, error.number
     checked.add(images)
     if jax.process_index() == 0:
         with replacing(path) as partial:
             partial.write_text(json.dumps({"config": json.loads(wanted), "summary": summary}))
+    if number is not None:
+        raise Interrupted(number)
     return summary
+
+
+def find_test_split(config: ConfigDict) -> tuple[str, int]:
+    """Returns the split that a run is tested on, and the number of its images."""
+    dataset = sources.open_dataset(config.data.name, config.data.dir)
+    split, source = sources.open_source(dataset, "test", config.data.test)
+    return split, len(source)
 
 
 def write_tables(

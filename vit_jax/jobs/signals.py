@@ -1,55 +1,172 @@
-"""How a run stops at Ctrl-C or SIGTERM: after the step, with a checkpoint."""
+"""How a run stops at Ctrl-C or SIGTERM: it answers at once, finishes the step, and saves.
+
+Python calls the handler of a signal in the main thread, between two instructions of Python. While
+the main thread waits for a step, or for the compiler, no handler is called. So a thread of its own
+reads the signals here, from the file descriptor that `signal.set_wakeup_fd` makes the system's
+handler write to.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 _REPEATED = 0.5  # seconds: `timeout` sends two signals for one stop
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[int], bool]]:
-    """Yields a function: step -> True if the run must stop after it.
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run.
 
-    The first Ctrl-C or SIGTERM asks for that. A second signal, at least 0.5 s after the first,
-    ends the process at once. Several processes stop after the same step when one of them gets a
-    signal: JAX's preemption service, which handles SIGTERM from `jax.distributed.initialize` on,
-    informs the others. A process or host that is lost without a signal is not handled here: start
-    the run again, and it resumes from its newest checkpoint.
+    Attributes:
+      number: the signal, SIGINT (Ctrl-C) or SIGTERM.
+      summary: what the run would have returned, if it had come to its end all the same; else None.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Python allows handlers in the main thread only
-        return
-    several = jax.process_count() > 1
-    times: list[float] = []  # of the signals
 
-    def handle(number, frame):
-        times.append(time.monotonic())
-        if times[-1] - times[0] > _REPEATED:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self, number: signal.Signals, summary: dict[str, Any] | None = None):
+        super().__init__(number.name)
+        self.number, self.summary = number, summary
 
-    def must_stop(step):
-        stop = multihost_utils.reached_preemption_sync_point(step) if several else bool(times)
-        if stop:  # a signal while the state is saved ends the process
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-        return stop
 
-    numbers = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, handle) for number in numbers}
+def exit_at_once(number: int, message: str, status: int | None = None) -> NoReturn:
+    """Ends the process with a message on stderr, from any thread.
+
+    Args:
+      number: the signal that asked for it.
+      message: one line.
+      status: the exit status; None for 128 + `number`, as shells have it.
+    """
+    os.write(2, f"\n{message}\n".encode())  # the line may have begun with a progress bar, or ^C
+    os._exit(128 + number if status is None else status)
+
+
+@contextlib.contextmanager
+def watch_signals(
+    numbers: Collection[int], react: Callable[[signal.Signals], None]
+) -> Iterator[None]:
+    """Calls `react(number)` at each of these signals, whatever the main thread does.
+
+    It is called within milliseconds, and in a thread of its own. The signals do nothing else. Use
+    it in the main thread. One such context may be within another: the inner one gets the signals.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)  # `set_wakeup_fd` asks for that
+
+    def read() -> None:
+        while received := reader.recv(1):
+            if received[0] in numbers:
+                react(signal.Signals(received[0]))
+
+    thread = threading.Thread(target=read, name="signals", daemon=True)
+    thread.start()
+    old_fd = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
-        yield must_stop
+        yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(old_fd)
+        writer.close()  # the thread reads what is left, then the end of the file
+        thread.join()
+        reader.close()
+
+
+class StopSignals:
+    """A context in which Ctrl-C or SIGTERM stops a run after a step.
+
+    The first signal asks for that, and a line on stderr says what is finished first. A second
+    signal, at least 0.5 s later, ends the process at once.
+
+    Several processes stop after the same step when one of them gets a signal: JAX's preemption
+    service, which handles SIGTERM from `jax.distributed.initialize` on, informs the others. A
+    process or host that is lost without a signal is not handled here: start the run again, and it
+    resumes from its newest checkpoint.
+
+    Outside the main thread it does nothing: Python allows handlers in the main thread only.
+
+    Args:
+      step: the first step of the run.
+      total_steps: the length of the run.
+      is_evaluated: step -> True if the model is evaluated after it.
+
+    Attributes:
+      number: the signal that stops the run; None if there was none, or if several processes have
+        not yet agreed on it.
+    """
+
+    def __init__(self, step: int, total_steps: int, is_evaluated: Callable[[int], bool]):
+        self.number: signal.Signals | None = None
+        self._total_steps, self._is_evaluated = total_steps, is_evaluated
+        self._several = jax.process_count() > 1
+        self._lock = threading.Lock()
+        self._step = step  # after which a signal that comes now stops the run
+        self._first: tuple[signal.Signals, float] | None = None  # signal and its time
+        self._can_listen = threading.current_thread() is threading.main_thread()
+        self._listening = contextlib.ExitStack()
+
+    def __enter__(self) -> StopSignals:
+        if self._several:  # from the start, so that the others are informed
+            self.listen()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._listening.close()
+
+    def listen(self) -> None:
+        """Begins to listen. Before, there is nothing to save, and signals do as outside."""
+        if self._can_listen:
+            numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
+            self._listening.enter_context(watch_signals(numbers, self._react))
+            self._can_listen = False
+
+    def received(self, step: int) -> signal.Signals | None:
+        """Returns `number`, the signal that stops the run after this step, in all processes.
+
+        A signal that comes later stops the run after the next step.
+
+        Args:
+          step: a step that has been sent to the devices; each is asked for once, in order.
+        """
+        with self._lock:
+            self._step = step + (self.number is None)
+        if self._several and multihost_utils.reached_preemption_sync_point(step):
+            own = self._first[0] if self._first else signal.SIGTERM
+            all_of_them = multihost_utils.process_allgather(np.int32(own))
+            self.number = signal.Signals(int(np.min(all_of_them)))  # SIGINT if there was one
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process
+        return self.number
+
+    def _react(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        with self._lock:
+            first, self._first = self._first, self._first or (number, now)
+            if not self._several:
+                self.number = self._first[0]
+        if first is None:
+            again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
+            # `tqdm.write` clears the bar and draws it again below.
+            tqdm.write(f"{self._work_left()}; {again} again to stop now", file=sys.stderr)
+            if self._several:
+                os.kill(os.getpid(), signal.SIGTERM)
+        elif now - first[1] > _REPEATED:
+            exit_at_once(number, "Stopped now; the last complete checkpoint is what is left.")
+
+    def _work_left(self) -> str:
+        if self._several:
+            return "all processes finish the same step, and save it"
+        if self._step > self._total_steps:
+            return "saving the last step"
+        evaluating = ", evaluating" if self._is_evaluated(self._step) else ""
+        return f"finishing step {self._step}{evaluating}, saving"

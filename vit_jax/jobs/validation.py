@@ -11,7 +11,14 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.config.defaults import default
-from vit_jax.config.keys import image_shape, model_attributes, overlap, run_config, short_repr
+from vit_jax.config.keys import (
+    image_shape,
+    look_up,
+    model_attributes,
+    overlap,
+    run_config,
+    short_repr,
+)
 from vit_jax.jobs.key_checks import check_keys
 from vit_jax.models.vit import VisionTransformer
 
@@ -56,15 +63,29 @@ def _problems(config: ConfigDict, devices: int) -> Iterator[str]:
     yield from shared
     if config.job != "compare" or any(overlap("compare.runs", key) for key in wrong):
         return
+    if config.compare.epochs:
+        yield from _unread_lengths(config, config)
     if not config.compare.runs:
         yield "compare.runs is empty: give each run a name and what makes it different."
     for name in config.compare.runs:
         single = run_config(config, name)
         if config.compare.epochs:  # any of these lengths will do
+            yield from _unread_lengths(config, config.compare.runs[name], f"compare.runs.{name}.")
             single.epochs, single.total_steps = float(config.compare.epochs[0]), None
         for message in conflicts(single):
             if message not in shared:
                 yield f"compare.runs.{name}: {message}"
+
+
+def _unread_lengths(config: ConfigDict, source: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Yields a message for each length of training that `compare.epochs` takes the place of."""
+    for key in ("total_steps", "epochs"):
+        if look_up(source, key, None) is not None:
+            yield (
+                f"{prefix}{key}={short_repr(source[key])} would not be read, because "
+                f"compare.epochs={short_repr(config.compare.epochs)} has the lengths: leave it "
+                f"out, or set compare.epochs to ()."
+            )
 
 
 class Conflict(NamedTuple):
@@ -116,7 +137,7 @@ def _job_conflicts(config: ConfigDict, job: str) -> Iterator[Conflict]:
 
 
 def _batch_conflicts(config: ConfigDict, devices: int) -> Iterator[Conflict]:
-    by_devices, accumulate = f"the {devices} devices", config.accumulate_steps
+    by_devices, accumulate = f"the {devices} devices", config.accumulate_steps or 1
     and_steps = f" x accumulate_steps={accumulate}" if accumulate > 1 else ""
     for keys, parts, by in (
         (("batch_size", "accumulate_steps"), devices * accumulate, by_devices + and_steps),
