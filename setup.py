@@ -1,8 +1,12 @@
 """Metadata and dependencies; `pip install -e .` installs the package."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+PACKAGE = (ROOT / "vit_jax" / "__init__.py").read_text(encoding="utf-8")
 
 DEMO = ["gradio>=6.30"]
 ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
@@ -25,11 +29,15 @@ TEST = [
 
 setup(
     name="vit_jax",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.*)"', PACKAGE, re.MULTILINE)[1],
     description="The Vision Transformer of 'An Image is Worth 16x16 Words' in JAX and Flax",
-    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    # So that an editable install adds this folder to sys.path. Setuptools otherwise adds a finder
+    # that is asked last: in the folder above, Python would take a clone named vit_jax for the
+    # package.
+    package_dir={"": "."},
     packages=find_packages(include=["vit_jax", "vit_jax.*"]),
     package_data={"vit_jax": ["py.typed"]},
     python_requires=">=3.11",
@@ -52,6 +60,7 @@ setup(
         "optax",
         "orbax-checkpoint>=0.12",
         "pillow",
+        "psutil",
         "safetensors>=0.8",  # older versions copy every array that they write
         "scipy",
         "simplejpeg",
@@ -61,6 +70,8 @@ setup(
     ],
     extras_require={
         "cuda": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]"],  # for drivers older than 580
+        "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "bench": ["tensorflow-cpu", *PYTORCH],  # the peers that benchmarks measure
         "prepare": ["tensorflow-cpu"],  # for the tfds builders that need TensorFlow

@@ -15,7 +15,30 @@ From weights to an answer:
 Names are imported when they are first used.
 """
 
-from etils import epy
+import importlib.util
+import sys
+
+__version__ = "0.2.0.dev0"
+
+_problem = ""
+if sys.version_info < (3, 11):  # noqa: UP036
+    _problem = f"vit_jax needs Python 3.11 or newer. This is {sys.version.split()[0]}."
+elif importlib.util.find_spec("etils") is None:
+    _problem = (
+        f"The packages that vit_jax needs are not installed for {sys.executable}. In the clone, "
+        f"`make quickstart` installs them in .venv, and `source .venv/bin/activate` activates that."
+    )
+if _problem and sys.argv[0] == "-m":  # a command gets a message without a traceback
+    sys.exit(_problem)
+if _problem:
+    raise ImportError(_problem)
+
+from etils import epy  # noqa: E402
+
+if sys.argv[:1] == ["-m"]:  # a command: Ctrl-C has no traceback, while it imports the rest either
+    from vit_jax.cli.interrupts import end_quietly_at_ctrl_c
+
+    end_quietly_at_ctrl_c()
 
 with epy.lazy_api_imports(globals()):
     # Models: a Flax module by its name, and all names.
@@ -32,6 +55,9 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.jobs.evaluate import evaluate
     from vit_jax.jobs.train import train
 
+    # From arrays and labels to a classifier.
+    from vit_jax.inference.fitting import fit
+
 __all__ = [
     "VARIANTS",
     "Classifier",
@@ -39,6 +65,7 @@ __all__ = [
     "build",
     "default_config",
     "evaluate",
+    "fit",
     "load",
     "save",
     "train",

@@ -92,7 +92,7 @@ def test_a_sweep_in_a_bucket_does_nothing_twice(server, settings):
     settings.sweep.update(lr=(0.01, 0.1), held_out=0.2)
     first = sweep(settings, "gs://bucket/sweep")
     assert [row["lr"] for row in rows(server, "bucket/sweep/sweep.csv")] == ["0.01", "0.1"]
-    assert b"| lr |" in server.objects["bucket/sweep/sweep.md"][1]
+    assert b"| learning rate |" in server.objects["bucket/sweep/sweep.md"][1]
     before = dict(server.objects)
     assert sweep(settings, "gs://bucket/sweep") == first
     changed = {name for name in server.objects if server.objects[name] != before.get(name)}

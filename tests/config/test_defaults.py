@@ -9,6 +9,7 @@ import pytest
 from conftest import REPOSITORY
 from ml_collections import ConfigDict
 
+from vit_jax.config.comments import describe_keys
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import all_keys
 from vit_jax.jobs.key_checks import RANGES, choices
@@ -43,6 +44,15 @@ COMMENTS = comments()
 @pytest.mark.parametrize("key", KEYS)
 def test_every_key_has_a_comment(key):
     assert COMMENTS[key]
+
+
+def test_descriptions_are_the_comments():
+    found = {entry.key: " ".join([entry.note, entry.comment]).strip() for entry in describe_keys()}
+    assert found.items() >= COMMENTS.items()
+    (flip,) = (entry for entry in describe_keys() if entry.key == "data.flip")
+    assert (flip.comment, flip.note) == ("mirrors half of the training images", "")
+    (train,) = (entry for entry in describe_keys() if entry.key == "data.train")
+    assert train.comment == "to train on" and train.note.startswith("Splits in the syntax")
 
 
 @pytest.mark.parametrize("key", CHOICES)

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 
 import nbformat
 import numpy as np
@@ -153,13 +154,16 @@ def test_examples_of_the_readme_run(run_examples):
     assert found["best"].label == "rose" and found["best"].probability > 0.99
 
 
+@pytest.mark.slow
 def test_examples_of_the_api_run(run_examples):
     found = run_examples(DOCS / "python.md")
     assert found["logits"].shape == (1, 10)
     assert found["features"].pooled.shape == (2, 96)
     assert found["features"].tokens[4].shape == (2, 37, 96)
     assert found["larger"].image_shape == (96, 96)
-    assert found["params"]["head"]["kernel"].shape == (96, 10)
+    assert found["summary"]["test_accuracy"] == 1 and found["best"].label == "dark"
+    assert np.mean(found["losses"][-20:]) < np.mean(found["losses"][:20]) - 0.1
+    assert found["params"]["head"]["kernel"].shape == (96, 5)
     assert found["flops"] == pytest.approx(1.11e11, rel=0.005)
     vit_jax.load("smaller.npz")
 
@@ -171,7 +175,16 @@ def test_all_other_python_is_in_the_walkthrough():
 
 def test_every_name_of_the_api_is_in_the_documents():
     text = (DOCS / "python.md").read_text("utf-8")
-    for name in ("build", "VARIANTS", "load", "adapt", "save", "Classifier", "default_config"):
+    for name in (
+        "build",
+        "VARIANTS",
+        "load",
+        "adapt",
+        "save",
+        "Classifier",
+        "fit",
+        "default_config",
+    ):
         assert f"`{name}" in text and hasattr(vit_jax, name)
     for name in ("train", "evaluate"):
         assert f"`{name}(" in text and callable(getattr(vit_jax, name))
@@ -254,13 +267,13 @@ def test_every_picture_says_what_it_shows():
 
 def test_the_map_names_every_file():
     text = (DOCS / "architecture.md").read_text("utf-8")
-    named = set(re.findall(r"\b[a-z_]+\.py\b", text))
+    named = set(re.findall(r"\b[a-z0-9_]+\.py\b", text))
     package = REPOSITORY / "vit_jax"
     there = {path.name for path in package.rglob("*.py")} - {"__init__.py"}
     assert there <= named, f"not on the map: {sorted(there - named)}"
     assert named <= there | {"utils.py", "test_architecture.py", "__init__.py"}
     for room, files in re.findall(r"^ +([a-z]+)/ (.*\n(?: {20}.*\n)*)", text, re.MULTILINE):
-        for name in re.findall(r"\b[a-z_]+\.py\b", files):
+        for name in re.findall(r"\b[a-z0-9_]+\.py\b", files):
             assert list(package.rglob(f"{room}/{name}")), f"{room} has no {name}"
 
 
@@ -300,25 +313,61 @@ def test_all_commands_are_documented_somewhere():
     assert {f"benchmarks.{path.stem}" for path in benchmarks if path.stem != known} <= shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_name_what_there_is(page):
-    targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    sources = "".join(
+@pytest.fixture(scope="module")
+def sources():
+    """The text of all the code of commands."""
+    return "".join(
         path.read_text("utf-8")
         for folder in ("vit_jax", "benchmarks")
         for path in (REPOSITORY / folder).rglob("*.py")
     )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_name_what_there_is(page, sources):
     for words in commands(page):
-        if words[0] == "make":
-            assert words[1] in targets, words
-        elif words[:2] == ["python", "-m"]:
-            assert words[2] in ("pip", "venv", "pytest") or importlib.util.find_spec(words[2]), (
-                words
-            )
-            for word in words[3:]:
-                check_argument(word, sources)
-        elif words[0] == "python":
-            assert (REPOSITORY / words[1]).is_file(), words
+        check_command(words, sources)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_have_no_comments(page):
+    """A comment is an argument in zsh, the shell of macOS."""
+    lines = "".join(block["text"] for block in blocks(page, "bash")).splitlines()
+    assert not [line for line in lines if re.search(r"(^|\s)#", line)]
+
+
+def test_the_quickstart_ends_with_commands_that_can_be_pasted(tmp_path, sources):
+    """Where `python` does nothing, `make quickstart` prints the end alone."""
+    (tmp_path / "python").symlink_to("/bin/true")
+    make = ["make", "-s", "quickstart", f"BIN={tmp_path}", "-o", ".venv/installed"]
+    done = subprocess.run(make, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    first, *lines = [line for line in done.stdout.splitlines() if line.startswith(("s", "python"))]
+    assert first == "source .venv/bin/activate" and "Next" in done.stdout
+    readme = README.read_text("utf-8")
+    for line, command in zip(lines, ("predict", "visualize", "main"), strict=True):
+        words = shlex.split(line)
+        assert words[2] == f"vit_jax.{command}"
+        check_command(words, sources)
+        for word in words[3:]:  # what the commands read is there by then
+            made = word in ("runs/quickstart", "--workdir=runs/photos", "--out=runs/report")
+            assert made or word.startswith("--config=") or (REPOSITORY / word).exists(), word
+        if command != "main":
+            assert line.replace("runs/quickstart", "checkpoints/quickstart") in readme
+    assert "--workdir=runs/quickstart" in readme
+
+
+def check_command(words, sources):
+    """Asserts that a command's target, program, files, keys and flags exist."""
+    targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    if words[0] == "make":
+        assert words[1] in targets, words
+    elif words[:2] == ["python", "-m"]:
+        known = words[2] in ("pip", "venv", "pytest") or importlib.util.find_spec(words[2])
+        assert known, words
+        for word in words[3:]:
+            check_argument(word, sources)
+    elif words[0] == "python":
+        assert (REPOSITORY / words[1]).is_file(), words
 
 
 def check_argument(word, sources):
@@ -333,7 +382,9 @@ def check_argument(word, sources):
             where = where[part]
     elif word.startswith("--"):
         flag = word[2:].partition("=")[0]
-        assert f'"--{flag}"' in sources or re.search(rf'DEFINE_\w+\(\s*"{flag}"', sources), word
+        assert f'"--{flag}"' in sources or re.search(rf'(DEFINE_\w+|Flag)\(\s*"{flag}"', sources), (
+            word
+        )
 
 
 def test_shown_predictions_are_the_models(monkeypatch):

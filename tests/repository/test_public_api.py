@@ -10,7 +10,10 @@ from conftest import REPOSITORY, environment
 
 import vit_jax
 
-FUNCTIONS = ("build", "load", "save", "adapt", "Classifier", "default_config", "train", "evaluate")
+FUNCTIONS = (
+    *("build", "load", "save", "adapt", "Classifier"),
+    *("default_config", "train", "evaluate", "fit"),
+)
 
 
 def examples(text, name):
@@ -25,7 +28,7 @@ def test_the_public_names_are_these():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name == "train" else ())
+        pytest.param(name, marks=pytest.mark.slow if name in ("train", "fit") else ())
         for name in (*FUNCTIONS, "VARIANTS")
     ],
 )

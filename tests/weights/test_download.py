@@ -168,6 +168,43 @@ def test_refusals_are_final(server, tmp_path):
     assert len(server.log) == 2
 
 
+def test_a_failed_download_says_so_twice_and_leaves_nothing(server, tmp_path, caplog):
+    """Once at the first failure, once at the end: whatever fails, and at any log level."""
+    server.errors = [503] * 100
+    url, path = f"{server.url}/x.npz", tmp_path / "bucket" / "models" / "x.npz"
+    with pytest.raises(ValueError, match=r"503 Service Unavailable\. Check the network") as error:
+        download.fetch(url, path)
+    assert "bytes that came" not in str(error.value)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("WARNING", f"{url}: 503 Service Unavailable. Trying again for 15 s or longer.")
+    ]
+    server.errors, server.files["/x.npz"], server.breaks = [], DATA, [0] * 100
+    with pytest.raises(ValueError, match="can't be downloaded") as error:
+        download.fetch(url, path)
+    assert "bytes that came" not in str(error.value)
+    server.breaks, server.headers["/x.npz"] = [], google_hash(DATA[1:])
+    with pytest.raises(ValueError, match="came damaged"):
+        download.fetch(url, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pauses_are_as_long_as_the_warning_says(server, tmp_path, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(download, "_PAUSE", 0.5)
+    monkeypatch.setattr(download.time, "sleep", pauses.append)
+    server.errors = [503] * 100
+    with pytest.raises(ValueError, match="can't be downloaded"):
+        download.fetch(f"{server.url}/x.npz", tmp_path / "x.npz")
+    assert sum(pauses) == download._PATIENCE == 15
+
+
+def test_an_unreachable_server_is_named_with_the_systems_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_PAUSE", 0.0)
+    with pytest.raises(ValueError, match=r"localhost:1/x\.npz can't be downloaded: Connection ref"):
+        download.fetch("http://localhost:1/x.npz", tmp_path / "new" / "x.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
 def google_hash(data):
     md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
     return {"x-goog-hash": f"crc32c=AAAAAA==,md5={md5}"}
@@ -322,8 +359,9 @@ def augreg_index(rows):
     return "\n".join(lines).encode()
 
 
-def test_a_bare_variant_is_augregs_best_of_imagenet21k(server, tmp_path, monkeypatch):
+def test_a_bare_variant_is_augregs_best_of_imagenet21k(server, tmp_path, monkeypatch, caplog):
     """By final_val among i21k; other data sets and variants don't count."""
+    caplog.set_level("INFO", "vit_jax")
     monkeypatch.setattr(catalogue, "published", lambda: PUBLISHED)
     data, params = weights(tmp_path, ".npz", "npz")
     server.files["/vit_models/augreg/index.csv"] = augreg_index(
@@ -342,6 +380,10 @@ def test_a_bare_variant_is_augregs_best_of_imagenet21k(server, tmp_path, monkeyp
     )
     server.files["/vit_models/augreg/B_16-best.npz"] = data
     assert_loads("B/16", params, **SAID)
+    assert caplog.messages == [
+        "B/16: looking for the best checkpoint in AugReg's index",
+        "B/16: B_16-best, 0.475 on validation",
+    ]
     assert_loads("vit_b16", params, **SAID)
     assert [path for path, _ in server.log] == [
         "/vit_models/augreg/index.csv",

@@ -19,4 +19,4 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.checkpoints.manager import CheckpointManager
 
     # the run's folder
-    from vit_jax.checkpoints.workdir import lock, make_workdir
+    from vit_jax.checkpoints.workdir import lock, open_workdir

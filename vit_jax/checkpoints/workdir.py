@@ -15,13 +15,16 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vit_jax.common.files import absolute, is_bucket
+from vit_jax.common.files import absolute, is_bucket, no_empty_folders
 
 logger = logging.getLogger(__name__)
 
 
-def make_workdir(path: str | os.PathLike) -> epath.Path:
-    """Returns the absolute path of a workdir, and makes the folder if it does not exist.
+@contextlib.contextmanager
+def open_workdir(path: str | os.PathLike) -> Iterator[epath.Path]:
+    """Yields the absolute path of a workdir, and makes the folder if it does not exist.
+
+    If the block raises an error before it has written anything there, the folder is removed again.
 
     Args:
       path: a folder on this machine, or in a bucket (`gs://BUCKET/PATH`).
@@ -31,11 +34,12 @@ def make_workdir(path: str | os.PathLike) -> epath.Path:
       ValueError, FileNotFoundError: the bucket can't be used, see `common.files.absolute`.
     """
     workdir = absolute(path)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"The workdir {workdir} can't be made: {error.strerror}.") from error
-    return workdir
+    with no_empty_folders(workdir / "checkpoints"):
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"The workdir {workdir} can't be made: {error.strerror}.") from error
+        yield workdir
 
 
 @contextlib.contextmanager
@@ -44,7 +48,8 @@ def lock(workdir: epath.Path) -> Iterator[None]:
 
     The first process of the run locks WORKDIR/.lock. The system releases the lock when that process
     ends, however it ends. Buckets and some network file systems have no locks: a second run in the
-    same workdir is not noticed there.
+    same workdir is not noticed there. If the block raises an error and the workdir holds no file,
+    the lock's own is removed.
 
     Raises:
       OSError: another run holds the workdir, or nothing can be written to it.
@@ -58,7 +63,19 @@ def lock(workdir: epath.Path) -> Iterator[None]:
             problem = problem or ("The first process can't have the workdir." if refused else "")
         if problem:
             raise OSError(problem)
-        yield
+        try:
+            yield
+        except BaseException:
+            if jax.process_index() == 0 and not is_bucket(workdir):
+                _remove_if_alone(pathlib.Path(workdir, ".lock"))
+            raise
+
+
+def _remove_if_alone(file: pathlib.Path) -> None:
+    """Removes a file if there is no other in its folder, at any depth."""
+    with contextlib.suppress(OSError):
+        if [x for x in file.parent.rglob("*") if not x.is_dir()] == [file]:
+            file.unlink()
 
 
 def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> str:
@@ -75,6 +92,8 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> str:
             )
         except OSError as error:
             logger.warning("%s can't be locked (%s): start no second run there.", workdir, error)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
+            return f"The workdir {workdir} is in use by a run that is just ending: start again."
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

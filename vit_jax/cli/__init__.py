@@ -17,11 +17,19 @@ with epy.lazy_api_imports(globals()):
         join_processes,
         keep_freed_memory,
         keep_programs,
+        prefer_cublas,
         without_tpu,
     )
 
     # what is printed of errors and signals
-    from vit_jax.cli.errors import exit_at_signals, log_errors_once
+    from vit_jax.cli.errors import (
+        exit_at_signals,
+        exit_if_unreadable,
+        log_errors_once,
+        stop_at_closed_pipe,
+    )
+
+    from vit_jax.cli.interrupts import end_quietly_at_ctrl_c
 
     # flags of commands that read a configuration
     from vit_jax.cli.flags import parse_flags

@@ -10,10 +10,12 @@ from collections.abc import Iterable
 
 from vit_jax.data import sources
 
+SOURCE = "a run's workdir, a file or folder of weights, a URL, or a name such as B/16"  # for --help
+
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds `checkpoint`, and `--image_size`, which is None if it is not given."""
-    parser.add_argument("checkpoint", help="whatever config.init_from may name: path, URL or name")
+    parser.add_argument("checkpoint", help=SOURCE)
     parser.add_argument(
         "--image_size",
         type=image_size,

@@ -6,34 +6,62 @@ import difflib
 import glob
 import os
 import re
+import shlex
 import sys
 import traceback
+from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from vit_jax.config.keys import no_such_key, what_fits
+from vit_jax.config.defaults import default
+from vit_jax.config.keys import look_up, no_such_key, what_fits
+
+SEE_KEYS = "`python -m vit_jax.main --help` lists the configurations and keys."
+_ABSENT = object()  # the value of keys that have no default: those of `compare.runs`
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Parses a command line with a configuration; returns the arguments that are no flags.
 
     Exits with one paragraph if a flag, a key of the configuration or its value is wrong, or if the
-    configuration file doesn't exist or raises an error.
+    configuration file is not given, doesn't exist or raises an error.
     """
     try:
         left = values(argv)
         getattr(values["config"].value, "lock", None)  # a file that can't be read raises when used
+        if values["config"].value is None:
+            sys.exit(f"--config=FILE is needed. {SEE_KEYS}")
+        _replace_lengths(values["config"])
         return left
     except flags.Error as error:
-        message = str(error).strip()
+        message = re.sub("^flags .*?: ", "", str(error).strip())  # a head that lists several flags
         if "Traceback" in message:  # the configuration file raised an error
-            message = f"{message.partition(': Error')[0]}: {message.splitlines()[-1].strip()}"
-        elif key := re.match(r"flag --config\.([\w.]+)=", message):
+            sys.exit(f"{message.partition(': Error')[0]}: {message.splitlines()[-1].strip()}")
+        if key := re.match(r"flag --config\.([\w.]+)=", message):
             message = f"{message.rstrip('.')}. {key[1]} must be {what_fits(key[1])}."
-        sys.exit(message)
+        command = argv[0] if argv[0].startswith("python") else "python -m vit_jax.main"
+        see = SEE_KEYS if "--config." in message else f"`{command} --help` lists the flags."
+        sys.exit(f"{message}{'' if message[-1] in '.?' else '.'} {see}")
     except Exception as error:  # a configuration file can raise anything
         hidden = error.__cause__ if isinstance(error, OSError) else None
         sys.exit(_config_message(argv, hidden or error))
+
+
+def _replace_lengths(flag: flags.Flag) -> None:
+    """Lets a length of training on the command line take the place of the configuration file's.
+
+    `--config.epochs=3` would not be read if the file sets `total_steps`, which no flag can unset.
+    """
+    config: Any = flag.value
+    given = config_flags.get_override_values(flag)
+    lengths: dict[str, Any] = {"total_steps": None, "epochs": None}
+    if "job" in config and config.job == "compare":
+        lengths["compare.epochs"] = ()
+    if given.keys() & lengths:
+        unset = {key: value for key, value in lengths.items() if key not in given}
+        config.update_from_flattened_dict(unset)
 
 
 def _config_message(argv: list[str], error: BaseException) -> str:
@@ -44,14 +72,39 @@ def _config_message(argv: list[str], error: BaseException) -> str:
         known = {*glob.glob(f"{os.path.dirname(file) or '.'}/*.py"), *glob.glob("configs/*.py")}
         close = difflib.get_close_matches(file, map(os.path.normpath, known), n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
-        return f"There is no configuration file {file!r}{hint}"
+        return f"There is no configuration file {file!r}{hint} {SEE_KEYS}"
     lines = [x.lineno for x in traceback.extract_tb(error.__traceback__) if x.filename == file]
     keys = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]+)", arg))]
     unknown = [key for key in keys if no_such_key(key)]
     unknown = [key for key in unknown if not key.startswith("compare.runs.")] or unknown
     if unknown and not lines and not isinstance(error, SyntaxError):
         problems = "\n- ".join(map(no_such_key, unknown))
-        return f"The command line can't be used:\n- {problems}"
+        return f"The command line can't be used:\n- {problems}\n{SEE_KEYS}"
     where = f"{file}, line {lines[-1]}" if lines else f"--config={file}"
     message = re.sub(r' Other fields present: ".*?"(?=\n|$)', "", str(error).replace("\\n", "\n"))
     return f"{where}: {type(error).__name__}: {' '.join(message.split())}"
+
+
+def as_flags(config: ConfigDict, *, only_changes: bool = False) -> Iterator[str]:
+    """Yields "--config.KEY=VALUE" for each key of a configuration, quoted for a shell.
+
+    A key that is None can't be set by a flag: it follows a "# ".
+
+    Args:
+      config: any configuration.
+      only_changes: leaves out the keys that have their default.
+    """
+    defaults = default()
+    for key, value in _leaves(config):
+        if only_changes and value == look_up(defaults, key, _ABSENT):
+            continue
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        yield f"{'# ' if value is None else ''}--config.{key}={shlex.quote(text)}"
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -26,6 +26,14 @@ def looks_like_path(name: str) -> bool:
     return name.startswith(("/", ".", "~"))
 
 
+def folders_beside(path: str | os.PathLike[str]) -> list[str]:
+    """Returns the paths of the folders in the parent of `path`; [] if that can't be read."""
+    try:
+        return [str(x) for x in pathlib.Path(path).expanduser().parent.iterdir() if x.is_dir()]
+    except (OSError, ValueError):  # ValueError: the path can't be one
+        return []
+
+
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """Returns the absolute path of a file or folder.
 
@@ -45,7 +53,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     except ImportError as error:
         raise ValueError(
             f"{path} is in a bucket of Google Cloud Storage, and reading and writing there needs "
-            f'gcsfs: pip install "vit_jax[gcs]", in a checkout pip install -e ".[gcs]".'
+            f'gcsfs: pip install -e ".[gcs]".'
         ) from error
     bucket = epath.Path(_BUCKETS + path.split("/")[2])
     try:
@@ -81,6 +89,25 @@ def replacing(path: PathT) -> Iterator[PathT]:
             written.rmtree()
         else:
             written.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def no_empty_folders(folder: PathT) -> Iterator[None]:
+    """Removes folders that the block made and left empty, if it raises an error.
+
+    These are `folder` and the folders above it. One that was there before is never removed. In a
+    bucket there are no folders: nothing is done.
+    """
+    paths = () if is_bucket(folder) else (folder, *folder.parents)
+    missing = [path for path in paths if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError, ValueError):  # one holds something; epath's is the latter
+            for path in missing:
+                if path.exists():
+                    path.rmdir()
         raise
 
 

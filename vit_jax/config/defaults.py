@@ -90,8 +90,11 @@ def default() -> ConfigDict:
     config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
     config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
-    config.data.threads = 2  # threads that read and decode, in each process
-    config.data.prefetch = 4  # batches that are made ahead, in each process
+    # Threads that read and decode, in each process; each makes a batch. None: one for each CPU that
+    # the process may use, shared with the other processes of the host that may use the same. At
+    # most 4 if CPUs compute the steps, too.
+    config.data.threads = placeholder(int)
+    config.data.prefetch = 4  # batches made ahead in each process; at least one for every thread
     config.data.check = True  # decodes every image of a folder before a run's first step
     config.data.on_error = "stop"  # at an image that can't be decoded; or "skip" it
 
@@ -99,7 +102,9 @@ def default() -> ConfigDict:
     config.eval_batch_size = 512  # images a step of evaluation, over all devices
     config.total_steps = placeholder(int)  # length of the run in steps; if set, epochs isn't read
     config.epochs = placeholder(float)  # length of the run in passes over the training split
-    config.accumulate_steps = 1  # micro-batches that make up a step's batch, to save memory
+    # Micro-batches that make up a step's batch, to save memory. None: as many as let a step fit
+    # into the devices' memory, by an estimate; a run that is resumed keeps their number.
+    config.accumulate_steps = placeholder(int)
 
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # in training.optim.OPTIMIZERS; paper: "adam" in pre-training
@@ -141,7 +146,9 @@ def default() -> ConfigDict:
     config.log_every = 50  # steps
     config.eval_every = 500  # steps; the last step is always evaluated; 0: only the last
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500  # steps; the last step is always saved; 0: only the last
+    # Steps; the last step is always saved. 0: only the last. Else the first checkpoint comes after
+    # two minutes, if none was due before; of several processes, with the next row of metrics.csv.
+    config.checkpoint.every = 500
     config.checkpoint.keep = 2  # how many of the newest checkpoints stay
     config.checkpoint.fallback = False  # goes on from an older one if the newest is damaged
     config.checkpoint.other_config = False  # goes on in a workdir of another configuration
@@ -150,6 +157,7 @@ def default() -> ConfigDict:
     # What to start from, or to evaluate: a workdir, a folder of one checkpoint, a file of weights,
     # a URL or a name, see vit_jax.load. None: random parameters.
     config.init_from = placeholder(str)
+    config.init_expected = False  # warns if a run starts without init_from; True in fine-tuning
     config.init_resize = "linear"  # how the positions of init_from are resized; or "cubic"
     config.init_average = False  # starts from the Polyak average of init_from
     return config.lock()

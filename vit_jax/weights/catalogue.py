@@ -68,6 +68,20 @@ def published() -> dict[str, Published]:
     return {row.name: row for row in rows}
 
 
+def published_source(variant: str) -> str | None:
+    """Returns what `find` takes for published weights of a variant, or None if none are known.
+
+    Args:
+      variant: a key of `models.VARIANTS`.
+    """
+    if not (CHECKPOINTS / "published.csv").is_file():
+        return None
+    names = [row.name for row in published().values() if row.variant == variant]
+    if any(name.startswith("augreg/") for name in names):
+        return variant  # the best of them
+    return next(iter(names), None)
+
+
 def find(source: str | os.PathLike) -> str:
     """Returns the path of weights on this machine, after a download if that is necessary.
 
@@ -124,6 +138,7 @@ def _best_of_augreg(variant: str) -> str:
     The best has the highest accuracy on the validation split. AugReg is Steiner et al., arXiv
     2106.10270. Its index.csv has a row for each fine-tuning of each checkpoint.
     """
+    logger.info("%s: looking for the best checkpoint in AugReg's index", variant)
     index = _fetch_once(f"{_storage()}/{_AUGREG}/index.csv", f"{_AUGREG}/index.csv")
     with open(index, encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["ds"] == "i21k"]

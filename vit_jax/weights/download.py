@@ -19,11 +19,14 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from vit_jax.common.files import no_empty_folders
+
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 5  # in a row that may fail without a single new byte
 _PAUSE = 0.5  # seconds after a first failure, doubled after each further one
 _TIMEOUT = 30  # seconds without a byte
+_PATIENCE = _PAUSE * (2**_ATTEMPTS - 2)  # seconds of all pauses, without a single new byte
 _CHUNK = 2**20  # bytes
 
 
@@ -44,33 +47,43 @@ def fetch(url: str, path: str | os.PathLike) -> None:
     """
     _require_secure(url)
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with no_empty_folders(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial, announced = _receive_all(url, path)
+        _check(partial, url, announced)
+    partial.rename(path)
+
+
+def _receive_all(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Announced]:
+    """Downloads a file by several attempts; returns what `_continue` returns."""
     failures = most = 0
+    has_warned = False
     while True:
         try:
-            partial, announced = _continue(url, path)
-            break
+            return _continue(url, path)
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 raise FileNotFoundError(f"There is no {url}.") from error
+            why = f"{error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):  # asking again won't help
-                why = f"{error.code} {error.reason}"
                 raise ValueError(f"{url} can't be downloaded: {why}.") from error
             problem: Exception = error
         except (OSError, http.client.HTTPException) as error:
-            problem = error
-        received = _bytes_received(path)
+            reason = getattr(error, "reason", error)  # urllib wraps the system's own error
+            why, problem = getattr(reason, "strerror", None) or str(reason), error
+        received = _remove_empty_parts(path)
         failures = 0 if received > most else failures + 1
         most = max(most, received)
         if failures == _ATTEMPTS:
+            kept = f" The {received} bytes that came are kept; the same command goes on from there."
             raise ValueError(
-                f"{url} can't be downloaded: {problem}. The {received} bytes that came are kept; "
-                f"the same command goes on from there."
+                f"{url} can't be downloaded: {why}. Check the network, or give the path of a file "
+                f"that was downloaded elsewhere.{kept * (received > 0)}"
             ) from problem
-        logger.info("%s broke off (%s); going on at byte %d", url, problem, received)
+        if not has_warned:
+            logger.warning("%s: %s. Trying again for %d s or longer.", url, why, _PATIENCE)
+            has_warned = True
         time.sleep(_PAUSE * 2**failures)
-    _check(partial, url, announced)
-    partial.rename(path)
 
 
 class _Announced(NamedTuple):
@@ -109,8 +122,15 @@ def _continue(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Announced]:
     return partial, announced
 
 
-def _bytes_received(path: pathlib.Path) -> int:
-    return max((p.stat().st_size for p in path.parent.glob(f".{path.name}.*.part")), default=0)
+def _remove_empty_parts(path: pathlib.Path) -> int:
+    """Removes temporary files without a byte; returns the size of the largest other one."""
+    largest = 0
+    for partial in path.parent.glob(f".{path.name}.*.part"):
+        if size := partial.stat().st_size:
+            largest = max(largest, size)
+        else:
+            partial.unlink()
+    return largest
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
