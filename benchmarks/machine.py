@@ -19,14 +19,14 @@ from typing import Any
 
 def description(*packages: str) -> dict[str, Any]:
     """Returns the processor, cores, memory in GiB, JAX's devices and versions of packages."""
-    import jax  # not above: some contenders' interpreters don't have it
+    import jax  # not above: some contenders' interpreters have neither
+
+    from vit_jax.common.host import available_cpus
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(available_cpus()),
         "memory_gib": round(memory / 2**30, 1),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "python": platform.python_version(),

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import pathlib
 import platform
 import runpy
@@ -29,6 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vit_jax.cli.environment import keep_freed_memory
 from vit_jax.cli.errors import exit_at_signals
+from vit_jax.common.host import available_cpus
 from vit_jax.jobs import fewshot as fewshot_job
 from vit_jax.jobs.compare import compare
 from vit_jax.jobs.runs import train_once
@@ -128,7 +128,7 @@ def run(dataset: str, workdir: pathlib.Path) -> None:
         "b": f"The same ViT on few labels, {LABELLED}",
         "c": "Few-shot linear evaluation, test accuracy in per cent over 5 draws",
     }
-    machine = f"{os.cpu_count()} x {platform.processor() or platform.machine()}, "
+    machine = f"{len(available_cpus())} x {platform.processor() or platform.machine()}, "
     machine += f"jax {jax.__version__} on {jax.devices()[0].device_kind}"
     text = f"Data: {dataset}. Machine: {machine}.\n"
     for part, title in titles.items():

@@ -16,6 +16,7 @@ Names are imported when they are first used.
 """
 
 import importlib.util
+import re
 import sys
 
 __version__ = "0.2.0.dev0"
@@ -28,14 +29,19 @@ elif importlib.util.find_spec("etils") is None:
         f"The packages that vit_jax needs are not installed for {sys.executable}. In the clone, "
         f"`make quickstart` installs them in .venv, and `source .venv/bin/activate` activates that."
     )
-if _problem and sys.argv[0] == "-m":  # a command gets a message without a traceback
+# While `python -m MODULE` imports packages, sys.argv is -m and the arguments after MODULE.
+_started = getattr(sys, "orig_argv", sys.argv)[-len(sys.argv) :]
+_is_command = sys.argv[:1] == ["-m"] and re.match(
+    r"(-\w*m)?(vit_jax|benchmarks)(\.|$)", _started[0]
+)
+if _problem and _is_command:  # a command gets a message without a traceback
     sys.exit(_problem)
 if _problem:
-    raise ImportError(_problem)
+    raise ImportError(_problem, name=__name__)
 
 from etils import epy  # noqa: E402
 
-if sys.argv[:1] == ["-m"]:  # a command: Ctrl-C has no traceback, while it imports the rest either
+if _is_command:  # Ctrl-C has no traceback, while it imports the rest either
     from vit_jax.cli.interrupts import end_quietly_at_ctrl_c
 
     end_quietly_at_ctrl_c()

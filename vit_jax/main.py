@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 
 import jax
@@ -115,11 +114,9 @@ def main(argv: list[str]) -> None:
     stopped = f"Stopped; the same command goes on from what {workdir} holds."
     if config.get("job") in ("evaluate", "fewshot"):
         stopped = "Stopped; the same command begins again."
-    signals = [signal.SIGINT, signal.SIGTERM]
     if _DISTRIBUTED.value or _COORDINATOR.value:
         join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        signals.remove(signal.SIGTERM)  # JAX's preemption service handles it
-    with exit_at_signals(stopped, signals, zero_on_preemption=_ZERO.value):
+    with exit_at_signals(stopped, zero_on_preemption=_ZERO.value):
         start_devices()
         is_main = jax.process_index() == 0
         if not is_main:
@@ -132,14 +129,16 @@ def main(argv: list[str]) -> None:
                 summary = JOBS[config.job](config, workdir)
         except Interrupted as error:
             if is_main and error.summary is not None:  # the job was complete all the same
-                print(json.dumps(error.summary), flush=True)
+                with stop_at_closed_pipe():
+                    print(json.dumps(error.summary))
             raise
         except (FloatingPointError, ImportError, OSError, ValueError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except MEMORY_ERRORS as error:
             sys.exit(explain_memory(error, _TO_SAVE_MEMORY))
     if is_main:
-        print(json.dumps(summary))
+        with stop_at_closed_pipe():
+            print(json.dumps(summary))
 
 
 def _parse(argv: list[str]) -> list[str]:

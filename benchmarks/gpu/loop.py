@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import input_pipeline, machine
 from benchmarks.gpu import result
+from vit_jax.common.host import available_cpus
 
 CLASSES = 8
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=80)
     args = parser.parse_args(argv)
     found = result.Result(args.out, "loop")
-    cores = len(os.sched_getaffinity(0))
+    cores = len(available_cpus())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"
         photos = str(pathlib.Path(folder, "photos"))

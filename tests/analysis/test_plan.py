@@ -139,7 +139,7 @@ def test_what_does_not_fit_gets_suggestions(monkeypatch):
     topology = hardware.find_topology("local")._replace(memory=1050)
     monkeypatch.setattr(planning, "find_topology", lambda name: topology)
     monkeypatch.setattr(compiling, "compile_lowered", compiled)
-    found = planned(accumulate_steps=1)
+    found = planned(accumulate_steps=1, model={"scan": True})
     assert not found["fits"]
     assert found["collectives"] is found["compiled_flops_per_step"] is None
     changes = [x["change"] for x in found["suggestions"]]

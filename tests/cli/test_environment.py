@@ -112,14 +112,64 @@ def test_nothing_is_said_without_a_gpu_or_to_who_chose_the_cpu(tmp_path):
     assert start(GPU, tmp_path, JAX_PLATFORMS="cpu") == ("cpu cpu", "")
 
 
+# Stands for a plug-in: its devices are those of the CPU, or it can't start them.
+PLUGIN = """
+from jax._src import xla_bridge
+def factory():
+    {}
+    return xla_bridge.make_cpu_client()
+def initialize():
+    xla_bridge.register_backend_factory({!r}, factory, priority=500, fail_quietly=False)
+"""
+
+
 @no_plugin
-def test_libtpu_is_started_only_where_there_is_a_tpu(tmp_path):
-    """An empty package stands for libtpu."""
+@pytest.mark.parametrize("plugin", [None, "rocm"])
+def test_libtpu_is_started_only_where_there_is_a_tpu(tmp_path, plugin):
+    """A package that says when it is started stands for libtpu; another plug-in is used."""
+    if plugin:
+        write_package(tmp_path, "jax_plugins.xla_rocm7", PLUGIN.format("print('rocm')", plugin))
     write_package(tmp_path, "libtpu", "def get_library_path(): return None")
-    absent = "environment._has_nvidia_gpu = lambda: False"
+    absent = (
+        "environment._has_nvidia_gpu = lambda: False; from jax._src import xla_bridge as b;"
+        "b._backend_factories['tpu'].factory.func.__code__ = (lambda **_: print('tpu')).__code__"
+    )
     there = f"{absent}; environment._has_tpu = lambda: True"
-    assert start(absent, tmp_path)[0] == "cpu cpu"
-    assert start(there, tmp_path)[0] == "any cpu"  # JAX looks for itself
+    expected = [plugin] if plugin else []
+    *started, last = start(absent, tmp_path)[0].splitlines()
+    assert (started, last) == (expected, "any cpu")
+    *started, last = start(there, tmp_path)[0].splitlines()
+    assert "tpu" in started
+
+
+@no_plugin
+def test_a_gpu_that_does_not_start_gets_one_warning_and_the_cpu(tmp_path):
+    source = PLUGIN.format("raise RuntimeError('the driver is too old')", "cuda")
+    write_package(tmp_path, "jax_plugins.xla_cuda13", source)
+    write_package(tmp_path, "libtpu", "def get_library_path(): return None")
+    printed, warnings = start(GPU, tmp_path)
+    assert printed == "cpu cpu"
+    (line,) = warnings.splitlines()
+    assert (
+        "JAX runs on the CPU: Unable to initialize backend 'cuda': the driver is too old." in line
+    )
+
+
+@no_plugin
+def test_a_plugin_for_other_gpus_is_not_taken_for_nvidias(tmp_path):
+    write_package(tmp_path, "jax_plugins.xla_rocm7", "def initialize(): pass")
+    assert "JAX's plug-in for NVIDIA GPUs is not installed." in start(GPU, tmp_path)[1]
+
+
+@no_plugin
+@pytest.mark.parametrize(
+    ("plugin", "has_gpu", "on_cpu"),
+    [("cuda13", False, True), ("cuda13", True, False), ("rocm7", False, False)],
+)
+def test_a_plugin_for_nvidia_gpus_without_one_leaves_the_cpu(tmp_path, plugin, has_gpu, on_cpu):
+    write_package(tmp_path, f"jax_plugins.xla_{plugin}", "def initialize(): pass")
+    code = f"environment._has_nvidia_gpu = lambda: {has_gpu}; print(environment._on_cpu())"
+    assert start(code, tmp_path)[0].splitlines()[0] == str(on_cpu)
 
 
 def test_devices_that_are_not_there_get_one_paragraph(tmp_path):
@@ -150,16 +200,18 @@ def test_a_start_of_several_processes_says_that_it_waits(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    ("on_cpu", "flags", "expected"),
+    ("on_cpu", "has_gpu", "flags", "expected"),
     [
-        (True, "--xla_dump_to=a", "--xla_dump_to=a"),
-        (False, "--xla_dump_to=a", "--xla_dump_to=a --xla_gpu_enable_triton_gemm=false"),
-        (False, "", "--xla_gpu_enable_triton_gemm=false"),
-        (False, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        (True, True, "--xla_dump_to=a", "--xla_dump_to=a"),
+        (False, True, "--xla_dump_to=a", "--xla_dump_to=a --xla_gpu_enable_triton_gemm=false"),
+        (False, True, "", "--xla_gpu_enable_triton_gemm=false"),
+        (False, True, "--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        (False, False, "--xla_dump_to=a", "--xla_dump_to=a"),  # a TPU, or a GPU of another maker
     ],
 )
-def test_matmuls_are_left_to_cublas_on_gpus(monkeypatch, on_cpu, flags, expected):
+def test_matmuls_are_left_to_cublas_on_nvidia_gpus(monkeypatch, on_cpu, has_gpu, flags, expected):
     monkeypatch.setattr(cli_environment, "_on_cpu", lambda: on_cpu)
+    monkeypatch.setattr(cli_environment, "_has_nvidia_gpu", lambda: has_gpu)
     monkeypatch.setenv("XLA_FLAGS", flags)
     cli_environment.prefer_cublas()
     assert os.environ["XLA_FLAGS"] == expected

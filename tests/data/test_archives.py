@@ -1,10 +1,12 @@
 import hashlib
+import os
 import pathlib
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from vit_jax.data import sources, transforms
 from vit_jax.data.__main__ import main
-from vit_jax.data.builders import prepare, vtab
+from vit_jax.data.builders import archives, prepare, vtab
 from vit_jax.data.builders.oxford_flowers102 import OxfordFlowers102
 
 TESTS = pathlib.Path(__file__).parents[1]
@@ -197,6 +199,25 @@ def test_an_archive_that_lacks_photos_is_refused(served, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=lacks):
             prepare.prepare("oxford_flowers102", str(tmp_path / "data"))
     assert not list((tmp_path / "data" / "oxford_flowers102").glob("2*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_outside"),
+    [("a/../../b", True), ("../b", True), ("/b", True), ("..b", False), ("./a/../b", False)],
+)
+def test_an_archive_that_would_write_outside_its_folder_is_refused(
+    tmp_path, monkeypatch, name, is_outside
+):
+    """Also by Python 3.11.0, whose tarfile checks nothing."""
+    for later in ("data_filter", "FilterError"):
+        monkeypatch.delattr(tarfile, later)
+    small_archives.write_tar(tmp_path / "a.tar.gz", {name: b"text"})
+    if is_outside:
+        with pytest.raises(ValueError, match=f"a.tar.gz is refused: {name!r} is outside"):
+            list(archives.read(tmp_path / "a.tar.gz"))
+    else:
+        names = [name for name, _ in archives.read(tmp_path / "a.tar.gz")]
+        assert names == [os.path.normpath(name)]
 
 
 @pytest.mark.slow

@@ -118,6 +118,37 @@ def test_the_test_images_are_a_split(images):
     assert np.max(contents(dataset, "test")[0]) == 1
 
 
+@pytest.mark.parametrize(
+    ("counts", "share", "held_out"),
+    [
+        ((12, 2), 0.6, (7, 1)),  # the last 60 % of all would be those of one class
+        ((12, 3), 0.15, (2, 1)),
+        ((40, 20, 4), 0.25, (10, 5, 1)),
+        ((2, 2), 0.99, (1, 1)),
+    ],
+)
+def test_a_share_of_every_class_is_held_out(counts, share, held_out):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.arange(len(labels), dtype=np.uint8)[:, None, None]  # each has its own value
+    dataset = ArrayDataset(images, labels, share)
+    found = {}
+    for split in ("train", "test"):
+        source = dataset.source(split)
+        found[split] = {int(source[i].image[0, 0, 0]): source[i].label for i in range(len(source))}
+        assert len(found[split]) == len(source) == dataset.splits[split]
+    assert found["train"] | found["test"] == dict(enumerate(labels))
+    assert not found["train"].keys() & found["test"].keys()
+    assert tuple(np.bincount(list(found["test"].values()))) == held_out
+
+
+def test_classes_with_one_image_are_named_and_not_divided():
+    labels = ["a"] * 12 + ["b", "c"]
+    images = np.zeros((14, 2, 2), np.uint8)
+    with pytest.raises(ValueError, match=r"there is only one image, which can't .*: b, c\. Give"):
+        ArrayDataset(images, labels, 0.15)
+    assert len(ArrayDataset(images, labels, (images[:1], ["a"])).source("train")) == 14
+
+
 def test_the_order_is_that_of_a_folder(tmp_path):
     counts = {"blue": 40, "red": 24, "green": 16}
     folder = FolderDataset(write_jpegs(tmp_path / "images", counts)).source("train")
@@ -165,6 +196,15 @@ NAN = np.array([[[0.5]], [[np.nan]]])
         (GOOD, [True, False], r"labels\[0\] is True"),
         (GOOD, np.eye(2, dtype=int), r"labels\[0\] is \[1, 0\].*labels.argmax\(1\)"),
         ([], [], "images is empty"),
+        (None, [0], "images=None is no sequence: give an array or a list"),
+        (5, [0], "images=5 is no sequence"),
+        (np.array(5), [0], r"images=array\(5\) is no sequence"),
+        ({"a": GOOD[0]}, [0], "images={'a': .*} is no sequence"),
+        (np.array("photos"), [0], "images='photos' is a single one"),
+        (GOOD, 5, "labels=5 is no sequence"),
+        (GOOD, np.array(5), "labels=5 is no sequence"),
+        (GOOD, "ab", "labels='ab' is no sequence"),
+        (GOOD, {0, 1}, "labels={0, 1} is no sequence"),
         ("photos", [0], "images='photos' is a single one: give a sequence"),
         (Image.new("RGB", (4, 4)), [0], "is a single one"),
         (NAN, [0, 1], r"images\[1\] has values from nan to nan: integers must lie in 0…255, and"),
@@ -195,8 +235,8 @@ def test_what_is_wrong_with_the_test_images_is_said_of_them():
         ((GOOD, [0, None]), r"test labels\[1\] is None"),
         ((GOOD, [0, 7]), "Of the test labels, 7 are none of the labels to train on"),
         ((GOOD, ["0", "1"]), "Of the test labels, '0', '1' are none of the labels"),
-        (GOOD, r"test must be a pair, \(images, labels\), not of type ndarray"),
-        ((GOOD,), r"test must be a pair"),
+        (GOOD, r"test=array\(.*\) must be a share of .*, or \(images, labels\)"),
+        ((GOOD,), r"test=\(array\(.*,\) must be a share"),
     ]:
         with pytest.raises(ValueError, match=message):
             ArrayDataset(GOOD, [0, 1], test)

@@ -6,6 +6,7 @@ import pytest
 from conftest import write_jpegs
 from PIL import Image
 
+from vit_jax.common import host
 from vit_jax.config.defaults import default
 from vit_jax.data import pipeline, sources, splits, transforms
 
@@ -293,8 +294,10 @@ def test_real_photos(photos, options):
 
 
 def test_threads_are_the_cpus_that_the_process_may_use(monkeypatch):
-    pipeline.threads_of_process.cache_clear()
-    monkeypatch.setattr(pipeline, "available_cpus", lambda: (0, 1, 4))
+    process = host.Process(host=1, cpus=1, cpu_count=3)
+    monkeypatch.setattr(host, "own_process", lambda: process)
+    monkeypatch.setattr(host, "all_processes", lambda: (process,))
+    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: "gpu")
     options = default().data
     assert pipeline._read_options(options).num_threads == 3
     options.prefetch = 2  # Grain would use as many threads, and no more
@@ -302,16 +305,13 @@ def test_threads_are_the_cpus_that_the_process_may_use(monkeypatch):
     options.threads, options.prefetch = 5, 9
     assert pipeline._read_options(options).num_threads == 5
     assert pipeline._read_options(options).prefetch_buffer_size == 9
-    pipeline.threads_of_process.cache_clear()
 
 
 def test_processes_share_the_cpus_that_both_may_use(monkeypatch):
-    def gather(which):  # of three processes, the last on another host
-        return np.array([which, which, which + 1])
-
-    pipeline.threads_of_process.cache_clear()
-    monkeypatch.setattr(pipeline, "available_cpus", lambda: tuple(range(9)))
-    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 3)
-    monkeypatch.setattr(pipeline.multihost_utils, "process_allgather", gather)
-    assert pipeline.threads_of_process() == 4
-    pipeline.threads_of_process.cache_clear()
+    """Two processes share six CPUs; one beside them has two of its own, one is on another host."""
+    shared, own, other = (host.Process(*x) for x in ((1, 1, 6), (1, 2, 2), (2, 1, 9)))
+    monkeypatch.setattr(host, "all_processes", lambda: (shared, shared, own, other))
+    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: "gpu")
+    assert [pipeline.threads_of_process(x) for x in (shared, own, other)] == [3, 2, 9]
+    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: "cpu")  # which also trains
+    assert [pipeline.threads_of_process(x) for x in (shared, own, other)] == [2, 2, 2]

@@ -14,6 +14,7 @@ from PIL import Image
 from vit_jax.config.defaults import default
 from vit_jax.data import checks, pipeline, sources
 from vit_jax.data.__main__ import main
+from vit_jax.data.arrays import ArrayDataset
 from vit_jax.jobs.train import train
 
 BAD = ("bomb.png", "empty.jpg", "folder.jpg", "gone.jpg", "text.jpg", "truncated.jpg")
@@ -300,7 +301,9 @@ def test_what_replaces_a_skipped_image_depends_on_the_files_alone(options):
         np.testing.assert_array_equal(batch["image"][same], expected["image"][same])
     batches.close()
     for number in bad:
-        assert source.reads.count(number) <= options.threads  # at once at most, never again
+        assert (
+            source.reads.count(number) <= pipeline.threads_of_process()
+        )  # at once at most, never again
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -451,12 +454,27 @@ def test_classes_are_needed_in_training_alone(tmp_path):
     with pytest.raises(ValueError, match="for 1 of its 3 classes: c"):
         require(tmp_path, "train")
     require(tmp_path, "train+val")  # without a or b in one of them
-    require(tmp_path, "train[:1]+val", batch_size=1)  # a part of a folder is the user's choice
+    with pytest.raises(ValueError, match="for 1 of its 3 classes: a"):
+        require(tmp_path, "train[1:2]+val", batch_size=1)
+
+
+def test_classes_are_needed_in_the_part_that_is_trained_on(tmp_path):
+    write_jpegs(tmp_path, {"a": 12, "b": 1})
+    require(tmp_path, "train[:85%]")  # the split of a folder
+    message = r"no images to train on \(train\[:40%\]\) for 1 of its 2 classes: b\. .* larger one"
+    with pytest.raises(ValueError, match=message):
+        require(tmp_path, "train[:40%]")
+    arrays = ArrayDataset(np.zeros((13, 2, 2), np.uint8), ["a"] * 12 + ["b"])
+    checks.require_trainable(arrays, "train", batch_size=2, labels=True)
+    with pytest.raises(ValueError, match=message):
+        checks.require_trainable(arrays, "train[:40%]", batch_size=2, labels=True)
 
 
 def test_a_folder_of_pictures_without_classes_says_what_is_expected(tmp_path):
     (tmp_path / "0.png").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no images in .*expected <class>/"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no folders of them: each class needs a folder there .*<class>/"
+    ):
         sources.open_dataset(str(tmp_path))
 
 
@@ -484,3 +502,22 @@ def test_a_run_stops_before_training_or_skips(settings, tmp_path, caplog):
     summary = train(settings, tmp_path / "run")
     assert summary["skipped_images"] == 3 and summary["step"] == settings.total_steps
     assert caplog.text.count("skipped ") == 3
+
+
+def test_images_that_are_not_in_folders_of_classes_are_counted(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"holds images itself \(3\), but no folders of them"
+    ):
+        sources.open_dataset(str(tmp_path))
+
+
+def test_hidden_folders_are_not_proposed(tmp_path):
+    (tmp_path / ".photo").mkdir()
+    with pytest.raises(FileNotFoundError) as error:
+        sources.open_dataset(str(tmp_path / "photos"))
+    assert ".photo'" not in str(error.value)
+    (tmp_path / "photo").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*photo"):
+        sources.open_dataset(str(tmp_path / "photos"))

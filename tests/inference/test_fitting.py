@@ -4,9 +4,11 @@ import pathlib
 import runpy
 import tempfile
 
+import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY
+from ml_collections import ConfigDict
 from PIL import Image
 
 import vit_jax
@@ -120,7 +122,7 @@ def test_the_recipe_is_that_of_the_configuration_file(rng, monkeypatch):
     passed = {}
 
     def stop(config, workdir, dataset):
-        passed["config"] = config
+        passed.update(config=config, dataset=dataset)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting, "train", stop)
@@ -132,7 +134,8 @@ def test_the_recipe_is_that_of_the_configuration_file(rng, monkeypatch):
         found, expected = passed["config"], file(f"{variant},x")
         assert found.data.image_size == size
         assert found.optim.warmup_steps == 850 // 64  # one epoch, which is less than 100 steps
-        assert (found.data.train, found.data.test) == ("train[0:850]", "train[850:1000]")
+        assert passed["dataset"].splits == {"train": 850, "test": 150}
+        assert (found.data.train, found.data.test) == ("train", "test")
         expected.optim.warmup_steps = found.optim.warmup_steps
         expected.data.update(name=found.data.name, train=found.data.train, test=found.data.test)
         assert found.to_json() == expected.to_json()
@@ -153,7 +156,30 @@ def test_settings_have_priority_over_the_configuration_which_stays_as_it_is(conf
     assert (first.batch_size, first.eval_batch_size, first.total_steps) == (8, 8, 7)
     assert (second.total_steps, second.epochs) == (None, 2.0)
     assert first.optim.lr == 0.1 and first.model.width == TINY["width"]
-    assert (first.data.train, first.data.test) == ("train[0:10]", "train[10:20]")
+    assert (first.data.train, first.data.test) == ("train", "test")
+
+
+def test_a_share_may_be_a_number_of_numpy(config, monkeypatch):
+    passed = []
+    monkeypatch.setattr(fitting, "train", lambda *args: passed.append(args) or 1 / 0)
+    images, labels = np.zeros((20, 4, 4), np.uint8), [0, 1] * 10
+    for share in (np.float32(0.2), np.float64(0.2)):
+        with pytest.raises(ZeroDivisionError):
+            vit_jax.fit(images, labels, config=config, test=share)
+    assert [dataset.splits["test"] for _, _, dataset in passed] == [4, 4]
+
+
+def test_several_processes_need_a_workdir_that_they_share(config, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ValueError, match="workdir is None, and each of the 4 processes would"):
+        vit_jax.fit(np.zeros((20, 16, 16), np.uint8), [0, 1] * 10, config=config)
+
+
+def changed(**values):
+    """A default configuration with some values changed."""
+    config = vit_jax.default_config()
+    config.update(values)
+    return config
 
 
 @pytest.mark.parametrize(
@@ -166,7 +192,16 @@ def test_settings_have_priority_over_the_configuration_which_stays_as_it_is(conf
         (dict(variant="C/3"), ValueError, "C/3"),
         (dict(test=0), ValueError, r"test=0 must be a share .* or \(images, labels\)"),
         (dict(test=1.5), ValueError, "test=1.5 must be a share"),
-        (dict(batch_size=64), ValueError, "17 images, fewer than batch_size=64"),
+        (dict(test=np.float32(1.5)), ValueError, r"test=np.float32\(1.5\) must be a share"),
+        (dict(test=None), ValueError, "test is None: give a share to hold out"),
+        (dict(test="x"), ValueError, "test='x' must be a share"),
+        (dict(labels=[0] * 12 + [1] * 7 + [2]), ValueError, "only one image, which .*: 2. Give"),
+        (dict(config={}), ValueError, "A configuration is a ConfigDict"),
+        (dict(config=ConfigDict()), ValueError, "data is missing"),
+        (dict(config=changed(job="sweep")), ValueError, "config.job='sweep', and vit_jax.fit"),
+        (dict(config=changed(objective="masked_patches")), ValueError, "='masked_patches', and"),
+        (dict(images=None), ValueError, "images=None is no sequence"),
+        (dict(batch_size=64), ValueError, "16 images, fewer than batch_size=64"),
         (dict(batch_size=9), ValueError, "batch_size=9 can't be split evenly over the 8 devices"),
         (dict(labels=[0] * 20), ValueError, "only one class, 0, so there is nothing to tell"),
         (dict(labels=[0] * 19), ValueError, "20 images and 19 labels"),

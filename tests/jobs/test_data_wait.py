@@ -17,7 +17,7 @@ def slow(x):
 
 @pytest.mark.parametrize(("reading", "is_told"), [(0.1, True), (0.0, False)])
 def test_waiting_for_images_is_told_once(monkeypatch, caplog, reading, is_told):
-    monkeypatch.setattr(data_wait, "_JUDGED_AFTER", 0.5)
+    monkeypatch.setattr(data_wait, "_WINDOW", 0.4)
     x = jax.random.normal(jax.random.key(0), (300, 300))
     wait = data_wait.DataWait()
     caplog.set_level(logging.WARNING)

@@ -152,6 +152,22 @@ def test_processes_stop_after_the_same_step_when_one_is_told(config_file, tmp_pa
         assert [row["step"] for row in csv.DictReader(file)][-1] == str(step)
 
 
+def test_sigterm_ends_processes_that_do_not_train_yet(config_file, tmp_path):
+    """They download weights from a server that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/weights.npz"
+        options = [f"--config.init_from={url}", "--config.total_steps=2"]
+        running = start(config_file, tmp_path, *options, processes=2)
+        connection, _ = server.accept()
+        with connection:
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+            said = [process.communicate(timeout=20)[1] for process in running]
+    assert [process.returncode for process in running] == [143] * 2, "\n".join(said)
+    assert all("the same command goes on" in errors for errors in said)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -102,6 +102,99 @@ def test_before_the_first_step_signals_are_what_they_are_outside():
     assert outer == [signal.SIGTERM] and signals.number is None
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_several_processes_agree_on_a_signal_also_in_a_thread(monkeypatch, in_thread):
+    """The service is told after the first step; another process got Ctrl-C."""
+    sync = signals_file.multihost_utils
+    monkeypatch.setattr(signals_file.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(signals_file, "_preemption_service", contextlib.nullcontext)
+    monkeypatch.setattr(sync, "reached_preemption_sync_point", lambda step: step == 2)
+    monkeypatch.setattr(sync, "process_allgather", lambda own: [own, int(signal.SIGINT)])
+    handler = signal.getsignal(signal.SIGTERM)
+    found = []
+
+    def run():
+        with StopSignals(1, 6, lambda step: False) as signals:
+            found.extend(signals.received(step) for step in (1, 2))
+        found.append(signal.getsignal(signal.SIGTERM))
+
+    if in_thread:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+        signal.signal(signal.SIGTERM, handler)
+    assert found == [None, signal.SIGINT, handler if in_thread else signal.SIG_DFL]
+
+
+CLOSED = """
+import os, signal, sys, time
+reader, writer = os.pipe()
+os.dup2(writer, 2)
+os.close(reader)
+os.close(writer)
+{}
+time.sleep(20)
+"""
+SEND = "os.kill(os.getpid(), signal.{})"
+EXIT = f"""
+from vit_jax.cli.errors import exit_at_signals
+with exit_at_signals("Stopped"):
+    {SEND}
+    time.sleep(20)
+"""
+RAISED = """
+from vit_jax.cli.errors import exit_at_signals
+with exit_at_signals("Stopped"):
+    raise KeyboardInterrupt
+"""
+AGAIN = f"""
+from vit_jax.jobs.signals import StopSignals
+with StopSignals(1, 6, lambda step: False) as signals:
+    signals.listen()
+    for _ in range(2):
+        {SEND}
+        time.sleep(1)
+"""
+BAR = """
+from tqdm import tqdm
+from vit_jax.cli.environment import start_logging
+start_logging()
+for _ in tqdm(range(3), mininterval=0, file=sys.stderr):
+    pass
+os._exit(130)
+"""
+HOOK = f"""
+from vit_jax.cli.interrupts import end_quietly_at_ctrl_c
+end_quietly_at_ctrl_c()
+{SEND}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        pytest.param(code.format(name), 128 + number, id=f"{what}-{name}")
+        for what, code, name, number in [
+            ("first", EXIT, "SIGINT", 2),
+            ("first", EXIT, "SIGTERM", 15),
+            ("second", AGAIN, "SIGINT", 2),
+            ("second", AGAIN, "SIGTERM", 15),
+            ("raised", RAISED, "", 2),
+            ("hook", HOOK, "SIGINT", 2),
+            ("bar", BAR, "", 2),
+        ]
+    ],
+)
+def test_signals_end_a_command_whose_stderr_nobody_reads(code, status):
+    """Ctrl-C in `COMMAND 2>&1 | tee log` ends tee, too."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED.format(code)], cwd=REPOSITORY, env=environment(), timeout=60
+    )
+    assert done.returncode == status
+
+
 @contextlib.contextmanager
 def at(monkeypatch, where, number):
     """A signal comes while a run does something: its last step's evaluation, or a save."""
@@ -228,6 +321,25 @@ def nano(image_folder, workdir, *options):
 
 
 BAR = r"(\d+)/100000 \["
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_run_whose_output_nobody_reads(image_folder, tmp_path):
+    process = subprocess.Popen(
+        nano(image_folder, tmp_path, "--config.log_every=1"),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while "step/s" not in process.stdout.readline():
+        assert process.poll() is None
+    process.stdout.close()
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert read_checkpoint(tmp_path).step > 1
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ from scipy import stats
 
 from vit_jax.config.defaults import default
 from vit_jax.data import checks, splits
+from vit_jax.jobs import compare as compare_file
 from vit_jax.jobs import runs, validation
 from vit_jax.jobs.compare import Point, accuracy_against_compute, compare
 from vit_jax.jobs.runs import train_once
-from vit_jax.jobs.sweep import sweep
+from vit_jax.jobs.sweep import _best, sweep
 from vit_jax.jobs.train import train
 from vit_jax.models.flops import forward_flops
 
@@ -108,6 +109,87 @@ def test_a_result_of_another_configuration_is_not_taken(settings, tmp_path):
     settings.optim.lr = 0.5
     with pytest.raises(ValueError, match="holds the result of another configuration"):
         train_once(settings, tmp_path)
+
+
+@pytest.fixture
+def finished(settings, tmp_path):
+    """A run's configuration and folder, with its result as version 0.1.0 wrote it."""
+    settings.total_steps = 1
+    config = json.loads(settings.to_json())
+    del config["init_expected"], config["data"]["randaugment"], config["model"]["positions_at"]
+    config["accumulate_steps"], config["data"]["threads"] = 1, 2
+    content = {"config": config, "summary": {"step": 1, "test_accuracy": 0.5}}
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    return settings, tmp_path
+
+
+def test_a_study_of_an_earlier_version_goes_on(finished):
+    config, folder = finished
+    config.data.dir, config.log_every, config.sweep.lr = "/elsewhere", 7, (1.0,)
+    assert train_once(config, folder) == {"step": 1, "test_accuracy": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "was"),
+    [
+        ("optim.lr", 0.5, "0.01"),
+        ("total_steps", 2, "1"),
+        ("epochs", 2.0, "None"),
+        ("data.test", "train", "None"),
+        ("data.eval_crop", "whole", "'central'"),
+        ("data.randaugment", 2, "0"),  # the file lacks it
+        ("init_from", "B/16", "None"),
+        ("init_average", True, "False"),
+        ("fewshot.shots", (3,), r"\[1, 5, 10, 25\]"),
+        ("on_nonfinite", "skip", "'stop'"),
+    ],
+)
+def test_a_result_of_other_values_is_not_taken(finished, key, value, was):
+    config, folder = finished
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=f"result of another configuration: {key} was {was}, is "):
+        train_once(config, folder)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Each run of a study that may choose its micro-batches takes 2, 3…; {folder: number}."""
+    found = {}
+
+    def run(config, workdir):
+        workdir.mkdir(parents=True)
+        found[workdir] = config.accumulate_steps or 2 + len(found)
+        return {"step": 1, "test_accuracy": 0.5, "test_loss": 1.0, "checkpoint": str(workdir)}
+
+    def saved(workdir):
+        return ConfigDict({"accumulate_steps": found[workdir]})
+
+    monkeypatch.setattr(runs, "train", run)
+    monkeypatch.setattr(runs, "read_config", saved)
+    monkeypatch.setattr(runs.jax, "device_count", lambda: 1)
+    return found
+
+
+def test_the_runs_of_a_sweep_are_computed_alike(settings, tmp_path, chosen):
+    settings.job, settings.sweep.lr = "sweep", (0.3, 0.1, 0.2)
+    sweep(settings, tmp_path)
+    assert {path.name: steps for path, steps in chosen.items()} == {
+        name: 2 for name in ("lr_0.1", "lr_0.2", "lr_0.3", "best")
+    }
+    assert noted(tmp_path / "best")["accumulate_steps"] is None  # as the user left it
+
+
+def test_the_runs_of_each_compared_model_are_computed_alike(
+    comparison, tmp_path, chosen, monkeypatch
+):
+    """16 images can't be cut into the six parts of the second model: its runs choose."""
+    point = Point(1.0, [0.5], 12)
+    row = dict.fromkeys(("run", "parameters", "mflops_per_image", "images_seen"), 1)
+    row |= dict.fromkeys(("images_per_second", "exaflops", "seeds", "accuracy"), 1)
+    row |= dict.fromkeys(("accuracy_std", "accuracy_low", "accuracy_high"), 1)
+    monkeypatch.setattr(compare_file, "_compared", lambda *_: (point, row))
+    compare(comparison, tmp_path)
+    assert [*chosen.values()] == [2, 2, 2, 2, 6, 7, 8, 9]
 
 
 @pytest.fixture
@@ -228,3 +310,12 @@ def test_held_out_examples_come_from_the_end_of_every_part():
     assert splits.hold_out("train[20:22]", 0.01, sizes) == ("train[20:21]", "train[21:22]")
     with pytest.raises(ValueError, match="train is too small to be divided"):
         splits.hold_out("train[:1]", 0.5, sizes)
+
+
+def test_of_rates_with_equal_accuracy_the_loss_decides():
+    """On few held-out images, accuracies are often equal."""
+    rows = [
+        {"lr": rate, "held_out_accuracy": accuracy, "held_out_loss": loss}
+        for rate, accuracy, loss in [(0.001, 0.4, 1.6), (0.003, 0.4, 1.4), (0.01, 0.3, 1.3)]
+    ]
+    assert _best(rows)["lr"] == 0.003

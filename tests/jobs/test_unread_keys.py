@@ -100,6 +100,24 @@ def test_the_reason_is_said_in_one_line(changes, key, reason, caplog):
     assert message.startswith(f"Not read: {key}, because ") and reason in message
 
 
+@pytest.mark.parametrize(
+    ("shared", "runs", "key", "is_read"),
+    [
+        ("sgd", {"a": {"optim": {"name": "sgd"}}, "b": {"optim": {"name": "adam"}}}, "beta1", True),
+        ("sgd", {"a": {"optim": {"name": "sgd"}}, "b": {}}, "beta1", False),
+        ("sgd", {"a": {"optim": {"name": "adam"}}}, "momentum", False),
+        ("adam", {"a": {"optim": {"name": "sgd"}}, "b": {}}, "momentum", True),
+    ],
+)
+def test_a_key_that_one_run_to_compare_reads_is_read(shared, runs, key, is_read, caplog):
+    config = default()
+    config.job, config.optim.name = "compare", shared
+    config.compare.runs = ConfigDict(runs)
+    keys = [f"optim.{key}", "compare.seeds", "sweep.lr"]
+    expected = {"sweep.lr"} if is_read else {"sweep.lr", keys[0]}
+    assert unread(config, keys, caplog) == expected
+
+
 def test_what_each_run_to_compare_sets_itself_is_not_read(caplog):
     config = default()
     config.job = "compare"

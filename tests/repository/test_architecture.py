@@ -117,12 +117,16 @@ def imports_of_commands(package):
 def logic_in_init(package):
     """Yields what an __init__.py holds but a docstring, imports, lazy ones, and `__all__`.
 
-    The package's own also has its version, and refuses a Python that can't run it.
+    The package's own also has its version, refuses a Python that can't run it, and handles Ctrl-C
+    if it is imported for one of its commands.
     """
 
     def allowed(node, is_own):
+        own_names = ("__version__", "_problem", "_started", "_is_command")
         match node:
-            case ast.Assign(targets=[ast.Name(id="__version__" | "_problem")]) | ast.If():
+            case ast.Assign(targets=[ast.Name(id=name)]) if name in own_names:
+                return is_own
+            case ast.If():
                 return is_own
             case ast.Import() | ast.ImportFrom():
                 return True

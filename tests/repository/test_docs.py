@@ -325,8 +325,11 @@ def sources():
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_name_what_there_is(page, sources):
+    exports = re.findall(r"vit_jax\.export \S+ (\S+)\.", page.read_text("utf-8"))
     for words in commands(page):
-        check_command(words, sources)
+        program = words[1].removesuffix(".py") if len(words) > 1 else ""
+        if words[0] != "python" or program not in exports:  # `export` writes such a program
+            check_command(words, sources)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -13,7 +13,7 @@ import vit_jax
 
 REFUSAL = """
 import importlib.util, sys
-sys.argv = {argv}
+sys.argv, sys.orig_argv = {argv}, {orig_argv}
 {patch}
 import vit_jax
 """
@@ -66,11 +66,45 @@ def test_the_version_has_one_source():
     ],
 )
 def test_a_python_that_can_not_run_it_gets_one_line(patch, message):
-    command = python(REFUSAL.format(argv=["-m"], patch=patch), REPOSITORY)
-    assert command.returncode == 1
-    assert command.stderr.startswith(message) and len(command.stderr.splitlines()) == 1
-    program = python(REFUSAL.format(argv=["x.py"], patch=patch), REPOSITORY)
-    assert f"ImportError: {message}" in program.stderr
+
+    def start(argv, *started):
+        code = REFUSAL.format(argv=argv, orig_argv=["python", *started, *argv[1:]], patch=patch)
+        return python(code, REPOSITORY)
+
+    for module in ("vit_jax.main", "vit_jax", "benchmarks.soak"):
+        command = start(["-m", "x"], "-m", module)
+        assert command.returncode == 1
+        assert command.stderr.startswith(message) and len(command.stderr.splitlines()) == 1
+    for program in (start(["x.py"], "x.py"), start(["-m", "vit_jax"], "-m", "vit_jax_other")):
+        assert f"ImportError: {message}" in program.stderr
+
+
+STATE = "print(signal.getsignal(signal.SIGINT).__name__, sys.excepthook.__name__)"
+
+
+@pytest.mark.parametrize(
+    ("package", "started", "state"),
+    [
+        ("other", ["-m", "other"], "default_int_handler excepthook"),
+        ("benchmarks", ["-m", "benchmarks"], "handle hook"),
+        ("benchmarks", ["-mbenchmarks"], "handle hook"),
+    ],
+)
+def test_ctrl_c_is_handled_in_own_commands_alone(tmp_path, package, started, state):
+    """Another program, started by `python -m`, imports the library."""
+    folder = tmp_path / package
+    folder.mkdir()
+    folder.joinpath("__init__.py").write_text("import vit_jax")
+    folder.joinpath("__main__.py").write_text(f"import signal, sys; {STATE}")
+    done = subprocess.run(
+        [sys.executable, *started, "vit_jax"],
+        cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == state
 
 
 def test_make_refuses_an_old_python_before_it_installs_anything(tmp_path):

@@ -1,15 +1,19 @@
 """The estimated memory against what XLA says of compiled programs, and what runs make of it."""
 
+import math
 import subprocess
 import sys
 import textwrap
+import types
 
 import jax
 import numpy as np
 import pytest
 from conftest import CLASSES, REPOSITORY, rows, tiny
 
+from vit_jax.analysis.hardware import CHIPS, find_topology
 from vit_jax.checkpoints.checkpoint import read_config
+from vit_jax.common import host
 from vit_jax.config.defaults import default
 from vit_jax.evaluation.fewshot import feature_extractor
 from vit_jax.jobs.evaluate import evaluate
@@ -18,7 +22,12 @@ from vit_jax.models.params import count_parameters
 from vit_jax.training import device_memory, fit_memory, parallel, setup
 from vit_jax.training.classification import classification
 from vit_jax.training.device_memory import smallest_memory
-from vit_jax.training.fit_memory import choose_accumulate_steps, fit_evaluation, fit_training
+from vit_jax.training.fit_memory import (
+    changes_with_same_results,
+    choose_accumulate_steps,
+    fit_evaluation,
+    fit_training,
+)
 from vit_jax.training.memory import (
     Needs,
     estimate_needs,
@@ -111,8 +120,13 @@ def test_the_fewest_micro_batches_that_fit_are_taken():
 
 @pytest.fixture
 def limit(monkeypatch):
-    """A function that sets the memory of every device, in bytes."""
-    return lambda size: monkeypatch.setattr(fit_memory, "smallest_memory", lambda: int(size))
+    """A function that sets the memory of every device, in bytes; None if it is unknown."""
+
+    def set_to(size):
+        memory = None if size is None else math.ceil(size)
+        monkeypatch.setattr(fit_memory, "smallest_memory", lambda: memory)
+
+    return set_to
 
 
 @pytest.fixture
@@ -173,6 +187,51 @@ def test_a_resumed_run_keeps_its_micro_batches(settings, tmp_path, limit):
     assert without_time(tmp_path / "whole")[-1] == without_time(tmp_path / "resumed")[-1]
 
 
+def test_a_resumed_run_takes_more_micro_batches_where_there_is_less_memory(
+    settings, tmp_path, limit, caplog
+):
+    settings.optim.decay = "constant"
+    settings.update(total_steps=1)
+    train(settings, tmp_path)
+    assert read_config(tmp_path).accumulate_steps == 1
+    limit(needs_of(settings).step(2, 2))
+    settings.update(total_steps=2)
+    assert train(settings, tmp_path)["step"] == 2
+    assert read_config(tmp_path).accumulate_steps == 2
+    assert "took accumulate_steps=1, and takes 2 from here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "preferred", "expected", "says"),
+    [(None, 2, 2, False), (None, 3, 1, True), (2, 1, 2, False), (None, None, 1, False)],
+)
+def test_an_earlier_number_of_micro_batches_is_kept_if_it_can_be(
+    settings, limit, caplog, given, preferred, expected, says
+):
+    """Two images a device can't be cut into three parts; what the user sets comes first."""
+    settings.accumulate_steps = given
+    for memory in (2**40, None):
+        limit(memory)
+        fitted = fit_training(settings, num_classes=3, preferred=preferred)
+        assert fitted.accumulate_steps == expected
+        assert ("from here" in caplog.text) == says
+        caplog.clear()
+
+
+def test_processes_with_different_cpus_estimate_the_same(settings, monkeypatch):
+    """The estimate is that of the most threads, whichever process makes it."""
+    few, many = host.Process(1, 1, 1), host.Process(2, 2, 3)
+    monkeypatch.setattr(host, "all_processes", lambda: (few, many))
+    found = []
+    for own in (few, many):
+        monkeypatch.setattr(host, "own_process", lambda own=own: own)
+        found.append(needs_of(settings))
+    settings.data.threads = 3
+    assert found == [needs_of(settings)] * 2
+    settings.data.threads = 1
+    assert needs_of(settings).fixed < found[0].fixed
+
+
 def test_what_does_not_fit_is_refused_with_what_would(settings, tmp_path, limit):
     settings.data.image_size = 128
     settings.model.update(width=64, mlp_dim=256)
@@ -209,19 +268,43 @@ def test_evaluation_batches_are_reduced_and_give_the_same_results(
         assert ("with the same results" in caplog.text) == (size == 1_000_000)
 
 
-def test_an_evaluation_takes_as_many_images_as_fit(settings, limit):
+def test_an_evaluation_takes_as_many_images_as_fit(settings, limit, caplog):
     settings.eval_batch_size = 64
     model = tiny()
     params = jax.eval_shape(model.init, jax.random.key(0), np.ones((1, 16, 16, 3)))["params"]
     for function in (feature_extractor(model), classification(model).evaluate):
         held, image = evaluation_needs(settings, function, params, 16, jax.devices())
         assert held == 4 * count_parameters(params)
-        for size, expected in ((8, 64), (7.9, 32), (2, 16), (1, 8)):
+        for size, expected in ((8, 64), (7.9, 56), (2, 16), (1, 8)):
             limit(held + size * image + 1)
             assert fit_evaluation(settings, function, params, 16).eval_batch_size == expected
-        limit(held + 0.9 * image)
-        with pytest.raises(ValueError, match=r"Evaluation takes .* for one image"):
-            fit_evaluation(settings, function, params, 16)
+        assert "evaluation takes" not in caplog.text
+        for memory in (held + 0.9 * image, 0):
+            limit(memory)
+            assert fit_evaluation(settings, function, params, 16).eval_batch_size == 8
+            assert "It takes one image a device at once (eval_batch_size=8)" in caplog.text
+            caplog.clear()
+
+
+def test_unknown_memory_changes_nothing(settings, limit, caplog):
+    limit(None)
+    fitted = fit_training(settings, num_classes=3)
+    assert (fitted.accumulate_steps, fitted.eval_batch_size) == (1, settings.eval_batch_size)
+    assert "JAX doesn't say how much memory a cpu has" in caplog.text
+
+
+def test_changes_with_the_same_results():
+    """Without a loop over the blocks, XLA drops rematerialisation on a CPU."""
+    cpus = jax.devices()
+    gpu = types.SimpleNamespace(platform="gpu")
+    sharded, dots, full = {"parallel": "sharded"}, {"model.remat": "dots"}, {"model.remat": "full"}
+    assert list(changes_with_same_results(config_of(), cpus)) == [sharded]
+    in_a_loop = config_of(**{"model.scan": True})
+    assert list(changes_with_same_results(in_a_loop, cpus)) == [sharded, dots, full]
+    assert list(changes_with_same_results(config_of(), [gpu])) == [dots, full]
+    some = config_of(**{"model.remat": "dots"})
+    assert list(changes_with_same_results(some, [gpu])) == [full]
+    assert list(changes_with_same_results(config_of("R50x1"), [gpu])) == []
 
 
 # ------------------------------------------------------------------------- what a device has
@@ -252,17 +335,53 @@ def test_control_groups_limit_the_memory(tmp_path, monkeypatch, line, folder, fi
     assert device_memory.device_memory() == expected
 
 
-def test_processes_of_one_host_share_its_memory(monkeypatch):
-    """Three processes, two of them on one host; all get what the smallest share is."""
+@pytest.fixture
+def processes(monkeypatch):
+    """A function that makes this process one of three; the memory of the two others is given."""
+    here, elsewhere = host.Process(1, 1, 1), host.Process(2, 1, 1)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(device_memory, "device_memory", lambda: 3000 * MIB)
-    others = [(1, 1000), (1, 1000)]
-    monkeypatch.setattr(
-        device_memory.multihost_utils,
-        "process_allgather",
-        lambda own: np.array([own, *others], np.int32),
+    monkeypatch.setattr(host, "own_process", lambda: here)
+    monkeypatch.setattr(host, "all_processes", lambda: (here, here, elsewhere))
+
+    def pretend(own, others):
+        monkeypatch.setattr(device_memory, "device_memory", lambda: own)
+        monkeypatch.setattr(
+            device_memory.multihost_utils,
+            "process_allgather",
+            lambda own: np.array([own, *others], np.int32),
+        )
+
+    return pretend
+
+
+def test_processes_of_one_host_share_its_memory(processes):
+    """Two of three processes share 3000 MiB; all get the smallest share."""
+    processes(3000 * MIB, [1500, 4000])
+    assert smallest_memory() == 1500 * MIB
+    processes(3000 * MIB, [1500, 700])
+    assert smallest_memory() == 700 * MIB
+
+
+def test_memory_that_one_process_does_not_know_is_unknown(processes):
+    processes(3000 * MIB, [1500, -1])
+    assert smallest_memory() is None
+    processes(None, [1500, 700])
+    assert smallest_memory() is None
+
+
+@pytest.mark.parametrize("stats", [None, {}, {"bytes_limit": 5 * MIB}])
+def test_the_memory_of_a_gpu_is_never_that_of_the_host(monkeypatch, stats):
+    gpu = types.SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA H100 80GB HBM3", memory_stats=lambda: stats
     )
-    assert smallest_memory() == 500 * MIB
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    limit = stats["bytes_limit"] if stats else None
+    assert device_memory.device_memory() == limit
+    assert find_topology("local").memory == (limit or int(CHIPS[gpu.device_kind].memory))
+    gpu.device_kind = "another"
+    if limit is None:
+        with pytest.raises(ValueError, match="JAX doesn't say how much memory a another has"):
+            find_topology("local")
 
 
 @pytest.mark.slow

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from conftest import REPOSITORY
 from tiny_weights import ENDINGS, STEM, VIT, assert_same, random_params
 
 from vit_jax import models
-from vit_jax.weights.api import FORMATS, load, load_params, save_params
+from vit_jax.weights.api import FORMATS, load, load_params, save, save_params
 from vit_jax.weights.formats import format_of
 
 MODELS = {
@@ -102,7 +103,7 @@ def test_formats_that_can_not_tell_are_warned_of(tmp_path, caplog):
     save_params(params, tmp_path / "x.npz", variant="B/16", format="npz", **VIT)
     assert not caplog.text
     save_params(params, tmp_path / "y.npz", variant="B/16", format="npz", **VIT, gelu="exact")
-    assert "y.npz: other readers of this format don't know that it is for gelu=exact" in caplog.text
+    assert "y.npz: the file can't say that its model has gelu=exact" in caplog.text
 
 
 def test_positions_shared_by_layers_are_for_orbax_alone(tmp_path):
@@ -204,3 +205,19 @@ def test_the_suffix_decides_what_is_written(tmp_path):
     assert (tmp_path / "folder" / "params").is_dir()
     for name in ("x.safetensors", "folder"):
         assert_same(load_params(tmp_path / name), params)
+
+
+def test_what_a_format_has_no_place_for_is_told(tmp_path, caplog):
+    """Class names, and the crop of evaluation: a reader takes other ones without them."""
+    checkpoint = load(REPOSITORY / "checkpoints" / "quickstart")
+    checkpoint.config.data.crop_fraction = 1.0
+    save(checkpoint, tmp_path / "a.npz")
+    assert "no place for the names of the classes and data.crop_fraction=1.0" in caplog.text
+    caplog.clear()
+    save(checkpoint, tmp_path / "a.safetensors")
+    assert "no place for data.crop_fraction=1.0" in caplog.text
+    caplog.clear()
+    save(checkpoint, tmp_path / "a")
+    assert "no place" not in caplog.text
+    assert load(tmp_path / "a.safetensors").class_names == checkpoint.class_names
+    assert load(tmp_path / "a.npz").class_names == ()

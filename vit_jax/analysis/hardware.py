@@ -107,13 +107,22 @@ def find_topology(name: str) -> Topology:
         with all its cores; or up to eight GPUs of one host, such as "h100:8".
 
     Raises:
-      ValueError: there is no such topology.
+      ValueError: there is no such topology, or the memory of this machine's devices is unknown.
       ModuleNotFoundError: libtpu, or JAX's plug-in for GPUs, is needed and not installed.
       OSError: libtpu or the plug-in can't be used.
     """
     if name == "local":
         devices = jax.local_devices()
-        return Topology(devices, device_memory(), CHIPS.get(devices[0].device_kind))
+        kind, memory = devices[0].device_kind, device_memory()
+        chip = CHIPS.get(kind)
+        if memory is None and chip is not None:
+            memory = int(chip.memory)
+        if memory is None:
+            raise ValueError(
+                f"JAX doesn't say how much memory a {kind} has. Leave XLA_PYTHON_CLIENT_ALLOCATOR "
+                f"out, or name devices with --topology."
+            )
+        return Topology(devices, memory, chip)
     if name.partition(":")[0] in GPUS:
         return _find_gpus(name)
     return _find_tpus(name)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vit_jax.analysis.compiling import Program
 from vit_jax.analysis.hardware import Topology
 from vit_jax.config.keys import with_changes
-from vit_jax.models.variants import has_encoder
+from vit_jax.training.fit_memory import changes_with_same_results
 
 
 def suggest_changes(
@@ -77,16 +77,13 @@ def _ways_to_fit(
     The total is None for rematerialisation: how much it saves is known after compiling only.
     """
     devices = len(topology.devices)
-    if config.parallel == "pmap" and devices > 1:
-        yield {"parallel": "sharded"}, program.total - state_bytes * (1 - 1 / devices)
-    if has_encoder(config.model.variant):
-        policies = ("none", "dots", "full")  # each saves more memory than the one before
-        for remat in policies[policies.index(config.model.remat or "none") + 1 :]:
-            yield {"model.remat": remat}, None
+    sharded = program.total - state_bytes * (1 - 1 / devices)
+    for change in changes_with_same_results(config, topology.devices):
+        yield change, sharded if "parallel" in change else None
     per_device = config.batch_size // devices
-    for steps in (2, 4, 8, 16):
+    for steps in range(config.accumulate_steps + 1, per_device + 1):
         total = program.arguments + program.temporaries * config.accumulate_steps / steps
-        if steps > config.accumulate_steps and per_device % steps == 0 and total <= topology.memory:
+        if per_device % steps == 0 and total <= topology.memory:
             yield {"accumulate_steps": steps}, total
             break
 

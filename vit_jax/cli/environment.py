@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import hashlib
@@ -9,12 +10,15 @@ import importlib.util
 import logging
 import os
 import pathlib
+import pkgutil
 import platform
 import re
 import shutil
 import sys
+from typing import Any, NoReturn, TextIO, cast
 
 import jax
+from jax.extend.backend import register_backend_factory
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +26,33 @@ _CPUINFO = pathlib.Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia")
 
 
+class _Stderr:
+    """A stderr that raises no error when nobody reads it any more."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def start_logging() -> None:
-    """Prints on stderr what the package reports, and the warnings of all libraries."""
+    """Prints on stderr what the package reports, and the warnings of all libraries.
+
+    What is printed after the reader of stderr has ended is lost, and raises no error. Ctrl-C in
+    `COMMAND 2>&1 | tee log` ends `tee`, too, and a run still has to draw its bar and save.
+    """
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = cast(TextIO, _Stderr(sys.stderr))
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("vit_jax").setLevel(logging.INFO)
 
@@ -31,13 +60,13 @@ def start_logging() -> None:
 def start_devices() -> None:
     """Starts JAX's devices. Exits with one paragraph if they can't be used.
 
-    Without a TPU, libtpu is not started: it would wait for one, and print errors. One warning says
-    why an NVIDIA GPU of this machine is not used, unless JAX_PLATFORMS chose the devices.
+    Without a TPU, libtpu is not started: it would wait for one, and print errors. If an NVIDIA GPU
+    of this machine can't be used, JAX runs on the CPU, and one warning says why, unless
+    JAX_PLATFORMS chose the devices.
     """
     is_chosen = jax.config.values["jax_platforms"]
-    if not is_chosen and importlib.util.find_spec("libtpu") and not _has_tpu():
-        gpu = importlib.util.find_spec("jax_plugins")
-        jax.config.update("jax_platforms", "cuda,cpu" if gpu else "cpu")
+    if not is_chosen and not _has_tpu():
+        register_backend_factory("tpu", _no_tpu)  # in place of libtpu's
     should_have_gpu = not is_chosen and _has_nvidia_gpu()
     reasons: list[str] = []
 
@@ -54,9 +83,13 @@ def start_devices() -> None:
     try:
         backend = jax.default_backend()
     except RuntimeError as error:
-        sys.exit(f"JAX can't start its devices: {error}")
+        if not should_have_gpu:
+            sys.exit(f"JAX can't start its devices: {error}")
+        reasons.append(str(error).partition(" (you may need")[0])  # JAX's own advice
+        jax.config.update("jax_platforms", "cpu")
+        backend = jax.default_backend()
     if should_have_gpu and backend == "cpu":
-        if not importlib.util.find_spec("jax_plugins"):
+        if not any("cuda" in name for name in _plugins()):
             reasons = ["JAX's plug-in for NVIDIA GPUs is not installed"]
         logger.warning(
             "This machine has an NVIDIA GPU, but JAX runs on the CPU: %s. To use the GPU, run "
@@ -64,6 +97,17 @@ def start_devices() -> None:
             '`pip install -e ".[cuda12]"`. JAX_PLATFORMS=cpu chooses the CPU.',
             next(iter(reasons), "this process sees no /dev/nvidia0").rstrip(". "),
         )
+
+
+def _no_tpu() -> NoReturn:
+    raise RuntimeError("no TPU here")
+
+
+def _plugins() -> list[str]:
+    """Returns the names of JAX's plug-ins for GPUs, such as xla_cuda13."""
+    spec = importlib.util.find_spec("jax_plugins")
+    places = spec.submodule_search_locations if spec else []
+    return [module.name for module in pkgutil.iter_modules(places)]
 
 
 def _has_nvidia_gpu() -> bool:
@@ -103,7 +147,7 @@ def prefer_cublas() -> None:
     XLA_FLAGS, `--xla_gpu_enable_triton_gemm=true` undoes it. Call it before JAX starts its devices.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if not _on_cpu() and "xla_gpu_enable_triton_gemm" not in flags:
+    if _has_nvidia_gpu() and not _on_cpu() and "xla_gpu_enable_triton_gemm" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_triton_gemm=false".strip()
 
 
@@ -130,7 +174,7 @@ def _on_cpu() -> bool:
     if platforms := jax.config.values["jax_platforms"]:
         return platforms == "cpu"
     tpu = importlib.util.find_spec("libtpu") and _has_tpu()
-    return not tpu and not importlib.util.find_spec("jax_plugins")
+    return not tpu and not any("cuda" not in name or _has_nvidia_gpu() for name in _plugins())
 
 
 def join_processes(address: str | None, count: int | None, number: int | None) -> None:

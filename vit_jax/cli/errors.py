@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -36,13 +36,8 @@ def _shorten(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def exit_at_signals(
-    message: str,
-    numbers: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
-    *,
-    zero_on_preemption: bool = False,
-) -> Iterator[None]:
-    """Ends the process at a signal, with a message on stderr and status 128 + the signal's number.
+def exit_at_signals(message: str, *, zero_on_preemption: bool = False) -> Iterator[None]:
+    """Ends the process at Ctrl-C or SIGTERM, with a message on stderr and status 130 or 143.
 
     A signal ends it at once, except while a job saves what it has done: then the job's
     KeyboardInterrupt does. An exception alone would not do: JAX, Orbax and the garbage collector
@@ -50,18 +45,19 @@ def exit_at_signals(
 
     Args:
       message: one line.
-      numbers: the signals.
       zero_on_preemption: with SIGTERM, the status is 0.
     """
 
     def status(number: int) -> int:
         return 0 if zero_on_preemption and number == signal.SIGTERM else 128 + number
 
+    numbers = (signal.SIGINT, signal.SIGTERM)
     with watch_signals(numbers, lambda number: exit_at_once(number, message, status(number))):
         try:
             yield
         except KeyboardInterrupt as error:
-            print(message, file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody reads stderr any more
+                print(message, file=sys.stderr)
             sys.exit(status(error.number if isinstance(error, Interrupted) else signal.SIGINT))
 
 

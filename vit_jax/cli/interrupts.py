@@ -54,5 +54,6 @@ def end_quietly_at_ctrl_c() -> None:
 
 def _end() -> NoReturn:
     """Ends the process without waiting for other threads."""
-    os.write(2, b"\nStopped.\n")
+    with contextlib.suppress(OSError):  # nobody reads stderr any more
+        os.write(2, b"\nStopped.\n")
     os._exit(128 + signal.SIGINT)

@@ -27,9 +27,13 @@ def looks_like_path(name: str) -> bool:
 
 
 def folders_beside(path: str | os.PathLike[str]) -> list[str]:
-    """Returns the paths of the folders in the parent of `path`; [] if that can't be read."""
+    """Returns the paths of the folders in the parent of `path`; [] if that can't be read.
+
+    Hidden folders are left out.
+    """
     try:
-        return [str(x) for x in pathlib.Path(path).expanduser().parent.iterdir() if x.is_dir()]
+        beside = pathlib.Path(path).expanduser().parent.iterdir()
+        return [str(x) for x in beside if x.is_dir() and not x.name.startswith(".")]
     except (OSError, ValueError):  # ValueError: the path can't be one
         return []
 

@@ -92,7 +92,7 @@ def default() -> ConfigDict:
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
     # Threads that read and decode, in each process; each makes a batch. None: one for each CPU that
     # the process may use, shared with the other processes of the host that may use the same. At
-    # most 4 if CPUs compute the steps, too.
+    # most 2 if CPUs compute the steps, too.
     config.data.threads = placeholder(int)
     config.data.prefetch = 4  # batches made ahead in each process; at least one for every thread
     config.data.check = True  # decodes every image of a folder before a run's first step
@@ -103,7 +103,7 @@ def default() -> ConfigDict:
     config.total_steps = placeholder(int)  # length of the run in steps; if set, epochs isn't read
     config.epochs = placeholder(float)  # length of the run in passes over the training split
     # Micro-batches that make up a step's batch, to save memory. None: as many as let a step fit
-    # into the devices' memory, by an estimate; a run that is resumed keeps their number.
+    # into the devices' memory, by an estimate; a run that is resumed keeps their number if it fits.
     config.accumulate_steps = placeholder(int)
 
     config.optim = ConfigDict()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from vit_jax.data.sources import IN_MEMORY, Example, ExampleError, mix_classes
 from vit_jax.data.splits import absolute_parts
 
 _Stored = np.ndarray | bytes | pathlib.Path  # uint8 RGB (h, w, 3), or an encoded image, or its file
+_Member = tuple[tuple[_Stored, str], int]  # an image, its id, and the label
 _PREFIX = {"train": "", "test": "test "}  # of what a message names, by the split
 
 
@@ -28,7 +32,7 @@ class ArraySource:
       examples: the image, id and label of each.
     """
 
-    def __init__(self, examples: Sequence[tuple[tuple[_Stored, str], int]]):
+    def __init__(self, examples: Sequence[_Member]):
         self.examples = examples
 
     def __len__(self) -> int:
@@ -55,7 +59,9 @@ class ArrayDataset:
         (h, w, 3), (h, w, 1) or (h, w), Pillow images, paths or encoded bytes, of any sizes.
         Integers are in 0…255. Floats are all in 0…1, or all in 0…255.
       labels: n whole numbers, 0 or more, or n texts. The classes are the distinct labels, sorted.
-      test: images and labels of the same kinds. Each of its labels is one of `labels`.
+      test: images and labels of the same kinds, where each label is one of `labels`. Or the share
+        of every class, above 0 and below 1, that is held out as the split "test": rounded to whole
+        images, but at least one, and one stays at least. None for no split "test".
 
     Attributes:
       class_names: the labels of the classes, as texts, in their order.
@@ -67,14 +73,17 @@ class ArrayDataset:
       ValueError: an image or a label can't be used; names the first one.
     """
 
-    def __init__(self, images: Any, labels: Any, test: tuple[Any, Any] | None = None):
-        data = {"train": (images, labels)}
-        if test is not None:
-            if not isinstance(test, tuple | list) or len(test) != 2:
-                raise ValueError(
-                    f"test must be a pair, (images, labels), not of type {type(test).__name__}."
-                )
-            data["test"] = tuple(test)
+    def __init__(self, images: Any, labels: Any, test: tuple[Any, Any] | float | None = None):
+        data, share = {"train": (images, labels)}, None
+        if isinstance(test, numbers.Real) and 0 < test < 1:
+            share = float(test)
+        elif isinstance(test, tuple | list) and len(test) == 2:
+            data["test"] = (test[0], test[1])
+        elif test is not None:
+            raise ValueError(
+                f"test={reprlib.repr(test)} must be a share of the images, above 0 and below 1, or "
+                f"(images, labels): the accuracy is measured on them."
+            )
         found = {part: _read_pair(*pair, _PREFIX[part]) for part, pair in data.items()}
         known = {label: None for label in found["train"][1]}
         others = dict.fromkeys(x for _, labels in found.values() for x in labels if x not in known)
@@ -86,7 +95,7 @@ class ArrayDataset:
         classes = sorted(known)
         white = _white([image for images, _ in found.values() for image in images])
         self.class_names = tuple(map(str, classes))
-        self._examples = {}
+        self._examples: dict[str, list[_Member]] = {}
         for part, (items, values) in found.items():
             members: list[list[tuple[_Stored, str]]] = [[] for _ in classes]
             number = {label: i for i, label in enumerate(classes)}
@@ -94,6 +103,8 @@ class ArrayDataset:
                 id = f"{_PREFIX[part]}images[{i}]"
                 members[number[value]].append(_stored(item, id, white))
             self._examples[part] = mix_classes(members)
+        if share is not None:
+            self._examples = _hold_out(self._examples["train"], share, self.class_names)
         self.splits: Mapping[str, int] = {name: len(x) for name, x in self._examples.items()}
         self.name = IN_MEMORY + self._hash()
 
@@ -123,6 +134,26 @@ class ArrayDataset:
         return found.hexdigest()[:16]
 
 
+def _hold_out(
+    examples: Sequence[_Member], share: float, class_names: Sequence[str]
+) -> dict[str, list[_Member]]:
+    """Returns examples without the last ones of every class, "train", and these, "test"."""
+    left = Counter(label for _, label in examples)
+    if single := [name for label, name in enumerate(class_names) if left[label] == 1]:
+        raise ValueError(
+            f"Of these classes there is only one image, which can't be both trained on and held "
+            f"out for the test: {first_few(single)}. Give more images of them, or leave them out, "
+            f"or give test=(images, labels)."
+        )
+    held_out = {label: min(max(1, round(share * n)), n - 1) for label, n in left.items()}
+    parts: dict[str, list[_Member]] = {"train": [], "test": []}
+    for example in examples:
+        label = example[1]
+        parts["train" if left[label] > held_out[label] else "test"].append(example)
+        left[label] -= 1
+    return parts
+
+
 # ---------------------------------------------------------------------------- what a user gives
 
 
@@ -138,16 +169,15 @@ def _read_pair(images: Any, labels: Any, prefix: str) -> tuple[list[Any], list[A
 
 
 def _read_images(images: Any, name: str) -> list[Any]:
+    if hasattr(images, "__array__"):  # also a tensor or a column of another library
+        array = np.asarray(images)
+        images = array.tolist() if array.dtype.kind in "OU" else array
     if isinstance(images, str | os.PathLike | bytes | Image.Image):
         raise ValueError(
             f"{name}={short_repr(images)} is a single one: give a sequence of several. To train on "
             f"a folder, take vit_jax.train with config.data.name."
         )
-    if hasattr(images, "__array__"):  # also a tensor or a column of another library
-        array = np.asarray(images)
-        items = array.tolist() if array.dtype.kind in "OU" else list(array)
-    else:
-        items = list(images)
+    items = _members(images, name)
     if not items:
         raise ValueError(f"{name} is empty: there is nothing to train on or to test on.")
     return [
@@ -159,7 +189,7 @@ def _read_images(images: Any, name: str) -> list[Any]:
 def _read_labels(labels: Any, name: str) -> list[Any]:
     if labels is None:
         raise ValueError(f"{name} is None: each image needs a label, a whole number or a text.")
-    values: list[Any] = labels.tolist() if hasattr(labels, "tolist") else list(labels)
+    values = _members(labels.tolist() if hasattr(labels, "tolist") else labels, name)
     values = [x.item() if isinstance(x, np.generic) else x for x in values]
     kind: Any = str if values and isinstance(values[0], str) else int
     for i, x in enumerate(values):
@@ -169,6 +199,19 @@ def _read_labels(labels: Any, name: str) -> list[Any]:
                 f"all texts. Of one-hot labels take labels.argmax(1)."
             )
     return values
+
+
+def _members(values: Any, name: str) -> list[Any]:
+    """Returns the members of a sequence."""
+    try:
+        if isinstance(values, str | bytes | Mapping | Set):
+            raise TypeError
+        return list(values)
+    except TypeError:
+        raise ValueError(
+            f"{name}={reprlib.repr(values)} is no sequence: give an array or a list, with a member "
+            f"for each image."
+        ) from None
 
 
 def _white(images: list[Any]) -> float:

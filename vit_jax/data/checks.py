@@ -9,10 +9,11 @@ import grain
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.data.arrays import ArrayDataset
-from vit_jax.data.pipeline import available_cpus, check_label, decode_example
-from vit_jax.data.sources import Dataset, ExampleError, FolderDataset, Source
+from vit_jax.data.pipeline import check_label, decode_example
+from vit_jax.data.sources import Dataset, ExampleError, FolderDataset, FolderSource, Source
 from vit_jax.data.splits import split_size
 
 _LISTED = 20  # how many bad images, or classes without images, an error names
@@ -29,8 +30,8 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
 
     Raises:
       ValueError: the split has fewer images than a batch; or the data set has fewer than two
-        classes; or it is a folder with no images to train on for some classes. The message names
-        what is lacking.
+        classes; or it is a folder or of arrays, and the split has no images of some classes. The
+        message names what is lacking.
     """
     images = split_size(split, dataset.splits)
     if images < batch_size:
@@ -45,12 +46,31 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
             f"There is only one class, {', '.join(dataset.class_names)}, so there is nothing to "
             f"tell apart: give images of two or more. A folder has a subfolder for each class."
         )
-    if isinstance(dataset, FolderDataset) and (empty := dataset.empty_classes(split)):
+    if isinstance(dataset, FolderDataset | ArrayDataset) and (
+        empty := find_empty_classes(dataset, split)
+    ):
+        where = dataset.folder if isinstance(dataset, FolderDataset) else "The data set"
         raise ValueError(
-            f"{dataset.folder} has no images to train on ({split}) for {len(empty)} of its "
-            f"{len(dataset.class_names)} classes: {first_few(empty, _LISTED)}. Add images to their "
-            f"folders, or remove these folders."
+            f"{where} has no images to train on ({split}) for {len(empty)} of its "
+            f"{len(dataset.class_names)} classes: {first_few(empty, _LISTED)}. Add images of them, "
+            f"or leave these classes out, or, if data.train is a part, take a larger one."
         )
+
+
+def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> list[str]:
+    """Returns the names of the classes that have no image in a split; reads no image.
+
+    Args:
+      dataset: what `open_dataset` returns for a folder, or of arrays.
+      split: such as "train[:85%]".
+
+    Raises:
+      ValueError: the syntax is wrong, or there is no such split.
+    """
+    source = dataset.source(split)
+    members = source.files if isinstance(source, FolderSource) else source.examples
+    found = {label for _, label in members}
+    return [name for label, name in enumerate(dataset.class_names) if label not in found]
 
 
 def require_decodable(
@@ -143,7 +163,7 @@ def check_folder(folder: str) -> tuple[list[str], str]:
     everything = "+".join(dataset.splits)
     source = dataset.source(everything)
     problems = find_undecodable(source, num_classes=len(dataset.class_names))
-    empty = dataset.empty_classes("train" if "train" in dataset.splits else everything)
+    empty = find_empty_classes(dataset, "train" if "train" in dataset.splits else everything)
     lines = [str(problem) for problem in problems]
     lines += [f"class {name}: has no images to train on" for name in empty]
     summary = (

@@ -8,21 +8,17 @@ resumed still sees the same batches, bit for bit.
 
 from __future__ import annotations
 
-import functools
 import logging
-import os
-import platform
 import threading
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from vit_jax.common import host
 from vit_jax.config.keys import image_shape
 from vit_jax.data import transforms
 from vit_jax.data.batch import Batch, empty_batch
@@ -288,26 +284,18 @@ def _read_options(options: ConfigDict) -> grain.ReadOptions:
     return grain.ReadOptions(threads, prefetch_buffer_size=max(options.prefetch, threads))
 
 
-@functools.cache
-def threads_of_process() -> int:
-    """Returns how many threads read and decode: this process's share of the CPUs that it may use.
+def threads_of_process(process: host.Process | None = None) -> int:
+    """Returns how many threads read and decode: a process's share of the CPUs that it may use.
 
-    It is at least 1. Where CPUs compute the steps as well, it is at most 4: each thread holds a
+    It is at least 1. Where CPUs compute the steps as well, it is at most 2: each thread holds a
     batch in the same memory.
 
     Processes of one host that may use the same CPUs share them evenly. If there are several
     processes, all of them must call this function.
+
+    Args:
+      process: one of `host.all_processes`; None for this process.
     """
-    cpus, sharing = available_cpus(), 1
-    if jax.process_count() > 1:
-        which = np.uint32(zlib.crc32(f"{platform.node()} {cpus}".encode()))
-        sharing = int((multihost_utils.process_allgather(which) == which).sum())
-    most = 4 if jax.default_backend() == "cpu" else len(cpus)
-    return min(most, max(1, len(cpus) // sharing))
-
-
-def available_cpus() -> tuple[int, ...]:
-    """Returns the numbers of the CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
+    process = process or host.own_process()
+    most = 2 if jax.default_backend() == "cpu" else process.cpu_count
+    return min(most, max(1, process.cpu_count // host.all_processes().count(process)))

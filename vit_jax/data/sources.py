@@ -145,6 +145,12 @@ class FolderDataset:
         }
         self.splits: Mapping[str, int] = {name: len(files) for name, files in self._files.items()}
         if not sum(self.splits.values()):
+            loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir())
+            if loose:
+                raise FileNotFoundError(
+                    f"{root} holds images itself ({loose}), but no folders of them: each class needs "
+                    "a folder there that has the class's name, <class>/*."
+                )
             raise FileNotFoundError(
                 f"There are no images in {root}: expected <class>/* or train|val|test/<class>/* "
                 f"with files named {', '.join(IMAGE_SUFFIXES)}."
@@ -167,18 +173,6 @@ class FolderDataset:
         """
         parts = absolute_parts(split, self.splits)
         return FolderSource([x for p in parts for x in self._files[p.splitname][p.from_ : p.to]])
-
-    def empty_classes(self, split: str) -> list[str]:
-        """Returns the names of the classes that have no image in the named splits.
-
-        Of a slice, all of the named split is searched: all of train/ for "train[:85%]".
-
-        Raises:
-          ValueError: the syntax is wrong, or there is no such split.
-        """
-        parts = absolute_parts(split, self.splits)
-        found = {label for part in parts for _, label in self._files[part.splitname]}
-        return [name for label, name in enumerate(self.class_names) if label not in found]
 
 
 def mix_classes(classes: Sequence[Sequence[T]]) -> list[tuple[T, int]]:

@@ -7,6 +7,7 @@ import os
 import tempfile
 from typing import Any, NamedTuple, TypedDict, Unpack
 
+import jax
 from ml_collections import ConfigDict
 
 from vit_jax import models
@@ -16,9 +17,9 @@ from vit_jax.config import recipes
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import model_attributes, type_problem
 from vit_jax.data.arrays import ArrayDataset
-from vit_jax.data.splits import hold_out, split_size
 from vit_jax.inference.classifier import Classifier
 from vit_jax.jobs.train import train
+from vit_jax.jobs.validation import validate_keys
 from vit_jax.models import attributes
 from vit_jax.weights.api import load
 
@@ -72,11 +73,13 @@ def fit(
         sizes. `data.arrays.ArrayDataset` says what else they and the labels can be.
       labels: n whole numbers or texts. The classes are the distinct labels, sorted.
       test: what the accuracy is measured on: (images, labels), or the share of every class that is
-        held out from training.
-      config: see `vit_jax.default_config`. `data.name` and the splits are not read. None takes a
-        recipe of `config.recipes`: `fine_tune` with `init_from`, else `train_from_scratch`.
+        held out from training, at least one image of each.
+      config: see `vit_jax.default_config`; with `job="train"` and `objective="classification"`.
+        `data.name` and the splits are not read. None takes a recipe of `config.recipes`:
+        `fine_tune` with `init_from`, else `train_from_scratch`.
       workdir: as for `train`: the same call with the same images goes on where it stopped. None
         writes to a temporary folder, which is deleted at the end, also if the call is interrupted.
+        Several processes need one.
       **settings: these have priority over `config`.
         - variant: a name in `VARIANTS`. If it isn't given: that of `init_from`, or "Nano/8".
         - init_from: weights to start from, as `load` takes them.
@@ -91,7 +94,8 @@ def fit(
 
     Raises:
       TypeError: there is no such setting.
-      ValueError: an image, a label or a setting can't be used, or as `train`.
+      ValueError: an image, a label or a setting can't be used, a class has one image alone, of
+        which none can be held out, or as `train`.
       FileNotFoundError, OSError, FloatingPointError, KeyboardInterrupt: as `train`.
 
     Example:
@@ -104,21 +108,21 @@ def fit(
       >>> best.label
       'bright'
     """
-    share, data = (test, None) if isinstance(test, int | float) else (None, test)
-    if share is not None and not 0 < share < 1:
+    if workdir is None and jax.process_count() > 1:
         raise ValueError(
-            f"test={test} must be a share of the images, above 0 and below 1, or (images, labels): "
-            f"the accuracy is measured on them."
+            f"workdir is None, and each of the {jax.process_count()} processes would write to a "
+            f"temporary folder of its own: give a workdir that all of them share."
         )
-    dataset = ArrayDataset(images, labels, data)
+    if test is None:
+        raise ValueError(
+            "test is None: give a share to hold out, such as 0.15, or (images, labels)."
+        )
     own_recipe = config is None
     config = _with_settings(config, settings)
-    config.data.name = dataset.name
-    config.data.train, config.data.test = (
-        ("train", "test") if share is None else hold_out("train", share, dataset.splits)
-    )
+    dataset = ArrayDataset(images, labels, test)
+    config.data.update(name=dataset.name, train="train", test="test")
     if own_recipe:  # of few images: no longer than one epoch
-        epoch = split_size(config.data.train, dataset.splits) // config.batch_size
+        epoch = dataset.splits["train"] // config.batch_size
         config.optim.warmup_steps = min(config.optim.warmup_steps, epoch)
     with contextlib.ExitStack() as stack:
         folder = workdir
@@ -149,12 +153,25 @@ def _with_settings(config: ConfigDict | None, settings: Settings) -> ConfigDict:
         raise ValueError(" ".join(problems))
     if "variant" in given:
         given["variant"] = values["model.variant"] = models.canonical(given["variant"])
-    config = _recipe(**given) if config is None else config.copy_and_resolve_references()
+    config = _recipe(**given) if config is None else _copied(config)
     if "epochs" in given:
         config.total_steps = None  # it would be read in place of epochs
     with config.ignore_type():  # an image may have one side or two
         config.update_from_flattened_dict(values)
     return config
+
+
+def _copied(config: ConfigDict) -> ConfigDict:
+    """Returns a copy of a configuration, if it is one that trains a classifier."""
+    validate_keys(config)
+    for key, needed in (("job", "train"), ("objective", "classification")):
+        if config[key] != needed:
+            raise ValueError(
+                f"config.{key}={config[key]!r}, and vit_jax.fit trains a classifier: it needs "
+                f"{key}={needed!r}. vit_jax.train takes other objectives, and `python -m "
+                f"vit_jax.main` other jobs, on a folder of images."
+            )
+    return config.copy_and_resolve_references()
 
 
 def _recipe(variant: str | None = None, init_from: str | None = None, **_: Any) -> ConfigDict:

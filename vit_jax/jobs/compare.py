@@ -44,6 +44,7 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     checked: set[str] = set()
     for name in config.compare.runs:
         single = run_config(config, name)
+        first = None  # the folder of this model's first run
         split, images = find_test_split(single)
         for epochs in config.compare.epochs or (None,):
             if epochs is not None:
@@ -53,7 +54,8 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
             for seed in range(config.seed, config.seed + config.compare.seeds):
                 single.seed = seed
                 place = folder / _slug(name) / length / f"seed_{seed}"
-                results.append(train_once(single, place, checked))
+                first = first or place
+                results.append(train_once(single, place, checked, first))
             point, row = _compared(name, single, results, images)
             rows.append(row | {"test_split": split, "test_images": images})
             series.setdefault(name, []).append(point)

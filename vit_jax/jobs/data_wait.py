@@ -12,21 +12,26 @@ import jax
 
 logger = logging.getLogger(__name__)
 
-_JUDGED_AFTER = 30.0  # seconds
-_LONG = 0.2  # share of the time
+_WINDOW = 30.0  # seconds of training, after which it is judged whether they waited long
+_LONG = 0.2  # share of these seconds
 
 
 class DataWait:
     """Measures how long the devices have nothing to compute, since no batch has come.
 
     While a batch is read, the devices compute the step before. If they have finished it when the
-    batch comes, they have waited, at most as long as the reading took. After 30 seconds, a warning
-    is logged once if that was more than a fifth of the time.
+    batch comes, they have waited, at most as long as the reading took. A warning is logged, once,
+    if that was more than a fifth of 30 seconds of training. Evaluations don't count.
     """
 
     def __init__(self) -> None:
-        self._begin: float | None = None
-        self._waited, self._is_judged = 0.0, False
+        self._since: float | None = None  # when the devices began to compute; None: they pause
+        self._waited = self._seconds = 0.0
+        self._is_told = False
+
+    def pause(self) -> None:
+        """Doesn't count the time from the last reading to the end of the next."""
+        self._since = None
 
     @contextlib.contextmanager
     def reading(self, metrics: Any) -> Iterator[None]:
@@ -38,16 +43,19 @@ class DataWait:
         begin = time.monotonic()
         yield
         now = time.monotonic()
-        if self._begin is None:  # the first step is over, and with it the compiler's time
-            self._begin = now
-            return
-        if all(x.is_ready() for x in jax.tree.leaves(metrics)):
-            self._waited += now - begin
-        if self._is_judged or now - self._begin < _JUDGED_AFTER:
-            return
-        self._is_judged = True
-        share = self._waited / (now - self._begin)
-        if share > _LONG:
+        if self._since is not None:
+            self._seconds += now - self._since
+            if all(x.is_ready() for x in jax.tree.leaves(metrics)):
+                self._waited += now - begin
+            if self._seconds > _WINDOW:
+                self._judge()
+        self._since = now
+
+    def _judge(self) -> None:
+        share = self._waited / self._seconds
+        self._waited = self._seconds = 0.0
+        if share > _LONG and not self._is_told:
+            self._is_told = True
             logger.warning(
                 "The devices wait for images in up to %.0f %% of the time. More CPUs read faster, "
                 "if data.threads isn't below their number; so do smaller image files.",

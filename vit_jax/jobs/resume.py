@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -38,15 +37,17 @@ class Start(NamedTuple):
 
     Attributes:
       config: the run's. Attributes of the model that it leaves None are taken from the checkpoint
-        or the pretrained weights, `accumulate_steps` from the checkpoint.
+        or the pretrained weights.
       checkpoints: the run's.
       latest: the step of the newest checkpoint, None if there is none.
+      accumulate_steps: the number of micro-batches up to that checkpoint, None if there is none.
       pretrained: the weights that `init_from` names, None if they are not needed.
     """
 
     config: ConfigDict
     checkpoints: CheckpointManager
     latest: int | None
+    accumulate_steps: int | None
     pretrained: Checkpoint | None
 
     @property
@@ -87,10 +88,11 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
     checkpoints = CheckpointManager(
         workdir, config.checkpoint.keep, fallback=config.checkpoint.fallback
     )
-    latest, pretrained = checkpoints.latest_step(), None
+    latest, accumulate_steps, pretrained = checkpoints.latest_step(), None, None
     if latest is not None:
         saved = read_config(workdir)
-        config = _with_micro_batches_of(saved, _with_attributes_of(saved, config))
+        accumulate_steps = saved.get("accumulate_steps") or 1  # an old checkpoint may have none
+        config = _with_attributes_of(saved, config)
         check_same_run(config, saved, checkpoints.path(latest))
     elif config.init_from is not None:
         pretrained = _load_pretrained(config)
@@ -103,7 +105,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
             config.model.variant,
             published_source(config.model.variant) or "WORKDIR",
         )
-    return Start(config, checkpoints, latest, pretrained)
+    return Start(config, checkpoints, latest, accumulate_steps, pretrained)
 
 
 # ------------------------------------------------------------------------------ pretrained weights
@@ -122,17 +124,6 @@ def _with_attributes_of(source: ConfigDict, config: ConfigDict) -> ConfigDict:
     for name in attributes.names("weights", "mathematics"):
         if config.model[name] is None:
             config.model[name] = source.model.get(name)
-    return config
-
-
-def _with_micro_batches_of(saved: ConfigDict, config: ConfigDict) -> ConfigDict:
-    """Sets `accumulate_steps` to that of the run so far, if it is None and divides the batch.
-
-    With another number, random numbers of dropout and mixup would be others.
-    """
-    steps = saved.get("accumulate_steps") or 1
-    if config.accumulate_steps is None and config.batch_size % (jax.device_count() * steps) == 0:
-        config.accumulate_steps = steps
     return config
 
 

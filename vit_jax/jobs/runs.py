@@ -15,16 +15,30 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
+from vit_jax.checkpoints.checkpoint import read_config
 from vit_jax.common.files import replacing, write_csv
+from vit_jax.config.defaults import default
+from vit_jax.config.keys import look_up, short_repr
 from vit_jax.data import sources
+from vit_jax.jobs.resume import changes
 from vit_jax.jobs.signals import Interrupted
 from vit_jax.jobs.train import train
 
 logger = logging.getLogger(__name__)
 
+# A run that goes on may change these keys. The result of a finished run depends on them.
+_OF_THE_RESULT = (
+    *("total_steps", "epochs", "init_from", "init_resize", "init_average"),
+    *("data.test", "data.eval_crop", "data.on_error", "on_nonfinite"),
+    *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "name", "train", "test")),
+)
+
 
 def train_once(
-    config: ConfigDict, workdir: epath.Path, checked: set[str] | None = None
+    config: ConfigDict,
+    workdir: epath.Path,
+    checked: set[str] | None = None,
+    like: epath.Path | None = None,
 ) -> dict[str, Any]:
     """Returns the summary of a run, which is trained unless an earlier call has done so.
 
@@ -33,19 +47,22 @@ def train_once(
       workdir: the run's folder; gets summary.json, too.
       checked: `config.data` of earlier runs, as JSON. Their images are not decoded once more before
         training. The run's own is added.
+      like: the folder of the study's first run of this model. If `config.accumulate_steps` is None,
+        the run takes that run's number, so that both are computed alike. None, and the run's own
+        folder, let it choose.
 
     Raises:
-      ValueError: the folder holds the result of another configuration; or as `train`.
+      ValueError: the folder holds the result of another configuration, see `result_changes`; or as
+        `train`.
       Interrupted: a signal came. If the run was complete all the same, its result is written.
     """
     path = workdir / "summary.json"
-    wanted = config.to_json(sort_keys=True)
     if path.exists():
         stored = json.loads(path.read_text())
-        if stored["config"] != json.loads(wanted):
+        if found := result_changes(config, ConfigDict(stored["config"])):
             raise ValueError(
-                f"{workdir} holds the result of another configuration. Take a new workdir, or "
-                f"remove this folder to train again."
+                f"{workdir} holds the result of another configuration: {'; '.join(found)}. Take a "
+                f"new workdir, or remove this folder to train again."
             )
         return stored["summary"]
     logger.info("run %s", workdir)
@@ -53,6 +70,8 @@ def train_once(
     images = config.data.to_json(sort_keys=True)
     run = config.copy_and_resolve_references()
     run.data.check = config.data.check and images not in checked
+    if like not in (None, workdir) and run.accumulate_steps is None:
+        run.accumulate_steps = _micro_batches_of(like, run.batch_size)
     number = None
     try:
         summary = train(run, workdir)
@@ -63,10 +82,41 @@ def train_once(
     checked.add(images)
     if jax.process_index() == 0:
         with replacing(path) as partial:
-            partial.write_text(json.dumps({"config": json.loads(wanted), "summary": summary}))
+            content = {"config": json.loads(config.to_json(sort_keys=True)), "summary": summary}
+            partial.write_text(json.dumps(content))
     if number is not None:
         raise Interrupted(number)
     return summary
+
+
+def result_changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
+    """Returns the keys whose values differ such that the result of a run would be another.
+
+    These are the keys of `resume.changes`, and those that say how long a run is, what it starts
+    from, what it skips and how it is tested.
+
+    Args:
+      config: the run's.
+      saved: that of a finished run, as summary.json has it. A key that it lacks has its default.
+
+    Returns:
+      One text a key: "data.test was None, is 'test'".
+    """
+    defaults, found = default(), changes(config, saved)
+    for key in _OF_THE_RESULT:
+        old, new = (look_up(c, key, defaults[key]) for c in (saved, config))
+        if json.dumps(old) != json.dumps(new):  # a tuple is saved as a list
+            found.append(f"{key} was {short_repr(old)}, is {short_repr(new)}")
+    return found
+
+
+def _micro_batches_of(workdir: epath.Path, batch_size: int) -> int | None:
+    """Returns a run's `accumulate_steps`; None if it is unknown or doesn't divide the batch."""
+    try:
+        steps = read_config(workdir).get("accumulate_steps") or 1
+    except FileNotFoundError:  # its checkpoints were removed
+        return None
+    return steps if batch_size % (jax.device_count() * steps) == 0 else None
 
 
 def find_test_split(config: ConfigDict) -> tuple[str, int]:

@@ -16,7 +16,8 @@ _FIRST = 120  # seconds of training before the first checkpoint
 class SaveTimes:
     """Decides after which steps a run is saved: at intervals, and once after two minutes.
 
-    A long interval would leave nothing of the first minutes, if the run were killed in them.
+    A long interval would leave nothing of the first minutes, if the run were killed in them. The
+    two minutes begin after the first step, so the time of compiling it doesn't count.
 
     Args:
       every: steps between two checkpoints, `config.checkpoint.every`; 0 for none but the last.
@@ -26,7 +27,7 @@ class SaveTimes:
     def __init__(self, every: int, *, is_saved: bool):
         self._every = every
         self._is_saved = is_saved or not every
-        self._begin = time.monotonic()
+        self._begin: float | None = None  # the first step is compiled before
 
     def is_due(self, step: int, *, has_row: bool) -> bool:
         """Returns True if the state after this step is to be saved.
@@ -38,6 +39,7 @@ class SaveTimes:
           step: counted from 1; each step is asked for once, in order.
           has_row: True if the step has a row.
         """
+        self._begin = self._begin or time.monotonic()
         due = is_due(self._every, step)
         if not (due or self._is_saved) and (has_row or jax.process_count() == 1):
             late = time.monotonic() - self._begin > _FIRST

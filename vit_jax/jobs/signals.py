@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -47,7 +48,8 @@ def exit_at_once(number: int, message: str, status: int | None = None) -> NoRetu
       message: one line.
       status: the exit status; None for 128 + `number`, as shells have it.
     """
-    os.write(2, f"\n{message}\n".encode())  # the line may have begun with a progress bar, or ^C
+    with contextlib.suppress(OSError):  # nobody reads stderr any more
+        os.write(2, f"\n{message}\n".encode())  # the line may have begun with a bar, or ^C
     os._exit(128 + number if status is None else status)
 
 
@@ -83,6 +85,24 @@ def watch_signals(
         reader.close()
 
 
+@contextlib.contextmanager
+def _preemption_service() -> Iterator[None]:
+    """Gives SIGTERM to JAX's preemption service, which is started anew. Use it in the main thread.
+
+    The service takes SIGTERM only when it starts, and JAX starts it once. Handlers of Python that
+    were set since then have replaced its own.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if distributed.global_state.preemption_sync_manager is not None:
+        distributed.global_state.preemption_sync_manager.shutdown()
+        distributed.global_state.preemption_sync_manager = None
+    distributed.global_state.initialize_preemption_sync_manager()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 class StopSignals:
     """A context in which Ctrl-C or SIGTERM stops a run after a step.
 
@@ -90,11 +110,12 @@ class StopSignals:
     signal, at least 0.5 s later, ends the process at once.
 
     Several processes stop after the same step when one of them gets a signal: JAX's preemption
-    service, which handles SIGTERM from `jax.distributed.initialize` on, informs the others. A
-    process or host that is lost without a signal is not handled here: start the run again, and it
-    resumes from its newest checkpoint.
+    service, which handles SIGTERM within this context, informs the others. A process or host that
+    is lost without a signal is not handled here: start the run again, and it resumes from its
+    newest checkpoint.
 
-    Outside the main thread it does nothing: Python allows handlers in the main thread only.
+    Outside the main thread it takes no signals: Python allows handlers in the main thread only. One
+    of several processes still stops when another gets a signal, or the service itself.
 
     Args:
       step: the first step of the run.
@@ -129,6 +150,8 @@ class StopSignals:
         if self._can_listen:
             numbers = (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM)
             self._listening.enter_context(watch_signals(numbers, self._react))
+            if self._several:
+                self._listening.enter_context(_preemption_service())
             self._can_listen = False
 
     def received(self, step: int) -> signal.Signals | None:
@@ -145,7 +168,8 @@ class StopSignals:
             own = self._first[0] if self._first else signal.SIGTERM
             all_of_them = multihost_utils.process_allgather(np.int32(own))
             self.number = signal.Signals(int(np.min(all_of_them)))  # SIGINT if there was one
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends the process
         return self.number
 
     def _react(self, number: signal.Signals) -> None:
@@ -157,7 +181,8 @@ class StopSignals:
         if first is None:
             again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
             # `tqdm.write` clears the bar and draws it again below.
-            tqdm.write(f"{self._work_left()}; {again} again to stop now", file=sys.stderr)
+            with contextlib.suppress(OSError):  # nobody reads stderr any more
+                tqdm.write(f"{self._work_left()}; {again} again to stop now", file=sys.stderr)
             if self._several:
                 os.kill(os.getpid(), signal.SIGTERM)
         elif now - first[1] > _REPEATED:

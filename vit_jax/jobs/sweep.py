@@ -21,7 +21,8 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Chooses a learning rate on examples held out of the training split (paper B.1.1).
 
     A model is trained with each of `sweep.lr` on all but `sweep.held_out` of the training split.
-    The rate with the best accuracy on the held-out examples is chosen, the lowest of equal ones.
+    The rate with the best accuracy on the held-out examples is chosen, of equal ones that
+    with the lowest loss.
     One more model is trained with it on the whole split. This model alone is tested, once.
 
     Args:
@@ -46,16 +47,18 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     trial.job, trial.data.train, trial.data.test = "train", kept, held_out
     rows: list[dict[str, Any]] = []
     checked: set[str] = set()
-    for rate in sorted(config.sweep.lr):
+    rates = sorted(config.sweep.lr)
+    first = folder / f"lr_{rates[0]:g}"
+    for rate in rates:
         trial.optim.lr = float(rate)
-        result = train_once(trial, folder / f"lr_{rate:g}", checked)
+        result = train_once(trial, folder / f"lr_{rate:g}", checked, first)
         columns = with_interval("held_out_accuracy", result["test_accuracy"], images)
         columns["held_out_loss"] = result["test_loss"]
         rows.append(
             {"lr": rate, **{name: round(x, 4) for name, x in columns.items()}}
             | {"held_out_images": images}
         )
-    best = max(rows, key=lambda row: row["held_out_accuracy"])
+    best = _best(rows)
     if len(rows) > 1 and best in (rows[0], rows[-1]):
         logger.warning("The best rate, %g, is at the end of sweep.lr: try others.", best["lr"])
     for row in rows:
@@ -65,8 +68,12 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     final = config.copy_and_resolve_references()
     final.job, final.data.train, final.optim.lr = "train", split, float(best["lr"])
     final.eval_every = 0
-    result = train_once(final, folder / "best", checked)
+    result = train_once(final, folder / "best", checked, first)
     return {**result, "lr": best["lr"], "table": str(folder / "sweep.csv")}
+
+
+def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: (row["held_out_accuracy"], -row["held_out_loss"]))
 
 
 def _shown(row: dict[str, Any], split: str) -> dict[str, Any]:

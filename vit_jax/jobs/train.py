@@ -82,7 +82,8 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
 
     # ------------------------------------------------------------------------------------- data
     inputs = open_inputs(config, labels=needs_labels(config), dataset=dataset)
-    config = fit_training(config, num_classes=len(inputs.class_names))  # into the devices' memory
+    classes, preferred = len(inputs.class_names), start.accumulate_steps
+    config = fit_training(config, num_classes=classes, preferred=preferred)
     inputs = inputs.with_eval_batch_size(config.eval_batch_size)
     total_steps = run_length(config, len(inputs.train_source))
     if config.optim.warmup_steps >= total_steps:
@@ -154,6 +155,7 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
                 row = {"step": step, "epoch": step * config.batch_size / len(inputs.train_source)}
                 row |= pending.row()
                 row |= progress.pause()  # images per second since the last row
+                data_wait.pause()
                 results = measure(due, state)
                 row |= results
                 writer.write(row)

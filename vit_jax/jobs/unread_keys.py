@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from vit_jax.config.keys import look_up
+from vit_jax.config.keys import look_up, run_config
 
 logger = logging.getLogger(__name__)
 
@@ -117,21 +117,33 @@ def log_unread_keys(config: ConfigDict, keys: Iterable[str]) -> None:
     """Warns of keys that the job doesn't read: a line for each reason.
 
     Args:
-      config: valid.
+      config: valid. With `job="compare"`, a key is read if one of the runs reads it.
       keys: those that the user set, in full, such as those of a command line.
     """
+    configs = [config]
+    if config.job == "compare":
+        configs = [run_config(config, name) for name in config.compare.runs]
+        for single in configs:
+            single.job = "compare"
     by_reason: dict[str, list[str]] = {}
     for key in keys:
-        if reason := _reason(config, key):
+        if reason := _reason(config, configs, key):
             by_reason.setdefault(reason, []).append(key)
     for reason, unread in by_reason.items():
         logger.warning("Not read: %s, because %s.", ", ".join(unread), reason)
 
 
-def _reason(config: ConfigDict, key: str) -> str:
-    """Returns why a key is not read, or "" if it is read."""
+def _reason(config: ConfigDict, configs: Sequence[ConfigDict], key: str) -> str:
+    """Returns why a key is not read, or "" if it is read.
+
+    Args:
+      config: the whole configuration.
+      configs: those of its runs.
+      key: in full.
+    """
     for row in UNREAD:
-        if row.when(config) and any(f"{key}.".startswith(f"{unread}.") for unread in row.keys):
+        concerned = any(f"{key}.".startswith(f"{unread}.") for unread in row.keys)
+        if concerned and all(map(row.when, configs)):
             return row.reason
     runs = config.compare.runs.values() if config.job == "compare" else ()
     if runs and all(look_up(run, key, None) is not None for run in runs):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,14 +34,35 @@ def validate(config: ConfigDict, *, device_count: int | None = None) -> None:
       ValueError: lists every problem, one a line, each with its key and what would fit. It is the
         only error that is raised, whatever the configuration holds.
     """
+    _require_config(config)
+    devices = jax.device_count() if device_count is None else device_count
+    _require_none(_problems(config, devices))
+
+
+def validate_keys(config: ConfigDict) -> None:
+    """Checks each key of a configuration by itself. Other values may be set before it is run.
+
+    Args:
+      config: as `default` returns it, with values changed.
+
+    Raises:
+      ValueError: as `validate`.
+    """
+    _require_config(config)
+    _require_none(entry.problem for entry in check_keys(config) if entry.problem)
+
+
+def _require_config(config: Any) -> None:
     if not isinstance(config, ConfigDict):
         raise ValueError(
             f"A configuration is a ConfigDict, as vit_jax.config.default() returns it, not "
             f"{short_repr(config)}."
         )
-    devices = jax.device_count() if device_count is None else device_count
-    if problems := [" ".join(problem.split()) for problem in _problems(config, devices)]:
-        raise ValueError("The configuration can't be run:\n- " + "\n- ".join(problems))
+
+
+def _require_none(problems: Iterable[str]) -> None:
+    if lines := [" ".join(problem.split()) for problem in problems]:
+        raise ValueError("The configuration can't be run:\n- " + "\n- ".join(lines))
 
 
 def _problems(config: ConfigDict, devices: int) -> Iterator[str]:

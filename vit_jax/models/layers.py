@@ -7,9 +7,8 @@ All implementations compute the same, up to rounding:
   the backward pass, where automatic differentiation keeps several. A CPU waits for memory, and so
   has less to wait for. It can't be differentiated in forward mode (`jax.jvp`).
 - "cudnn" is for NVIDIA GPUs. Attention is `attention.attend_cudnn`, GELU and dense layers are
-  those of "custom_vjp", LayerNorm is plain. The embedding of patches is a
-  matmul. On an H200, a training step of B/16 in bfloat16 was 1.39 times as fast as with "plain"
-  (benchmarks/README.md).
+  those of "custom_vjp", LayerNorm is plain. The embedding of patches is a matmul. On an H200, a
+  training step of B/16 in bfloat16 was 1.39 times as fast as with "plain" (benchmarks/README.md).
 """
 
 from __future__ import annotations

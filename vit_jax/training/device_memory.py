@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import resource
-import socket
-import zlib
 from collections.abc import Iterator
 
 import jax
@@ -13,39 +11,42 @@ import numpy as np
 import psutil
 from jax.experimental import multihost_utils
 
+from vit_jax.common.host import processes_on_host
+
 # Of the memory that is free, on a CPU. The rest is for the compiler, libraries and other programs.
 HOST_SHARE = 0.8
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 _OWN_CGROUPS = pathlib.Path("/proc/self/cgroup")
 
 
-def device_memory() -> int:
-    """Returns the bytes that this process may use of each of its devices.
+def device_memory() -> int | None:
+    """Returns the bytes that this process may use of each of its devices; None if it is unknown.
 
-    On a GPU or TPU it is what JAX allocates at most. A CPU's devices share `HOST_SHARE` of the
+    On a GPU or TPU it is what JAX allocates at most. It is unknown if JAX has no such limit, as
+    with XLA_PYTHON_CLIENT_ALLOCATOR=platform. A CPU's devices share `HOST_SHARE` of the
     memory that is free by what the machine has, by the control groups of this process (of
     containers and batch systems), and by its own limit (`ulimit -v`).
     """
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit is not None:
-        return limit
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
     free = min(psutil.virtual_memory().available, *_left_by_limits())
     return int(HOST_SHARE * max(0, free)) // jax.local_device_count()
 
 
-def smallest_memory() -> int:
+def smallest_memory() -> int | None:
     """Returns the smallest `device_memory` of all processes, to a MiB; the same in each of them.
 
-    Processes on the CPU of one host share its memory.
+    It is None if a process doesn't know its own. Processes on the CPU of one host share its memory.
     """
+    own = device_memory()
     if jax.process_count() == 1:
-        return device_memory()
-    host = zlib.crc32(socket.gethostname().encode()) >> 1
-    own = np.array([host, device_memory() >> 20], np.int32)
-    hosts, megabytes = np.asarray(multihost_utils.process_allgather(own)).T
-    if jax.default_backend() == "cpu":
-        megabytes = megabytes // [np.count_nonzero(hosts == each) for each in hosts]
-    return int(megabytes.min()) << 20
+        return own
+    if own is not None and jax.default_backend() == "cpu":
+        own //= processes_on_host()
+    megabytes = np.int32(-1 if own is None else own >> 20)
+    smallest = int(np.min(multihost_utils.process_allgather(megabytes)))
+    return None if smallest < 0 else smallest << 20
 
 
 def _left_by_limits() -> Iterator[int]:

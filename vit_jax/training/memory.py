@@ -16,6 +16,7 @@ import jax.extend as jex
 from ml_collections import ConfigDict
 
 from vit_jax import models
+from vit_jax.common import host
 from vit_jax.config.keys import image_shape, model_attributes, with_changes
 from vit_jax.data import batch as batch_lib
 from vit_jax.data.pipeline import threads_of_process
@@ -83,9 +84,8 @@ def estimate_needs(config: ConfigDict, *, num_classes: int, devices: Sequence[ja
     kept, largest = per_image(config)
     if remat not in (None, "none"):
         every_block, _ = per_image(with_changes(config, {"model.remat": "none"}))
-        # On a CPU, XLA drops rematerialisation outside of loops. Elsewhere, one block at a time is
-        # computed again.
-        is_dropped = platform == "cpu" and not config.model.scan
+        # One block at a time is computed again.
+        is_dropped = drops_remat(config, platform)
         kept = every_block if is_dropped else kept + every_block / run.model.depth
     held, batch_bytes = bytes_per_device(config, state, batch, len(devices))
     gradients, _ = bytes_per_device(config, state.params, {}, len(devices))
@@ -157,13 +157,17 @@ def _sizes(jaxpr: jex.core.Jaxpr, item_size: Callable[[Any], float]) -> Iterator
     """Yields the bytes of every array that a traced function computes."""
     for equation in jaxpr.eqns:
         parameters = jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr)
-        if called := [
-            x for x in parameters if _is_jaxpr(x)
-        ]:  # a loop's results are of all its turns
+        called = [x for x in parameters if _is_jaxpr(x)]
+        if called:  # not the results of the call: those of a loop are of all its turns
             for inner in called:
                 yield from _sizes(getattr(inner, "jaxpr", inner), item_size)
         else:
             yield from map(item_size, equation.outvars)
+
+
+def drops_remat(config: ConfigDict, platform: str) -> bool:
+    """Returns True if XLA drops rematerialisation: on a CPU, outside of loops."""
+    return platform == "cpu" and not config.model.scan
 
 
 def _is_jaxpr(x: Any) -> bool:
@@ -173,22 +177,18 @@ def _is_jaxpr(x: Any) -> bool:
 def _item_size(platform: str) -> Callable[[Any], int]:
     """Returns the function variable of a jaxpr -> bytes; on a CPU, XLA widens to 32 bits."""
 
-    def bytes_of(x):
-        size = x.aval.size
-        return size * (
-            max(4, x.aval.dtype.itemsize) if platform == "cpu" else x.aval.dtype.itemsize
-        )
-
-    return bytes_of
+    smallest = 4 if platform == "cpu" else 1
+    return lambda x: x.aval.size * max(smallest, x.aval.dtype.itemsize)
 
 
 def _batches_held(config: ConfigDict, platform: str) -> int:
     """Returns how many batches a device holds: computed with, sent, and cut into micro-batches.
 
     On a CPU, those that are read ahead and that each thread puts together, of images that it holds
-    one by one, lie in the same memory.
+    one by one, lie in the same memory. The process that has the most threads is counted, so that
+    all processes get the same number.
     """
-    threads = config.data.threads or threads_of_process()
+    threads = config.data.threads or max(map(threads_of_process, host.all_processes()))
     ahead = max(config.data.prefetch, threads) + 2 * threads if platform == "cpu" else 0
     return 3 + ahead
 

@@ -17,6 +17,7 @@ from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vit_jax.common.files import is_bucket, replacing
 from vit_jax.config import keys
+from vit_jax.config.defaults import default
 from vit_jax.models.params import parameter_shapes
 from vit_jax.models.positions import sincos_table
 from vit_jax.weights import catalogue, parameter_names, recognise, surgery
@@ -158,7 +159,8 @@ def save(
 ) -> None:
     """Writes a checkpoint in a format; nothing is left at `destination` if that fails.
 
-    A warning is logged if other readers of the format would compute something else.
+    Warnings are logged if other readers of the format would compute something else, and if it has
+    no place for the names of the classes or for how images are cropped in evaluation.
 
     Args:
       checkpoint: what to write. Only an Orbax checkpoint keeps the step and the full
@@ -195,10 +197,26 @@ def save(
     else:
         with replacing(pathlib.Path(path)) as partial:
             row.write(checkpoint, partial)
+    if lost := _lost_with(checkpoint, format):
+        logger.warning("%s: this format has no place for %s.", path, " and ".join(lost))
     if unrecorded := differences_for_readers(checkpoint.model(), format):
         logger.warning(
-            "%s: other readers of this format don't know that it is for %s.", path, unrecorded
+            "%s: the file can't say that its model has %s, which other readers have to be told.",
+            path,
+            unrecorded,
         )
+
+
+def _lost_with(checkpoint: Checkpoint, format: str) -> list[str]:
+    """Returns what a format can't record besides the model, and this checkpoint has."""
+    lost = []
+    if checkpoint.class_names and not FORMATS[format].class_names:
+        lost.append("the names of the classes")
+    if format != "orbax":
+        own, assumed = checkpoint.config.data, default().data
+        crop = [key for key in ("eval_crop", "crop_fraction") if own[key] != assumed[key]]
+        lost += [f"data.{key}={own[key]}" for key in crop]
+    return lost
 
 
 def save_params(

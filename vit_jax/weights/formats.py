@@ -34,6 +34,7 @@ class Format(NamedTuple):
         assume them.
       fixed_positions: True if the format can record that positions are computed
         (positions="sincos"). If False, they are written as a table.
+      class_names: True if the format can record the names of the classes.
       buckets: True if the format can be written to a bucket. Its `write` then leaves nothing behind
         if it fails.
     """
@@ -45,6 +46,7 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...] = ()
     assumed: Mapping[str, Any] = MappingProxyType({})
     fixed_positions: bool = False
+    class_names: bool = True
     buckets: bool = False
 
 
@@ -103,6 +105,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             npz.write_npz,
             suffixes=(".npz",),
             assumed={"gelu": "tanh", "norm_epsilon": 1e-6, "kernel_epsilon": None},
+            class_names=False,
         ),
         "orbax": Format(
             "an Orbax checkpoint",
