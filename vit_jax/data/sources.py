@@ -148,8 +148,8 @@ class FolderDataset:
             loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir())
             if loose:
                 raise FileNotFoundError(
-                    f"{root} holds images itself ({loose}), but no folders of them: each class needs "
-                    "a folder there that has the class's name, <class>/*."
+                    f"{root} holds images itself ({loose}), but no folders of them: each class "
+                    f"needs a folder there that has the class's name, <class>/*."
                 )
             raise FileNotFoundError(
                 f"There are no images in {root}: expected <class>/* or train|val|test/<class>/* "
