@@ -128,5 +128,7 @@ def test_a_missing_extra_is_named(settings, monkeypatch):
     for name in ("gcsfs", "gcsfs.retry"):
         monkeypatch.setitem(sys.modules, name, None)
     for use in (lambda: train(settings, "gs://bucket/run"), lambda: load("gs://bucket/run")):
-        with pytest.raises(ValueError, match=r"gs://bucket/run is in a bucket.*vit_jax\[gcs\]"):
+        with pytest.raises(
+            ValueError, match=r"gs://bucket/run is in a bucket.*install -e \"\.\[gcs\]"
+        ):
             use()

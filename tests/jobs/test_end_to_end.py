@@ -273,7 +273,7 @@ def test_weights_of_another_variant_are_refused_before_training(settings, tmp_pa
     settings.model.update(depth=2)
     with pytest.raises(ValueError, match=r"x\.npz isn't a Ti/16.*encoderblock_1/.* is missing"):
         train(settings, tmp_path / "run")
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

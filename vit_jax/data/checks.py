@@ -37,7 +37,8 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
     if images < batch_size:
         raise ValueError(
             f"The split {split} has {images} images, fewer than batch_size={batch_size}: take a "
-            f"smaller batch, or a larger split as data.train."
+            f"smaller batch, such as --config.batch_size={2 ** (max(1, images).bit_length() - 1)}, "
+            f"or a larger split as data.train."
         )
     if not labels:
         return

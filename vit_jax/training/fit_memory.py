@@ -72,7 +72,8 @@ def fit_training(
         if steps > 1:
             logger.info(
                 "By the estimate, %s, and %.1f GiB are free: each batch is computed in "
-                "%d micro-batches, which gives the same gradients (accumulate_steps=%d).",
+                "%d micro-batches, one after the other, which gives the same gradients "
+                "(accumulate_steps=%d). A smaller batch_size or data.image_size is faster.",
                 needed,
                 memory / _GIB,
                 steps,

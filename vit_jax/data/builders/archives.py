@@ -44,18 +44,18 @@ def read(
       names: the files to yield. None for all.
 
     Raises:
-      ValueError: a member of the archive would lie outside the folder that it is unpacked in; or
-        the archive lacks some of `names`.
+      ValueError: a member of the archive would lie outside the folder that it is unpacked in, or
+        is a link or a device; or the archive lacks some of `names`.
     """
     left = set(names or ())
     with tarfile.open(archive) as tar:
         for member in tar:
             name = os.path.normpath(member.name)
-            # Links are not followed, so names are all that `tarfile.data_filter` would check. That
-            # came with Python 3.11.4.
-            if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
+            outside = os.path.isabs(name) or name.split(os.sep)[0] == os.pardir
+            if outside or not (member.isfile() or member.isdir()):
                 raise ValueError(
-                    f"The archive {archive} is refused: {member.name!r} is outside its folder."
+                    f"The archive {archive} is refused: {member.name!r} is "
+                    f"{'outside its folder' if outside else 'neither a file nor a folder'}."
                 )
             contents = tar.extractfile(member) if member.isfile() else None
             if contents and (names is None or name in left):
