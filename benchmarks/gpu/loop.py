@@ -108,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             and (row["variant"], row["mode"], row["batch"])
             == (args.variant, "training", args.batch)
         ]
-        row = {"images/s, each row": [round(float(r["images_per_second"])) for r in rows]}
-        speed = machine.median(float(r["images_per_second"]) for r in rows[1:])
+        speeds = [float(r["images_per_second"]) for r in rows if r["images_per_second"]]
+        row = {"images/s, each row": [round(speed) for speed in speeds]}
+        speed = machine.median(speeds)
         row |= {
             "images/s": speed,
             "of the bare step": speed / bare[0] if bare and bare[0] else None,

@@ -82,6 +82,7 @@ def losses(implementation: str, dtype: str, steps: int, smoke: bool) -> list[flo
     """Returns the losses of training steps on noise, all from one start."""
     config = default()
     config.model.variant, config.model.implementation = "Ti/16" if smoke else "S/16", implementation
+    config.model.depth = 1 if smoke else None
     config.data.image_size = 32 if smoke else 224
     config.batch_size, config.dtype, config.optim.lr = 8 if smoke else 64, dtype, 0.03
     with jax.default_matmul_precision("highest" if dtype == "float32" else None):
