@@ -23,10 +23,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import machine
+
+if TYPE_CHECKING:  # timm's processes don't import JAX
+    from ml_collections import ConfigDict
+
+    from vit_jax.training.parallel import Parallel
+    from vit_jax.training.setup import Setup
 
 CONTENDERS = ("vit_jax", "plain", "eager", "compiled", "autotuned", "frozen")
 MODES = ("inference", "training")
@@ -53,23 +60,32 @@ _MALLOC = {
 # ----------------------------------------------------------------------------------- contenders
 
 
-def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
-    """Returns n -> None, which runs n steps of vit_jax and waits for the last."""
-    from vit_jax.cli.environment import keep_freed_memory, prefer_cublas
+def set_up(
+    contender: str,
+    variant: str,
+    dtype: str,
+    batch: int,
+    image_size: int,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[ConfigDict, Setup, Parallel]:
+    """Returns the configuration of a contender of ours, what it trains, and its program.
+
+    Args:
+      contender: "vit_jax", for the default implementation, or an implementation.
+      variant, dtype, batch, image_size: of the model and its images.
+      changes: of other keys of the configuration, by their full names.
+    """
     from vit_jax.config.defaults import default
     from vit_jax.models.patches import to_float
     from vit_jax.training import parallel, setup
 
-    keep_freed_memory()
-    prefer_cublas()
-    import jax
-
     config = default()
-    config.model.variant, config.dtype, config.batch_size = args.variant, args.dtype, args.batch
-    if args.contender == "plain":
-        config.model.implementation = "plain"
+    config.model.variant, config.dtype = variant, dtype
+    config.batch_size, config.data.image_size = batch, image_size
     config.optim.clip_norm = 0.0
-    config.data.image_size = args.image_size
+    if contender != "vit_jax":
+        config.model.implementation = contender
+    config.update_from_flattened_dict(dict(changes))
     trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
     program = parallel.make_program(
         config,
@@ -78,6 +94,20 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
         extract_features=lambda params, batch: trained.model.apply(
             {"params": params}, to_float(batch["image"])
         ),
+    )
+    return config, trained, program
+
+
+def of_vit_jax(args: argparse.Namespace) -> Callable[[int], None]:
+    """Returns n -> None, which runs n steps of vit_jax and waits for the last."""
+    from vit_jax.cli.environment import keep_freed_memory, prefer_cublas
+
+    keep_freed_memory()
+    prefer_cublas()
+    import jax
+
+    _, trained, program = set_up(
+        args.contender, args.variant, args.dtype, args.batch, args.image_size
     )
     state = program.init(trained.init_state, trained.init_key)
     batch = machine.batch(args.batch, args.image_size, CLASSES)
@@ -99,7 +129,6 @@ def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
     machine.import_torchvision()
     import timm
     import torch
-    import torch.nn.functional as F
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
@@ -120,11 +149,29 @@ def of_timm(args: argparse.Namespace) -> Callable[[int], None]:
     batch = machine.batch(args.batch, args.image_size, CLASSES)
     images, labels = (torch.from_numpy(batch[name]).to(device) for name in ("image", "label"))
     images = images.permute(0, 3, 1, 2).contiguous()
-    labels = labels.long()
-    low = args.dtype == "bfloat16"
+    return timm_steps(model, optimizer, images, labels, training=training, dtype=args.dtype)
+
+
+def timm_steps(
+    model: Any, optimizer: Any, images: Any, labels: Any, *, training: bool, dtype: str
+) -> Callable[[int], None]:
+    """Returns n -> None, which runs n steps of a model of timm and waits for the last.
+
+    Args:
+      model: compiled or not.
+      optimizer: of its parameters.
+      images: uint8 (b, 3, h, w), on the device; they are scaled in each step.
+      labels: integers (b,), on the device.
+      training: False only computes logits.
+      dtype: "bfloat16" for PyTorch's autocast, or "float32".
+    """
+    import torch
+    import torch.nn.functional as F
+
+    device, labels = images.device.type, labels.long()
 
     def forward():
-        with torch.autocast(device, torch.bfloat16, enabled=low):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             return model(images.float() / 127.5 - 1)
 
     def run(steps):

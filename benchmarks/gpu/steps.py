@@ -23,13 +23,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks import machine
+from benchmarks import machine, throughput
 from benchmarks.gpu import options
-from benchmarks.throughput import TIMM
 
-CLASSES = 1000
 Run = Callable[[int], None]  # runs a number of steps and waits for the last
-Log = Callable[[str], None]
 
 
 class Cell(NamedTuple):
@@ -55,6 +52,8 @@ class Cell(NamedTuple):
 class JaxSteps:
     """Compiles vit_jax's steps. Cells of one variant share one training state."""
 
+    threads = 8
+
     def __init__(self, option: str):
         self._states: dict[str, Any] = {}
         self._changes = options.OPTIONS[option].apply()
@@ -65,32 +64,16 @@ class JaxSteps:
         import jax
 
         from vit_jax.cli.environment import prefer_cublas
-        from vit_jax.config.defaults import default
-        from vit_jax.models.patches import to_float
-        from vit_jax.training import parallel, setup
+        from vit_jax.training.memory import step_arguments
 
         prefer_cublas()
-        config = default()
-        config.model.variant, config.dtype = cell.variant, cell.dtype
-        config.batch_size, config.data.image_size = cell.batch, cell.image_size
-        config.optim.clip_norm = 0.0
-        if cell.contender != "vit_jax":
-            config.model.implementation = cell.contender
-        config.update_from_flattened_dict(self._changes)
-        trained = setup.set_up(config, num_classes=CLASSES, total_steps=10**6)
-        program = parallel.make_program(
-            config,
-            update=trained.update,
-            key=trained.key,
-            extract_features=lambda params, batch: trained.model.apply(
-                {"params": params}, to_float(batch["image"])
-            ),
+        config, trained, program = throughput.set_up(
+            cell.contender, cell.variant, cell.dtype, cell.batch, cell.image_size, self._changes
         )
         if cell.variant not in self._states:
             self._states[cell.variant] = program.init(trained.init_state, trained.init_key)
-        host_batch = machine.batch(cell.batch, cell.image_size, CLASSES)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), host_batch)
-        state = jax.eval_shape(trained.init_state, trained.init_key)
+        host_batch = machine.batch(cell.batch, cell.image_size, throughput.CLASSES)
+        state, shapes = step_arguments(config, trained)
         if cell.mode == "training":
             step = program.lower(state, shapes).compile()
         else:
@@ -115,8 +98,6 @@ class JaxSteps:
     def release(self) -> None:
         """Does nothing: JAX took its memory at the start."""
 
-    threads = 8
-
 
 class TimmSteps:
     """Compiles timm's steps with torch.compile, for autocast."""
@@ -131,39 +112,28 @@ class TimmSteps:
         machine.import_torchvision()
         import timm
         import torch
-        import torch.nn.functional as F
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_float32_matmul_precision("high")
         torch._dynamo.config.automatic_dynamic_shapes = False  # each batch gets its own program
         model = timm.create_model(
-            TIMM[cell.variant], num_classes=CLASSES, img_size=cell.image_size
+            throughput.TIMM[cell.variant],
+            num_classes=throughput.CLASSES,
+            img_size=cell.image_size,
         ).to(device, memory_format=torch.channels_last)
         training = cell.mode == "training"
         model.train(training)
-        compiled = torch.compile(model) if device == "cuda" else model
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, fused=True)
-        host = machine.batch(cell.batch, cell.image_size, CLASSES)
+        host = machine.batch(cell.batch, cell.image_size, throughput.CLASSES)
         images, labels = (torch.from_numpy(host[name]).to(device) for name in ("image", "label"))
-        images = images.permute(0, 3, 1, 2)  # in memory, channels are last
-        labels = labels.long()
-
-        def forward():
-            with torch.autocast(device, torch.bfloat16, enabled=cell.dtype == "bfloat16"):
-                return compiled(images.float() / 127.5 - 1)
-
-        def run(steps):
-            for _ in range(steps):
-                if training:
-                    optimizer.zero_grad(set_to_none=True)
-                    F.cross_entropy(forward().float(), labels).backward()
-                    optimizer.step()
-                else:
-                    with torch.no_grad():
-                        forward()
-            if device == "cuda":
-                torch.cuda.synchronize()
-
+        run = throughput.timm_steps(
+            torch.compile(model) if device == "cuda" else model,
+            optimizer,
+            images.permute(0, 3, 1, 2),  # in memory, channels are last
+            labels,
+            training=training,
+            dtype=cell.dtype,
+        )
         run(2)  # compiles
         self.release()
         return run

@@ -114,7 +114,6 @@ def fit_evaluation(
       function: (params, batch) -> arrays, what is computed of each batch.
       params: tree of arrays.
       size: of the images, one side or (height, width), in pixels.
-
     """
     devices = jax.devices()
     memory = _known_memory(devices[0])
