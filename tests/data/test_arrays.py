@@ -9,8 +9,8 @@ from PIL import Image
 
 from vit_jax.data import sources
 from vit_jax.data.arrays import ArrayDataset
+from vit_jax.data.folders import FolderDataset
 from vit_jax.data.pipeline import decode_example
-from vit_jax.data.sources import FolderDataset
 
 
 def contents(dataset, split="train"):

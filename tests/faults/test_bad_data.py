@@ -12,7 +12,7 @@ from conftest import write_jpegs
 from PIL import Image
 
 from vit_jax.config.defaults import default
-from vit_jax.data import checks, pipeline, sources
+from vit_jax.data import checks, folders, pipeline, sources
 from vit_jax.data.__main__ import main
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.jobs.train import train
@@ -242,7 +242,7 @@ def test_the_command_says_in_a_line_that_there_is_no_folder(tmp_path, capsys):
 def test_training_and_evaluation_name_the_file_that_stops_them(damaged, options, name):
     """Errors come from the threads that read ahead, as what they are."""
     files = [x for x in damaged.source("train").files if x[0].name not in BAD or x[0].name == name]
-    source = sources.FolderSource(files)
+    source = folders.FolderSource(files)
     batches = training(source, options)
     pipeline.seek(batches, 0)
     for batch_of in (

@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterable
 
-from vit_jax.data import sources
+from vit_jax.data.folders import IMAGE_SUFFIXES
 
 SOURCE = "a run's workdir, a file or folder of weights, a URL, or a name such as B/16"  # for --help
 
@@ -69,7 +69,7 @@ def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str
             found = [name for line in stdin if (name := line.rstrip("\r\n"))]
         elif path.is_dir():
             files = sorted(path.rglob("*"))
-            found = [str(x) for x in files if x.suffix.lower() in sources.IMAGE_SUFFIXES]
+            found = [str(x) for x in files if x.suffix.lower() in IMAGE_SUFFIXES]
         elif path.exists() or not glob.has_magic(argument):
             found = [str(path)]
         else:
@@ -77,7 +77,7 @@ def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str
         if not found:
             raise FileNotFoundError(
                 f"There are no images in {'the list on stdin' if argument == '-' else argument}: "
-                f"expected files named {', '.join(sources.IMAGE_SUFFIXES)}."
+                f"expected files named {', '.join(IMAGE_SUFFIXES)}."
             )
         images += found
     return images

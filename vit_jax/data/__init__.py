@@ -16,6 +16,12 @@ with epy.lazy_api_imports(globals()):
     # checks before a run
     from vit_jax.data.checks import check_folder, require_decodable, require_trainable
 
+    # what every data set is made of
+    from vit_jax.data.dataset import Dataset, Example, ExampleError, Source
+
+    # a folder of images
+    from vit_jax.data.folders import FolderDataset, FolderSource
+
     # all that a run reads, in one call
     from vit_jax.data.inputs import Inputs, evaluation_batches, open_inputs
 
@@ -33,17 +39,8 @@ with epy.lazy_api_imports(globals()):
     # random operations on a training image
     from vit_jax.data.randaugment import rand_augment
 
-    # data sets, and the examples of their splits
-    from vit_jax.data.sources import (
-        Dataset,
-        Example,
-        ExampleError,
-        FolderDataset,
-        Source,
-        TfdsDataset,
-        open_dataset,
-        open_source,
-    )
+    # data sets are opened by their names
+    from vit_jax.data.sources import TfdsDataset, open_dataset, open_source
 
     # splits, in the syntax of tfds
     from vit_jax.data.splits import default_splits, hold_out, parse_split, split_size

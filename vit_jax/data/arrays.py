@@ -17,7 +17,9 @@ from PIL import Image
 from vit_jax.common.messages import first_few
 from vit_jax.config.keys import short_repr
 from vit_jax.data import transforms
-from vit_jax.data.sources import IN_MEMORY, Example, ExampleError, mix_classes
+from vit_jax.data.dataset import Example, ExampleError
+from vit_jax.data.folders import mix_classes
+from vit_jax.data.sources import IN_MEMORY
 from vit_jax.data.splits import absolute_parts
 
 _Stored = np.ndarray | bytes | pathlib.Path  # uint8 RGB (h, w, 3), or an encoded image, or its file

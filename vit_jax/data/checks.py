@@ -12,8 +12,9 @@ from tqdm import tqdm
 from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.data.arrays import ArrayDataset
+from vit_jax.data.dataset import Dataset, ExampleError, Source
+from vit_jax.data.folders import FolderDataset, FolderSource
 from vit_jax.data.pipeline import check_label, decode_example
-from vit_jax.data.sources import Dataset, ExampleError, FolderDataset, FolderSource, Source
 from vit_jax.data.splits import split_size
 
 _LISTED = 20  # how many bad images, or classes without images, an error names

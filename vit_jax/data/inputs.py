@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.data.batch import Batch
 from vit_jax.data.checks import require_decodable, require_trainable
+from vit_jax.data.dataset import Dataset, Source
 from vit_jax.data.pipeline import Shard, SkippedImages, eval_batches, train_batches
-from vit_jax.data.sources import Dataset, Source, open_dataset, open_source
+from vit_jax.data.sources import open_dataset, open_source
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from vit_jax.common import host
 from vit_jax.config.keys import image_shape
 from vit_jax.data import transforms
 from vit_jax.data.batch import Batch, empty_batch
+from vit_jax.data.dataset import Example, ExampleError, Source
 from vit_jax.data.randaugment import rand_augment
-from vit_jax.data.sources import Example, ExampleError, Source
 
 logger = logging.getLogger(__name__)
 

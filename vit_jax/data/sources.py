@@ -1,195 +1,25 @@
-"""Where examples come from: a folder of images, a tfds data set, or a task of VTAB.
+"""Data sets are opened here by their names: a folder of images, a tfds data set, a task of VTAB.
 
 `open_dataset` opens a data set by its name. `open_source` opens a split of it: a `Source`, which
-reads encoded examples by their indices. A further kind of data set is a class with the attributes
-of `Dataset` and a line in `open_dataset`.
+reads encoded examples by their indices.
 """
 
 from __future__ import annotations
 
 import operator
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from vit_jax.common.files import folders_beside
-from vit_jax.common.messages import closest
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
-from vit_jax.data.splits import absolute_parts, default_splits, parse_split
+from vit_jax.data.dataset import Dataset, Example, Source
+from vit_jax.data.folders import FolderDataset
+from vit_jax.data.splits import default_splits, parse_split
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-SPLIT_FOLDERS = ("train", "val", "validation", "test")
 JFT = ("jft", "jft300m", "jft_300m", "jft-300m")  # names, in small letters, of JFT-300M
-_FOLDER_SEED = 0  # of the order inside a folder, which decides what `train[:85%]` holds
 IN_MEMORY = "in-memory-"  # what the names of data that are not on disk begin with
-T = TypeVar("T")
-
-
-# -------------------------------------------------------------- examples, sources and data sets
-
-
-class Example(NamedTuple):
-    """An example as it is stored.
-
-    Attributes:
-      image: the bytes of an encoded image, such as a JPEG file's; or a decoded image, uint8 RGB
-        (h, w, 3).
-      label: the class, counted from 0; negative if the split has no labels.
-      id: a name for messages, such as the file's path.
-    """
-
-    image: bytes | np.ndarray
-    label: int
-    id: str
-
-
-class ExampleError(ValueError):
-    """An example can't be used.
-
-    Attributes:
-      id: the example's id.
-      reason: what is wrong with it, without a full stop.
-    """
-
-    def __init__(self, id: str, reason: str):
-        super().__init__(id, reason)
-        self.id, self.reason = id, reason
-
-    def __str__(self) -> str:
-        return f"{self.id}: {self.reason}"
-
-
-class Source(Protocol):
-    """A sequence of examples that are read by index, by several threads at once.
-
-    Reading raises `ExampleError` if the example can't be read.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-class Dataset(Protocol):
-    """A set of images, each of one class.
-
-    Attributes:
-      class_names: the names of the classes, by label.
-      splits: names of the splits, with their numbers of examples.
-    """
-
-    class_names: tuple[str, ...]
-    splits: Mapping[str, int]
-
-    def source(self, split: str) -> Source:
-        """Returns the examples of a split such as "train[:85%]" or "train+validation"."""
-        ...
-
-
-# -------------------------------------------------------------------------- a folder of images
-
-
-class FolderSource:
-    """Examples that are files.
-
-    Attributes:
-      files: the path and the label of each.
-    """
-
-    def __init__(self, files: Sequence[tuple[pathlib.Path, int]]):
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Example:
-        path, label = self.files[index]
-        try:
-            return Example(path.read_bytes(), label, str(path))
-        except OSError as error:
-            raise ExampleError(str(path), f"can't be read: {error.strerror or error}") from error
-
-
-class FolderDataset:
-    """Images in `<class>/*`, which are one split, "train", or in `train|val|test/<class>/*`.
-
-    The order inside a split is a fixed permutation. Every slice of it holds all classes in their
-    proportions, so that `train[:85%]` and `train[85%:]` are a stratified partition.
-
-    Attributes:
-      folder: the path of the folder.
-      class_names: names of the class folders in alphabetical order, of all splits together.
-      splits: names of the splits, with their numbers of images.
-
-    Raises:
-      FileNotFoundError: there is no such folder, or it has no images.
-    """
-
-    def __init__(self, folder: str | pathlib.Path):
-        self.folder = root = pathlib.Path(folder).expanduser()
-        if not root.is_dir():
-            hint = closest(str(root), folders_beside(root))
-            raise FileNotFoundError(
-                f"There is no folder {str(folder)!r} to read images from{hint}."
-            )
-        split_folders = [root / name for name in SPLIT_FOLDERS if (root / name).is_dir()]
-        classes = {d.name for s in split_folders or [root] for d in s.iterdir() if d.is_dir()}
-        self.class_names = tuple(sorted(name for name in classes if not name.startswith(".")))
-        self._files = {
-            split.name if split_folders else "train": self._stratified(split)
-            for split in split_folders or [root]
-        }
-        self.splits: Mapping[str, int] = {name: len(files) for name, files in self._files.items()}
-        if not sum(self.splits.values()):
-            loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir())
-            if loose:
-                raise FileNotFoundError(
-                    f"{root} holds images itself ({loose}), but no folders of them: each class "
-                    f"needs a folder there that has the class's name, <class>/*."
-                )
-            raise FileNotFoundError(
-                f"There are no images in {root}: expected <class>/* or train|val|test/<class>/* "
-                f"with files named {', '.join(IMAGE_SUFFIXES)}."
-            )
-
-    def _stratified(self, folder: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-        """Returns the files and labels below a folder, with the classes mixed evenly."""
-        return mix_classes(
-            [
-                sorted(p for p in (folder / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-                for name in self.class_names
-            ]
-        )
-
-    def source(self, split: str) -> FolderSource:
-        """Returns the examples of a split such as "train[:85%]" or "train+val".
-
-        Raises:
-          ValueError: the syntax is wrong, or there is no such split.
-        """
-        parts = absolute_parts(split, self.splits)
-        return FolderSource([x for p in parts for x in self._files[p.splitname][p.from_ : p.to]])
-
-
-def mix_classes(classes: Sequence[Sequence[T]]) -> list[tuple[T, int]]:
-    """Returns the members of some classes with their labels, in a fixed order that mixes classes.
-
-    The members of a class are shuffled and spread evenly over [0, 1]; this sorts all classes. Every
-    slice of the result holds all classes in their proportions.
-
-    Args:
-      classes: for each label the members of its class, in an order that is always the same.
-    """
-    rng = np.random.Generator(np.random.Philox(_FOLDER_SEED))
-    ranked = []
-    for label, members in enumerate(classes):
-        order = enumerate(rng.permutation(len(members)))
-        ranked += [((i + 0.5) / len(members), label, int(number)) for i, number in order]
-    return [(classes[label][number], label) for _, label, number in sorted(ranked)]
 
 
 # ---------------------------------------------------------------------- tfds data sets, and VTAB

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 from vit_jax.config.defaults import default
 from vit_jax.data import sources
 from vit_jax.data.batch import Batch
+from vit_jax.data.dataset import Dataset, Example, Source
 from vit_jax.data.pipeline import decode_example
-from vit_jax.data.sources import Dataset, Example, Source
 from vit_jax.evaluation.evaluator import Evaluator
 from vit_jax.models.patches import to_float
 from vit_jax.training.parallel import Parallel

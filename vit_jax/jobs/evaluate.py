@@ -19,9 +19,9 @@ from vit_jax.common.messages import first_few
 from vit_jax.config.keys import comparable_name, is_folder
 from vit_jax.data import sources, splits
 from vit_jax.data.builders import vtab
+from vit_jax.data.dataset import Dataset
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
-from vit_jax.data.sources import Dataset
 from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
 from vit_jax.jobs.runs import write_tables

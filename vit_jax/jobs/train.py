@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.workdir import lock, open_workdir
 from vit_jax.data import pipeline
+from vit_jax.data.dataset import Dataset
 from vit_jax.data.inputs import Inputs, open_inputs
-from vit_jax.data.sources import Dataset
 from vit_jax.evaluation.evaluator import Evaluator, is_due, measure
 from vit_jax.evaluation.fewshot import feature_extractor, few_shot_evaluator, open_few_shot
 from vit_jax.evaluation.split_metrics import on_test_split, polyak_on_test_split

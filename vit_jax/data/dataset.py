@@ -1,0 +1,70 @@
+"""What every data set is made of: examples, in sources, one a split.
+
+A further kind of data set is a class with the attributes of `Dataset`, and a line in
+`sources.open_dataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Example(NamedTuple):
+    """An example as it is stored.
+
+    Attributes:
+      image: the bytes of an encoded image, such as a JPEG file's; or a decoded image, uint8 RGB
+        (h, w, 3).
+      label: the class, counted from 0; negative if the split has no labels.
+      id: a name for messages, such as the file's path.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+    id: str
+
+
+class ExampleError(ValueError):
+    """An example can't be used.
+
+    Attributes:
+      id: the example's id.
+      reason: what is wrong with it, without a full stop.
+    """
+
+    def __init__(self, id: str, reason: str):
+        super().__init__(id, reason)
+        self.id, self.reason = id, reason
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.reason}"
+
+
+class Source(Protocol):
+    """A sequence of examples that are read by index, by several threads at once.
+
+    Reading raises `ExampleError` if the example can't be read.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class Dataset(Protocol):
+    """A set of images, each of one class.
+
+    Attributes:
+      class_names: the names of the classes, by label.
+      splits: names of the splits, with their numbers of examples.
+    """
+
+    class_names: tuple[str, ...]
+    splits: Mapping[str, int]
+
+    def source(self, split: str) -> Source:
+        """Returns the examples of a split such as "train[:85%]" or "train+validation"."""
+        ...
