@@ -4,6 +4,7 @@ import pathlib
 import re
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 PACKAGE = (ROOT / "vit_jax" / "__init__.py").read_text(encoding="utf-8")
@@ -26,9 +27,35 @@ TEST = [
     "scikit-learn",
     "transformers>=5",
 ]
+# What commands are given by name, such as configs/quickstart.py. A wheel has copies.
+FILES = [
+    *ROOT.glob("configs/*.py"),
+    ROOT / "checkpoints" / "published.csv",
+    *(path for path in ROOT.glob("checkpoints/quickstart/**/*") if path.is_file()),
+]
+
+
+class BuildWithFiles(build_py):
+    """Copies `FILES` into the package of a wheel, where common/repository.py finds them."""
+
+    def run(self):
+        """Builds the package. An editable install reads the files where they are."""
+        super().run()
+        if self.editable_mode:
+            return
+        for path in FILES:
+            copy = pathlib.Path(self.build_lib, "vit_jax", "repository", path.relative_to(ROOT))
+            self.mkpath(str(copy.parent))
+            self.copy_file(str(path), str(copy))
+
+    def get_source_files(self):
+        """Returns what a source distribution must have."""
+        return [*super().get_source_files(), *(str(path.relative_to(ROOT)) for path in FILES)]
+
 
 setup(
     name="vit_jax",
+    cmdclass={"build_py": BuildWithFiles},
     version=re.search(r'^__version__ = "(.*)"', PACKAGE, re.MULTILINE)[1],
     description="The Vision Transformer of 'An Image is Worth 16x16 Words' in JAX and Flax",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
@@ -49,6 +76,7 @@ setup(
         "etils[epath,epy]",
         "flatbuffers",  # jax.export needs it and does not require it
         "flax",
+        "google-crc32c",
         "grain",
         "importlib_resources",  # tensorflow-datasets needs it and does not require it
         "jax>=0.10",

@@ -15,6 +15,12 @@ than its signal's (130 of SIGINT, 143 of SIGTERM; without a signal, 0), prints a
 sign of life, outlives a signal by a minute or trains to the end in spite of it. One kind of
 traceback is expected: that of a SIGINT while Python itself starts. The first failure ends the
 benchmark: it names the log, and no file is removed.
+
+    python -m benchmarks.soak --processes=2 --kills=30 --minutes=60
+
+With --processes, each job is trained by that number of processes, as by several hosts. A kill is
+the SIGKILL of one of them in a step, in a save or in an evaluation. The others must end by
+themselves and name the process that was lost. Then all of them are started again.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,6 +62,7 @@ KILLS = (
     ("second signal", signal.SIGTERM, signal.SIGTERM),
     ("second signal", signal.SIGINT, signal.SIGINT),
 )
+MOMENTS = ("step", "save", "evaluation")  # of the kills of one of several processes
 STARTING = 0.2  # share of kills that come before training begins, or just then
 
 _LAST = 10  # steps at a job's end in which a signal may come too late
@@ -79,6 +87,9 @@ _OPTIONS = {
     "optim.polyak": 0.9,
     "optim.warmup_steps": 10,
 }
+_LOST_AFTER = 10  # seconds without a sign of life after which one of several processes is lost
+# Of several processes, too: evaluations that take longer than a step, and come more often.
+_OPTIONS_OF_SEVERAL = {"eval_every": 10, "data.train": "train", "data.test": "train"}
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _LIMIT = 600  # seconds until a sign of life, or the end of a job
 _GRACE = 60  # seconds to end in, after a signal
@@ -99,11 +110,18 @@ class Job:
       folder: does not exist yet; the command's workdir is FOLDER/run.
       command: trains; without --workdir.
       env: the environment variables of the command.
+      workdir: where the command trains, if it isn't FOLDER/run.
     """
 
-    def __init__(self, folder: pathlib.Path, command: Sequence[str], env: dict[str, str]):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        command: Sequence[str],
+        env: dict[str, str],
+        workdir: pathlib.Path | None = None,
+    ):
         folder.mkdir()
-        self.folder, self.workdir = folder, folder / "run"
+        self.folder, self.workdir = folder, workdir or folder / "run"
         self._command, self._env = [*command, f"--workdir={self.workdir}"], env
         self._starts = 0
 
@@ -151,12 +169,16 @@ class Job:
             return self.ended(process)
 
     def ended(
-        self, process: subprocess.Popen, signals: Collection[int] = ()
+        self,
+        process: subprocess.Popen,
+        signals: Collection[int] = (),
+        prints_summary: bool = True,
     ) -> dict[str, Any] | None:
         """Waits for the end of a process; returns its summary, None if a signal ended it before.
 
         Args:
           signals: sent to the process: it may die of them, and must end soon.
+          prints_summary: False for all but the first of several processes.
 
         Raises:
           Failed: the process takes longer, ends with an error, prints a traceback or, without a
@@ -176,9 +198,34 @@ class Job:
         tracebacks -= len(re.findall(r"^KeyboardInterrupt\b", log, re.MULTILINE))
         if tracebacks > 0:
             raise self.failed("A traceback")
-        if not output and not signals:
+        summaries = [line for line in output.splitlines() if line.startswith("{")]
+        if not summaries and prints_summary and not signals:
             raise self.failed("No summary")
-        return json.loads(output) if output else None
+        return json.loads(summaries[-1]) if summaries else None
+
+    def ended_with(self, process: subprocess.Popen, lost: int) -> None:
+        """Waits for the end of a process that trains with a process that was killed.
+
+        Args:
+          lost: the number of the process that was killed.
+
+        Raises:
+          Failed: the process takes too long, or it doesn't say which process was lost. If it had
+            come to the end of the job before, it need not.
+        """
+        try:
+            process.communicate(timeout=_LOST_AFTER + _GRACE)
+        except subprocess.TimeoutExpired:
+            raise self.failed(f"It still runs {_LOST_AFTER + _GRACE} s after a kill") from None
+        deadline = time.monotonic() + _GRACE  # the message comes right after the process's end
+        while f"Process {lost} was lost: " not in (log := self._log.read_text()):
+            if process.returncode == 0:
+                break
+            if time.monotonic() > deadline:
+                raise self.failed(f"Exit status {process.returncode}, no word of process {lost}")
+            time.sleep(0.1)
+        if any(words in log for words in ("Traceback", "stack trace", "Fatal Python error")):
+            raise self.failed("A traceback")
 
     def failed(self, what: str) -> Failed:
         """Returns the error that says what happened and names the log of this start."""
@@ -217,9 +264,73 @@ def draw(folder: pathlib.Path) -> None:
             (folder / name / f"{i}.jpg").write_bytes(simplejpeg.encode_jpeg(pixels))
 
 
-def command(images: pathlib.Path, steps: int, seed: int) -> list[str]:
+class Hosts:
+    """A job that several processes train, with their messages in FOLDER/process_0 and so on.
+
+    Args:
+      folder: does not exist yet; the workdir is FOLDER/run.
+      count: the number of processes.
+      command, env: as of `Job`.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, count: int, command: Sequence[str], env: dict[str, str]
+    ):
+        folder.mkdir()
+        self.folder, self.workdir = folder, folder / "run"
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        together = [
+            f"--coordinator_address={address}",
+            f"--num_processes={count}",
+            f"--lost_after={_LOST_AFTER}",
+        ]
+        self.jobs = [
+            Job(
+                folder / f"process_{i}",
+                [*command, *together, f"--process_id={i}"],
+                env,
+                self.workdir,
+            )
+            for i in range(count)
+        ]
+        self.reached = self.jobs[0].reached
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[list[subprocess.Popen]]:
+        """Starts all processes; at the end of the context those that still run are killed."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(job.started()) for job in self.jobs]
+
+    def ended(self, processes: Sequence[subprocess.Popen]) -> dict[str, Any]:
+        """Waits for the end of all processes; returns the summary, which the first one prints."""
+        summary, *_ = [
+            job.ended(process, prints_summary=i == 0)
+            for i, (job, process) in enumerate(zip(self.jobs, processes, strict=True))
+        ]
+        return summary
+
+    def finish(self) -> dict[str, Any]:
+        """Starts all processes, lets them run to their end and returns the summary."""
+        with self.started() as processes:
+            return self.ended(processes)
+
+    def moment(self) -> str:
+        """Returns which of `MOMENTS` it is."""
+        if self.jobs[0].saving():
+            return "save"
+        # The row of a step that is evaluated comes when that is done.
+        every, rows = _OPTIONS_OF_SEVERAL["eval_every"], _OPTIONS["log_every"]
+        reached = self.reached()
+        next_row = min((reached // n + 1) * n for n in (every, rows))
+        return "evaluation" if next_row % every == 0 else "step"
+
+
+def command(images: pathlib.Path, steps: int, seed: int, processes: int = 1) -> list[str]:
     """Returns the command of the job, without --workdir."""
     options = _OPTIONS | {"total_steps": steps, "seed": seed}
+    if processes > 1:
+        options |= _OPTIONS_OF_SEVERAL
     return [
         sys.executable,
         "-m",
@@ -304,6 +415,46 @@ def kill(
     training = job.training()
     redone = max(0, job.reached() - job.saved()) if training and summary is None else 0
     return Kill(name, training, redone), summary
+
+
+def kill_one(
+    hosts: Hosts, drawn: tuple[int, str], rng: np.random.Generator, span: float
+) -> tuple[Kill | None, dict[str, Any] | None]:
+    """Starts a job of several processes and kills one of them.
+
+    Args:
+      hosts: the job.
+      drawn: the number of the process, and one of `MOMENTS`.
+      span: seconds of training within which the kill comes.
+
+    Returns:
+      As `kill`.
+
+    Raises:
+      Failed: the other processes did not end as they should.
+    """
+    number, moment = drawn
+    first = hosts.jobs[0]
+    with hosts.started() as processes:
+        process = processes[0]
+        if not _until(process, first.training, _LIMIT) and process.poll() is None:
+            raise first.failed(f"No sign of life for {_LIMIT} s")
+        _until(process, lambda: False, rng.uniform(0, span))
+        _until(process, lambda: hosts.moment() == moment, _LIMIT)
+        _until(process, lambda: False, rng.choice([0, rng.uniform(0, 0.2)]))
+        if any(process.poll() is not None for process in processes):
+            return None, hosts.ended(processes)
+        moment, saved = hosts.moment(), first.saved()
+        processes[number].kill()
+        for i, (job, process) in enumerate(zip(hosts.jobs, processes, strict=True)):
+            if i != number:
+                job.ended_with(process, number)
+    return Kill(name_of(number, moment), True, max(0, hosts.reached() - saved)), None
+
+
+def name_of(number: int, moment: str) -> str:
+    """Returns the name of the kill of one of several processes."""
+    return f"process {number} in {'an' if moment == 'evaluation' else 'a'} {moment}"
 
 
 def _until(process: subprocess.Popen, condition: Callable[[], bool], seconds: float) -> bool:
@@ -408,9 +559,8 @@ class Tally:
     survived: int = 0
     jobs: int = 0
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Returns a row for each kind of kill, and a last row for all kills."""
-        names = dict.fromkeys(name for name, *_ in KILLS)
+    def rows(self, names: Collection[str]) -> list[dict[str, Any]]:
+        """Returns a row for each kind of kill, by its name, and a last row for all kills."""
         survived = self.kills[: self.survived]
 
         def row(name, wanted):
@@ -434,26 +584,41 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
     """
     deadline = time.monotonic() + 60 * args.minutes
     rng = np.random.default_rng(args.seed)
-    drawn = (KILLS[i] for _ in itertools.count() for i in rng.permutation(len(KILLS)))
+    several = args.processes > 1
+    kinds = list(itertools.product(range(args.processes), MOMENTS)) if several else KILLS
+    drawn = (kinds[i] for _ in itertools.count() for i in rng.permutation(len(kinds)))
     draw(folder / "images")
-    job = (command(folder / "images", args.steps, args.seed), environment(folder / "programs"))
+    images, programs = folder / "images", folder / "programs"
+    job = (command(images, args.steps, args.seed, args.processes), environment(programs))
 
-    whole = Job(folder / "undisturbed", *job)
+    def new_job(name):
+        if several:
+            return Hosts(folder / name, args.processes, *job)
+        return Job(folder / name, *job)
+
+    whole = new_job("undisturbed")
     start = time.monotonic()
-    with whole.started() as process:
-        _until(process, whole.training, _LIMIT)
+    with whole.started() as running:
+        process, alone = (running[0], whole.jobs[0]) if several else (running, whole)
+        _until(process, alone.training, _LIMIT)
         startup = time.monotonic() - start
-        wanted = whole.ended(process)
-    span = (time.monotonic() - start - startup) / 4  # short enough for several kills a job
+        _until(process, lambda: whole.reached() > 0, _LIMIT)  # the first step is compiled
+        first_row = time.monotonic()
+        _until(process, lambda: whole.reached() == args.steps, _LIMIT)
+        span = (time.monotonic() - first_row) / 4  # short enough for several kills a job
+        wanted = whole.ended(running)
     _say(f"undisturbed: {startup:.1f} s to start, {4 * span:.1f} s to train")
 
     def over():
         return time.monotonic() > deadline or len(tally.kills) == args.kills
 
     while not over():
-        disturbed, summary = Job(folder / f"job_{tally.jobs + 1}", *job), None
+        disturbed, summary = new_job(f"job_{tally.jobs + 1}"), None
         while summary is None and not over():
-            event, summary = kill(disturbed, args.steps, next(drawn), rng, startup, span)
+            if several:
+                event, summary = kill_one(disturbed, next(drawn), rng, span)
+            else:
+                event, summary = kill(disturbed, args.steps, next(drawn), rng, startup, span)
             if event is not None:
                 tally.kills.append(event)
                 when = f"after step {disturbed.reached()}" if event.training else "while starting"
@@ -488,6 +653,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--minutes", type=float, default=10, help="of killing jobs")
     parser.add_argument("--kills", type=int, help="stop earlier, after that number of kills")
+    parser.add_argument("--processes", type=int, default=1, help="that train a job together")
     parser.add_argument("--steps", type=int, default=300, help="of a job")
     parser.add_argument("--seed", type=int, default=0, help="of the kills and of the jobs")
     parser.add_argument(
@@ -518,10 +684,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
     if args.workdir is None and failure is None:
         shutil.rmtree(folder)
-    settings = {"seed": args.seed, "steps": args.steps}
+    names = list(dict.fromkeys(name for name, *_ in KILLS))
+    if args.processes > 1:
+        names = [name_of(*kind) for kind in itertools.product(range(args.processes), MOMENTS)]
+    settings = {"seed": args.seed, "steps": args.steps, "processes": args.processes}
     results = {"jobs compared": tally.jobs, "seconds": round(time.monotonic() - start)}
     about = machine.description("flax", "orbax-checkpoint") | settings | results
-    machine.report("Kills survived", tally.rows(), about, args.json)
+    machine.report("Kills survived", tally.rows(names), about, args.json)
     if failure is not None:
         sys.exit(f"\nFailed. {failure}. All files are kept in {folder}.")
 

@@ -24,6 +24,10 @@ __version__ = "0.2.0.dev0"
 _problem = ""
 if sys.version_info < (3, 11):  # noqa: UP036
     _problem = f"vit_jax needs Python 3.11 or newer. This is {sys.version.split()[0]}."
+elif None in map(importlib.util.find_spec, ("fcntl", "resource")):
+    _problem = (
+        "vit_jax needs Linux or macOS: on Windows, use WSL2 (`wsl --install`), which is a Linux."
+    )
 elif importlib.util.find_spec("etils") is None:
     _problem = (
         f"The packages that vit_jax needs are not installed for {sys.executable}. In the clone, "
@@ -42,9 +46,15 @@ if _problem:
 from etils import epy  # noqa: E402
 
 if _is_command:  # Ctrl-C has no traceback, while it imports the rest either
+    from vit_jax.cli import streams
     from vit_jax.cli.interrupts import end_quietly_at_ctrl_c
+    from vit_jax.cli.memory import explain_too_little_memory
 
     end_quietly_at_ctrl_c()
+    streams.open_missing_streams()
+    streams.escape_what_cannot_be_written()
+    streams.explain_unwritable_stdout()
+    explain_too_little_memory()
 
 with epy.lazy_api_imports(globals()):
     # Models: a Flax module by its name, and all names.

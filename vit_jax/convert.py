@@ -10,9 +10,15 @@ import jax
 
 from vit_jax.cli.arguments import SOURCE, image_size
 from vit_jax.cli.environment import start_logging
-from vit_jax.cli.errors import MEMORY_ERRORS, explain_memory, stop_at_closed_pipe
+from vit_jax.cli.errors import (
+    MEMORY_ERRORS,
+    describe_error,
+    explain_memory,
+    log_errors_once,
+    stop_at_closed_pipe,
+)
 from vit_jax.models.positions import RESIZES
-from vit_jax.weights.api import adapt, load, save
+from vit_jax.weights.api import adapt, load, load_for_new_head, save
 from vit_jax.weights.formats import FORMATS, format_of
 from vit_jax.weights.loading import loading_lines
 from vit_jax.weights.summary import describe
@@ -37,9 +43,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = _parse(argv)
     start_logging()
+    log_errors_once()
     jax.config.update("jax_platforms", "cpu")  # arrays are copied, not computed with
     try:
-        checkpoint = load(args.source, variant=args.variant)
+        open_weights = load if args.num_classes is None else load_for_new_head
+        checkpoint = open_weights(args.source, variant=args.variant)
         if args.average:
             checkpoint = checkpoint.averaged()
         checkpoint = adapt(
@@ -51,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.dry_run:
             save(checkpoint, args.destination, format=args.format)
     except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
         sys.exit(explain_memory(error, "Take a machine with more memory."))
     with stop_at_closed_pipe():

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import jax
 
 from vit_jax import models
+from vit_jax.cli.errors import stop_at_closed_pipe
 from vit_jax.models.flops import forward_flops, table_6
 from vit_jax.models.params import count_parameters, parameter_shapes
 
@@ -39,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines = _table_6() if args.table else _costs(args)
     except ValueError as error:
         parser.error(str(error))
-    if not args.table:
-        head = (
-            f"with a head of {args.num_classes:,} classes" if args.num_classes else "without a head"
-        )
-        print(f"Models {head}, images of {args.image_size}x{args.image_size}:")
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join(cells).rstrip())
+    with stop_at_closed_pipe():
+        if not args.table:
+            classes = f"with a head of {args.num_classes:,} classes"
+            head = classes if args.num_classes else "without a head"
+            print(f"Models {head}, images of {args.image_size}x{args.image_size}:")
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            print("  ".join(cells).rstrip())
 
 
 def _table_6() -> list[tuple[str, ...]]:

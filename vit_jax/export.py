@@ -13,7 +13,7 @@ import jax.export
 
 from vit_jax.cli.arguments import add_checkpoint
 from vit_jax.cli.environment import start_logging
-from vit_jax.cli.errors import MEMORY_ERRORS, explain_memory, stop_at_closed_pipe
+from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, explain_memory, stop_at_closed_pipe
 from vit_jax.inference.exporter import FORMATS, export
 from vit_jax.weights.api import load
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             checkpoint, args.destination, format=args.format, image_size=args.image_size
         )
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
         sys.exit(
             explain_memory(error, "Take a smaller --image_size, or a machine with more memory.")

@@ -7,7 +7,6 @@ On several hosts, the same command runs on each. On a TPU pod, in Slurm and in O
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 
@@ -26,13 +25,16 @@ from vit_jax.cli.environment import (
 )
 from vit_jax.cli.errors import (
     MEMORY_ERRORS,
+    describe_error,
     exit_at_signals,
     explain_memory,
     log_errors_once,
     stop_at_closed_pipe,
 )
 from vit_jax.cli.flags import as_flags, parse_flags
+from vit_jax.cli.lost_process import describe_lost_connection, explain_lost_process
 from vit_jax.cli.manual import manual
+from vit_jax.common.names import to_json
 from vit_jax.jobs.signals import Interrupted
 from vit_jax.jobs.table import JOBS
 from vit_jax.jobs.unread_keys import log_unread_keys
@@ -49,6 +51,13 @@ _COORDINATOR = flags.DEFINE_string(
 _PROCESSES = flags.DEFINE_integer("num_processes", None, "The number of processes.", lower_bound=1)
 _PROCESS = flags.DEFINE_integer(
     "process_id", None, "The number of this process, from 0.", lower_bound=0
+)
+_LOST_AFTER = flags.DEFINE_integer(
+    "lost_after",
+    100,
+    "Seconds without a sign of life after which one of several processes is lost, and the others "
+    "end.",
+    lower_bound=5,
 )
 _ZERO = flags.DEFINE_boolean(
     "exit_zero_on_preemption",
@@ -108,14 +117,17 @@ def main(argv: list[str]) -> None:
     keep_freed_memory()
     prefer_cublas()
     keep_programs()
+    is_one_of_several = _DISTRIBUTED.value or _COORDINATOR.value is not None
+    if is_one_of_several:
+        explain_lost_process(_LOST_AFTER.value)
     start_logging()
     log_errors_once()
     config, workdir = _CONFIG.value, str(_WORKDIR.value)
     stopped = f"Stopped; the same command goes on from what {workdir} holds."
     if config.get("job") in ("evaluate", "fewshot"):
         stopped = "Stopped; the same command begins again."
-    if _DISTRIBUTED.value or _COORDINATOR.value:
-        join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if is_one_of_several:
+        join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _LOST_AFTER.value)
     with exit_at_signals(stopped, zero_on_preemption=_ZERO.value):
         start_devices()
         is_main = jax.process_index() == 0
@@ -130,15 +142,16 @@ def main(argv: list[str]) -> None:
         except Interrupted as error:
             if is_main and error.summary is not None:  # the job was complete all the same
                 with stop_at_closed_pipe():
-                    print(json.dumps(error.summary))
+                    print(to_json(error.summary))
             raise
         except (FloatingPointError, ImportError, OSError, ValueError) as error:
-            sys.exit(f"{type(error).__name__}: {error}")
+            sys.exit(describe_lost_connection(error, _LOST_AFTER.value) or describe_error(error))
         except MEMORY_ERRORS as error:
-            sys.exit(explain_memory(error, _TO_SAVE_MEMORY))
+            lost = describe_lost_connection(error, _LOST_AFTER.value)
+            sys.exit(lost or explain_memory(error, _TO_SAVE_MEMORY))
     if is_main:
         with stop_at_closed_pipe():
-            print(json.dumps(summary))
+            print(to_json(summary))
 
 
 def _parse(argv: list[str]) -> list[str]:

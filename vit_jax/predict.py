@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from vit_jax.cli.arguments import add_checkpoint, add_images, find_images
+from vit_jax.cli.arguments import add_checkpoint, add_images, find_images, names_on_stdin
 from vit_jax.cli.environment import start_devices, start_logging
 from vit_jax.cli.errors import (
     MEMORY_ERRORS,
+    describe_error,
     exit_if_unreadable,
     explain_memory,
     stop_at_closed_pipe,
 )
+from vit_jax.common.files import csv_row
+from vit_jax.common.names import printable, to_json
 from vit_jax.inference.classifier import Classifier, Prediction, Readable, Unreadable
 
 _EXAMPLES = """
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_devices()
     problems: list[str] = []
     try:
-        images = find_images(args.images, sys.stdin)
+        images = find_images(args.images, names_on_stdin())
         classifier = Classifier(
             args.checkpoint, image_size=args.image_size, batch_size=args.batch_size
         )
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 _print_table(answers, width=min(60, max(map(len, images))))
     except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
         sys.exit(explain_memory(error, "Take a smaller --batch_size, or a smaller --image_size."))
     exit_if_unreadable(problems, len(images))
@@ -87,21 +89,22 @@ def _without_unreadable(
 
 def _print_table(answers: Answers, width: int) -> None:
     for image, predictions in answers:
-        cells = [f"{p.label} {100 * p.probability:.1f} %" for p in predictions]
-        print(f"{image:{width}}  {'  '.join(cells)}", flush=True)
+        cells = [f"{printable(p.label)} {100 * p.probability:.1f} %" for p in predictions]
+        print(f"{printable(image):{width}}  {'  '.join(cells)}", flush=True)
 
 
 def _print_json(answers: Answers) -> None:
     for image, predictions in answers:
         line = {"image": image, "predictions": [p._asdict() for p in predictions]}
-        print(json.dumps(line), flush=True)
+        print(to_json(line), flush=True)
 
 
 def _print_csv(answers: Answers) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", *Prediction._fields])
     for image, predictions in answers:
-        writer.writerows([image, rank, *p] for rank, p in enumerate(predictions, start=1))
+        rows = ([image, rank, *p] for rank, p in enumerate(predictions, start=1))
+        writer.writerows(map(csv_row, rows))
 
 
 if __name__ == "__main__":

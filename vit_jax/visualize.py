@@ -14,9 +14,16 @@ from vit_jax.cli.arguments import (
     add_images,
     find_images,
     layer_numbers,
+    names_on_stdin,
 )
 from vit_jax.cli.environment import start_devices, start_logging
-from vit_jax.cli.errors import MEMORY_ERRORS, exit_if_unreadable, explain_memory
+from vit_jax.cli.errors import (
+    MEMORY_ERRORS,
+    describe_error,
+    exit_if_unreadable,
+    explain_memory,
+    stop_at_closed_pipe,
+)
 from vit_jax.interpret.report import write_report
 from vit_jax.weights.api import load
 
@@ -56,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         report = write_report(
             load(args.checkpoint),
-            find_images(args.images, sys.stdin),
+            find_images(args.images, names_on_stdin()),
             args.out,
             shown=args.shown,
             sample=args.sample,
@@ -64,10 +71,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             image_size=args.image_size,
         )
     except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
         sys.exit(explain_memory(error, "Take a smaller --sample, --shown or --image_size."))
-    print(report.page, flush=True)
+    with stop_at_closed_pipe():
+        print(report.page)
     exit_if_unreadable(report.unreadable, report.images)
 
 

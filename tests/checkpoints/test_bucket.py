@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import io
+import os
+import subprocess
 import sys
 import threading
 
@@ -10,6 +12,7 @@ import buckets
 import jax
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
 from vit_jax.common import files
@@ -132,3 +135,18 @@ def test_a_missing_extra_is_named(settings, monkeypatch):
             ValueError, match=r"gs://bucket/run is in a bucket.*install -e \"\.\[gcs\]"
         ):
             use()
+
+
+def test_tensorflow_changes_nothing(server, tmp_path):
+    """etils would take it for buckets. This one is broken, as builds without Google Cloud are."""
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('no Google Cloud here')")
+    code = (
+        "from vit_jax.common.files import absolute, write_csv\n"
+        "path = absolute('gs://bucket/tf.csv'); write_csv(path, [['written']])\n"
+        "print(path.read_text(), path.exists(), path.parent.is_dir())"
+    )
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["written", "True", "True"]
+    assert server.objects["bucket/tf.csv"][1].split() == [b"written"]

@@ -29,9 +29,12 @@ def test_decode_reads_every_format(picture, format):
     assert np.abs(decoded.astype(int) - picture).mean() < 3
 
 
-def test_decode_drops_alpha(picture):
-    rgba = Image.fromarray(np.dstack([picture, np.full(picture.shape[:2], 7, np.uint8)]))
-    np.testing.assert_array_equal(transforms.decode(encode(rgba, format="PNG")), picture)
+@pytest.mark.parametrize("alpha", [0, 7, 128, 254, 255])
+def test_decode_lays_transparent_images_over_white(picture, alpha):
+    rgba = Image.fromarray(np.dstack([picture, np.full(picture.shape[:2], alpha, np.uint8)]))
+    decoded = transforms.decode(encode(rgba, format="PNG"))
+    expected = picture * (alpha / 255) + (255 - alpha)
+    assert np.abs(decoded - expected).max() <= (0 if alpha in (0, 255) else 0.51)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])

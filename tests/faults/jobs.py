@@ -1,8 +1,12 @@
 """Runs of the command that tests break."""
 
+import contextlib
+import resource
 import subprocess
 import time
 
+import jax
+import pytest
 from conftest import REPOSITORY, environment, launch
 
 _MAIN = """
@@ -50,3 +54,32 @@ def finish(process):
 def run(*args, **kwargs):
     """Starts a job and waits for its end."""
     return finish(start(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def mounted(folder, megabytes):
+    """A small file system of its own in a folder."""
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextlib.contextmanager
+def limited(size):
+    """Files of this process can't grow beyond some bytes, as on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    seconds = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 10**6)  # no file is cut off
+    try:
+        yield
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)

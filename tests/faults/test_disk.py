@@ -13,23 +13,8 @@ from vit_jax.jobs.progress import Progress
 from vit_jax.jobs.train import train
 
 
-@contextlib.contextmanager
-def mounted(folder, megabytes):
-    """A small file system of its own in a folder."""
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True
-    )
-    if made.returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(image_folder, tmp_path):
-    with mounted(tmp_path / "disk", 2) as disk:
+    with jobs.mounted(tmp_path / "disk", 2) as disk:
         process = jobs.start(image_folder, disk / "run", "--config.total_steps=100000")
         jobs.wait_for(process, (disk / "run" / "checkpoints" / "3").exists)
         with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as file:
@@ -52,7 +37,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_whole(image_fol
 
 
 def test_a_read_only_workdir_is_named(settings, tmp_path):
-    with mounted(tmp_path / "disk", 2) as disk:
+    with jobs.mounted(tmp_path / "disk", 2) as disk:
         (disk / "run").mkdir()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(OSError, match=f"{disk}/run can't be written to: Read-only file system"):

@@ -41,6 +41,28 @@ def test_a_few_kills_are_survived(tmp_path):
     assert result["about"]["jobs compared"] >= 1
 
 
+@pytest.mark.slow
+def test_the_kill_of_one_of_two_processes_is_survived(tmp_path):
+    path = tmp_path / "results.json"
+    options = ("--processes=2", "--kills=1", "--seed=0", "--steps=20", f"--json={path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.soak", *options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(path.read_text())
+    *kinds, everything = result["rows"]
+    assert [row["kill"] for row in kinds[:3]] == [
+        "process 0 in a step",
+        "process 0 in a save",
+        "process 0 in an evaluation",
+    ]
+    assert everything["kills"] == everything["survived"] == everything["in training"] == 1
+    assert result["about"]["processes"] == 2
+
+
 # ----------------------------------------------------------------------------------- comparison
 
 TABLE = "step,train_loss,images_per_second\n3,0.5,100\n6,0.25,90\n"
@@ -140,6 +162,37 @@ def test_a_start_that_fails_is_noticed(tmp_path, monkeypatch, program, message):
     monkeypatch.setattr(soak, "_LIMIT", 0.5 if "sleep" in program else 30)
     with pytest.raises(soak.Failed, match=message):
         job(tmp_path, program).finish()
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("raise SystemExit(1)", "Exit status 1, no word of process 1"),
+        ("import sys; sys.exit('Process 0 was lost: as it seems')", "no word of process 1"),
+        ("import sys; print('Process 1 was lost: yes', file=sys.stderr); 1 / 0", "A traceback"),
+        ("import time; time.sleep(60)", r"It still runs 0\.5 s after a kill"),
+    ],
+)
+def test_a_process_that_does_not_end_well_without_another_is_noticed(
+    tmp_path, monkeypatch, program, message
+):
+    monkeypatch.setattr(soak, "_LOST_AFTER", 0.25)
+    monkeypatch.setattr(soak, "_GRACE", 0.25 if "sleep" in program else 2)
+    alone = job(tmp_path, program)
+    with pytest.raises(soak.Failed, match=message), alone.started() as process:
+        alone.ended_with(process, 1)
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [("pass", False), ("import sys; sys.exit('Process 1 was lost: yes')", True)],
+    ids=["at its end already", "says which was lost"],
+)
+def test_a_process_that_ends_well_without_another_is_not_complained_of(tmp_path, program, printed):
+    alone = job(tmp_path, program)
+    with alone.started() as process:
+        alone.ended_with(process, 1)
+    assert ("was lost" in (alone.folder / "start_001.log").read_text()) == printed
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def answers(text):
 
 
 def write_photos(folder):
-    """Writes images that are not upright, not of 8 bits, of two proportions and of one colour."""
+    """Writes images that are not upright, not of 8 bits, transparent, grey, narrow or very wide."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
     wide = Image.fromarray(small).resize((90, 61), Image.Resampling.BICUBIC)
@@ -144,6 +144,10 @@ def write_photos(folder):
     wide.save(folder / "turned.jpg", exif=exif)
     wide.convert("CMYK").save(folder / "cmyk.jpg")
     wide.resize((31, 77)).save(folder / "narrow.png")
+    wide.resize((3000, 4)).save(folder / "strip.png")
+    logo = wide.resize((50, 40))
+    logo.putalpha(Image.linear_gradient("L").resize((50, 40)))
+    logo.save(folder / "logo.png")
     wide.convert("RGBA").save(folder / "alpha.webp")
     grey = np.asarray(wide.convert("L")).astype(np.uint16) * 257
     Image.fromarray(grey).save(folder / "sixteen bits.png")

@@ -141,7 +141,7 @@ def test_what_cannot_classify_or_be_classified(saved, tmp_path):
     for method in classifier.predict, classifier.features:
         with pytest.raises(ValueError, match="put a single one into a list"):
             method("photo.jpg")
-    with pytest.raises(ValueError, match=r"nowhere\.jpg: No such file"):
+    with pytest.raises(ValueError, match=r"nowhere\.jpg: can't be read: No such file"):
         classifier.predict(["nowhere.jpg"])
     for array, message in [
         (
@@ -228,7 +228,7 @@ def test_features_need_no_head_and_name_what_they_cannot_have(saved, expected, t
     )
     empty = headless.features([], layers=[1])
     assert empty.pooled.shape == (0, 24) and empty.tokens[1].shape == (0, 5, 24)
-    with pytest.raises(ValueError, match=r"nowhere\.jpg: No such file"):
+    with pytest.raises(ValueError, match=r"nowhere\.jpg: can't be read: No such file"):
         headless.features([files[0], "nowhere.jpg"])
     for layer in (0, 2):
         with pytest.raises(ValueError, match=f"no encoder block {layer}: .* from 1 to 1"):

@@ -479,7 +479,4 @@ def test_uploads_are_deleted_when_it_ends(server):
     assert said[-1]["success"] and list(server.cache.rglob("*.webp"))
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(timeout=20) == 0
-    left = [path for path in server.cache.rglob("*") if path.is_file()]
-    flowers = [read_image(path) for path in FLOWERS.iterdir()]
-    assert all(any(np.array_equal(read_image(x), flower) for flower in flowers) for x in left)
-    assert "Traceback" not in server.said()
+    assert not list(server.cache.iterdir())

@@ -9,7 +9,6 @@ from etils import epath
 from vit_jax.config.defaults import default
 from vit_jax.jobs.resume import find_start
 from vit_jax.jobs.train import train
-from vit_jax.weights import catalogue
 
 
 def configuration(file, argument):
@@ -49,9 +48,3 @@ def test_a_run_that_has_weights_or_goes_on_is_not(settings, tmp_path, caplog):
     settings.init_expected = True
     find_start(settings, epath.Path(tmp_path / "run"))
     assert "random parameters" not in caplog.text
-
-
-def test_without_the_list_of_published_weights_there_is_no_example(tmp_path, monkeypatch):
-    assert catalogue.published_source("B/16") == "B/16"
-    monkeypatch.setattr(catalogue, "CHECKPOINTS", tmp_path)
-    assert catalogue.published_source("B/16") is None

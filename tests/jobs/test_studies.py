@@ -58,7 +58,7 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
         checks, "find_undecodable", lambda source, **_: checked.append(len(source)) or []
     )
     result = sweep(settings, tmp_path)
-    assert checked == [51 + 17, 68 + 12]  # not again for the second rate
+    assert checked == [50 + 18, 68 + 12]  # not again for the second rate
     assert calls == ["lr_1e-50", "lr_0.03", "best"]
     assert result["lr"] == 0.03 and result["step"] == 20
 
@@ -68,19 +68,19 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
     assert [float(row["lr"]) for row in rows] == [1e-50, 0.03]
     assert [row["chosen"] for row in rows] == ["", "yes"]
     assert float(rows[1]["held_out_accuracy"]) > float(rows[0]["held_out_accuracy"])
-    assert [row["held_out_images"] for row in rows] == ["17", "17"]
+    assert [row["held_out_images"] for row in rows] == ["18", "18"]
     for row in rows:
-        correct = round(17 * float(row["held_out_accuracy"]))
-        interval = stats.binomtest(correct, 17).proportion_ci(method="wilson")
+        correct = round(18 * float(row["held_out_accuracy"]))
+        interval = stats.binomtest(correct, 18).proportion_ci(method="wilson")
         assert float(row["held_out_accuracy_low"]) == pytest.approx(interval.low, abs=1e-4)
         assert float(row["held_out_accuracy_high"]) == pytest.approx(interval.high, abs=1e-4)
     shown = (tmp_path / "sweep.md").read_text()
-    assert "| accuracy, % (95 % interval) |" in shown and "| train[51:68] | 17 |" in shown
+    assert "| accuracy, % (95 % interval) |" in shown and "| train[63.75%:85%] | 18 |" in shown
 
-    # 80 images: 68 to train on, of which the last 17 choose; the last 12 test.
+    # 80 images: 68 to train on, of which the last 18 choose; the last 12 test.
     for name in ("lr_1e-50", "lr_0.03"):
         splits = noted(tmp_path / name)["data"]
-        assert (splits["train"], splits["test"]) == ("train[0:51]", "train[51:68]")
+        assert (splits["train"], splits["test"]) == ("train[0%:63.75%]", "train[63.75%:85%]")
     final = noted(tmp_path / "best")["data"]
     assert (final["train"], final["test"]) == ("train[:85%]", None)
     tested = [row for row in table(tmp_path / "best" / "metrics.csv") if row["test_accuracy"]]
@@ -123,10 +123,11 @@ def finished(settings, tmp_path):
     return settings, tmp_path
 
 
-def test_a_study_of_an_earlier_version_goes_on(finished):
+def test_a_study_of_an_earlier_version_goes_on(finished, caplog):
     config, folder = finished
     config.data.dir, config.log_every, config.sweep.lr = "/elsewhere", 7, (1.0,)
     assert train_once(config, folder) == {"step": 1, "test_accuracy": 0.5}
+    assert "earlier version of vit_jax, which held out other images" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -310,6 +311,26 @@ def test_held_out_examples_come_from_the_end_of_every_part():
     assert splits.hold_out("train[20:22]", 0.01, sizes) == ("train[20:21]", "train[21:22]")
     with pytest.raises(ValueError, match="train is too small to be divided"):
         splits.hold_out("train[:1]", 0.5, sizes)
+
+
+def test_held_out_examples_of_a_folder_are_a_part_in_per_cent():
+    """So that a file's name alone decides on which side it is."""
+    sizes = {"train": 100, "val": 31}
+
+    def divide(split, share):
+        return splits.hold_out(split, share, sizes, by_position=True)
+
+    assert divide("train", 0.1) == ("train[0%:90%]", "train[90%:100%]")
+    assert divide("train[10%:-15%]", 0.25) == ("train[10%:66.25%]", "train[66.25%:85%]")
+    assert divide("train[:85%]+val", 0.1) == (
+        "train[0%:76.5%]+val[0%:90%]",
+        "train[76.5%:85%]+val[90%:100%]",
+    )
+    assert divide("all", 0.5) == (
+        "train[0%:50%]+val[0%:50%]",
+        "train[50%:100%]+val[50%:100%]",
+    )
+    assert divide("train[:50]", 0.1) == ("train[0:45]", "train[45:50]")  # counted, as for others
 
 
 def test_of_rates_with_equal_accuracy_the_loss_decides():

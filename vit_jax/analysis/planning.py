@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -191,13 +191,13 @@ def dataset_size(config: ConfigDict) -> tuple[int | None, int | None]:
     """
     name = config.data.name
     if is_folder(name):
-        is_here = pathlib.Path(name).expanduser().is_dir()
+        is_here = os.path.isdir(os.path.expanduser(name))
     else:
         is_here = prepare.find(name, config.data.dir) is not None
     if is_here:
         dataset = sources.open_dataset(name, config.data.dir)
-        train = config.data.train or splits.default_splits(dataset.splits)[0]
-        return splits.split_size(train, dataset.splits), len(dataset.class_names)
+        _, source = sources.open_source(dataset, "train", config.data.train)
+        return len(source), len(dataset.class_names)
     if name not in KNOWN:
         return None, None
     images, classes = KNOWN[name]

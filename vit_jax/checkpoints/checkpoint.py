@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Collection
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,9 +20,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from vit_jax import models
-from vit_jax.checkpoints.integrity import MANIFEST, check_undamaged, write_manifest
-from vit_jax.common.files import absolute, is_bucket
+from vit_jax.checkpoints.integrity import (
+    MANIFEST,
+    check_undamaged,
+    damage_message,
+    explain_damage,
+    write_manifest,
+)
+from vit_jax.common.files import absolute, cannot_write, is_bucket, replacing
 from vit_jax.config.keys import image_shape, model_attributes
+from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.models.attributes import without
 
 _WRITTEN_AT_ONCE_GB = 0.1  # more would be in memory twice: as parameters and as Orbax's copies
@@ -38,6 +47,7 @@ class Checkpoint(NamedTuple):
       class_names: names of the classes, in the order of the logits. () if they are not known.
       step: number of updates. 0 for weights of another code base.
       average: the Polyak average of the parameters, a tree like `params`. None if there is none.
+      data: of the data of the run, see `Fingerprint.splits`. None if it is unknown.
     """
 
     path: str
@@ -46,6 +56,7 @@ class Checkpoint(NamedTuple):
     class_names: tuple[str, ...]
     step: int
     average: Any = None
+    data: Mapping[str, Any] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -103,14 +114,20 @@ def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkp
     check_undamaged(folder, "params", "average", "metadata")
     metadata = read_metadata(folder)
     average = folder / "average"
-    return Checkpoint(
+    found = Checkpoint(
         path=str(folder),
         params=_read_tree(folder / "params", lazy),
         config=ConfigDict(metadata["config"]),
         class_names=tuple(metadata["class_names"]),
         step=metadata["step"],
         average=_read_tree(average, lazy) if average.is_dir() else None,
+        data=metadata.get("data"),
     )
+    if found.class_names and found.num_classes not in (0, len(found.class_names)):
+        names = f"metadata names {len(found.class_names)} classes"
+        damage = f"{names}, and the head in params has {found.num_classes}"
+        raise ValueError(damage_message(folder, [damage]))
+    return found
 
 
 def read_config(path: str | epath.PathLike) -> ConfigDict:
@@ -126,6 +143,14 @@ def read_config(path: str | epath.PathLike) -> ConfigDict:
     folder = find_checkpoint(path)
     check_undamaged(folder, "metadata")
     return ConfigDict(read_metadata(folder)["config"])
+
+
+def read_fingerprint(path: str | epath.PathLike) -> Fingerprint:
+    """Returns what a checkpoint says of its run's data. Arguments and errors: `read_config`."""
+    folder = find_checkpoint(path)
+    check_undamaged(folder, "metadata")
+    metadata = read_metadata(folder)
+    return Fingerprint(tuple(metadata["class_names"]), metadata.get("data"))
 
 
 def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
@@ -166,13 +191,35 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
 
     Args:
       folder: the checkpoint's folder.
+
+    Raises:
+      ValueError: the JSON is damaged.
+      OSError: the system can't read it at the moment.
     """
-    return ocp.JsonCheckpointHandler().restore(folder / "metadata", args=ocp.args.JsonRestore())
+    with explain_damage(folder, "metadata"):
+        args = ocp.args.JsonRestore()
+        metadata = ocp.JsonCheckpointHandler().restore(folder / "metadata", args=args)
+        missing = {"config", "class_names", "step"} - metadata.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        config = ConfigDict(metadata["config"])
+        if not isinstance(config.model.variant, str):
+            raise ValueError("config.model.variant is no text")
+        if (size := config.data.image_size) is not None:
+            image_shape(size)
+        tuple(metadata["class_names"]), int(metadata["step"])
+    return metadata
 
 
 def stored_shapes(folder: epath.Path) -> Any:
-    """Returns the tree that is stored in a folder such as STEP/params; each leaf has a `shape`."""
-    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    """Returns the tree that is stored in a folder such as STEP/params; each leaf has a `shape`.
+
+    Raises:
+      ValueError: the folder is damaged.
+      OSError: the system can't read it at the moment.
+    """
+    with explain_damage(folder.parent, folder.name):
+        return ocp.PyTreeCheckpointHandler().metadata(folder).tree
 
 
 def _read_tree(folder: epath.Path, lazy: bool) -> Any:
@@ -216,7 +263,8 @@ def _read_arrays(folder: epath.Path, names: Collection[str]) -> dict[str, np.nda
         restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)),
         partial_restore=True,
     )
-    return flatten_dict(ocp.PyTreeCheckpointHandler().restore(folder, args=args), sep="/")
+    with explain_damage(folder.parent, folder.name):
+        return flatten_dict(ocp.PyTreeCheckpointHandler().restore(folder, args=args), sep="/")
 
 
 # ----------------------------------------------------------------------------------------- writing
@@ -230,28 +278,66 @@ def write_checkpoint(checkpoint: Checkpoint, path: str | epath.PathLike) -> None
     Args:
       checkpoint: all its parameters must fit into memory once.
       path: a folder that does not exist yet, on this machine or in a bucket.
+
+    Raises:
+      OSError: it can't be written; then nothing is left on this machine.
     """
     handler = ocp.CompositeCheckpointHandler(
         params=ocp.PyTreeCheckpointHandler(save_concurrent_gb=_WRITTEN_AT_ONCE_GB),
         metadata=ocp.JsonCheckpointHandler(),
     )
-    metadata = metadata_of(checkpoint.config, checkpoint.class_names, checkpoint.step)
+    metadata = metadata_of(
+        checkpoint.config, checkpoint.class_names, checkpoint.step, checkpoint.data
+    )
     params = jax.tree.map(jnp.asarray, checkpoint.params)  # Orbax would copy NumPy's arrays
-    with contextlib.closing(ocp.Checkpointer(handler)) as checkpointer:
-        checkpointer.save(
-            absolute(path),
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(metadata)
-            ),
-        )
-    if not is_bucket(absolute(path)):
-        write_manifest(absolute(path))
+    arguments = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(params), metadata=ocp.args.JsonSave(metadata)
+    )
+    target = absolute(path)
+    checkpointer = contextlib.closing(ocp.Checkpointer(handler))
+    with _explain_failure(target):
+        if is_bucket(target):
+            with checkpointer as writer:
+                writer.save(target, args=arguments)
+            return
+        with replacing(target) as partial:
+            try:
+                with checkpointer as writer:
+                    writer.save(partial, args=arguments)
+                write_manifest(partial)
+            finally:
+                _remove(partial.with_name(partial.name + ocp.utils.TMP_DIR_SUFFIX))
 
 
-def metadata_of(config: ConfigDict, class_names: tuple[str, ...], step: int) -> dict[str, Any]:
-    """Returns what a checkpoint's JSON says beside the arrays."""
+def _remove(folder: epath.Path) -> None:
+    """Removes a folder that threads of TensorStore may still write to, after the first failed."""
+    for _ in range(20):
+        if not folder.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _explain_failure(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds: TensorStore reports a full disk as ValueError
+        raise OSError(cannot_write(path, error)) from error
+
+
+def metadata_of(
+    config: ConfigDict,
+    class_names: tuple[str, ...],
+    step: int,
+    data: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns what a checkpoint's JSON says beside the arrays. Arguments: see `Checkpoint`."""
     return {
         "config": json.loads(config.to_json()),
         "class_names": list(class_names),
         "step": step,
+        "data": data,
     }

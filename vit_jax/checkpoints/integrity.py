@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from etils import epath
 
-from vit_jax.common.files import is_bucket
+from vit_jax.common.files import is_bucket, reason_of
 from vit_jax.common.messages import first_few
 
 MANIFEST = "manifest.json"
@@ -80,6 +81,28 @@ def damage_message(folder: epath.Path, damage: list[str]) -> str:
       damage: what `find_damage` returned.
     """
     return f"The checkpoint {folder} is damaged: {first_few(damage, separator='; ')}."
+
+
+@contextlib.contextmanager
+def explain_damage(folder: epath.Path, item: str) -> Iterator[None]:
+    """Turns the errors of reading a subfolder of a checkpoint into one that names both.
+
+    Args:
+      folder: the checkpoint's folder.
+      item: the subfolder's name.
+
+    Raises:
+      ValueError: the subfolder is damaged.
+      OSError: the system can't read it at the moment.
+    """
+    try:
+        yield
+    except Exception as error:  # Orbax and its parts raise errors of many kinds
+        passes = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if passes or "[os_error_code=" in str(error):  # TensorStore's
+            raise OSError(f"{folder / item} can't be read: {reason_of(error)}.") from error
+        reason = reason_of(error) or type(error).__name__
+        raise ValueError(damage_message(folder, [f"{item} can't be read ({reason})"])) from error
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -23,8 +23,13 @@ from vit_jax.checkpoints.checkpoint import (
     steps_in,
     stored_shapes,
 )
-from vit_jax.checkpoints.integrity import damage_message, find_damage, write_manifest
-from vit_jax.common.files import absolute, is_bucket
+from vit_jax.checkpoints.integrity import (
+    damage_message,
+    explain_damage,
+    find_damage,
+    write_manifest,
+)
+from vit_jax.common.files import absolute, is_bucket, reason_of
 from vit_jax.models.params import check_same
 from vit_jax.training.step import TrainState
 
@@ -82,6 +87,7 @@ class CheckpointManager:
         config: ConfigDict,
         class_names: tuple[str, ...],
         pending: Sequence[Mapping[str, np.ndarray]] = (),
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts to save a state, and returns as soon as its arrays may be overwritten.
 
@@ -92,6 +98,7 @@ class CheckpointManager:
           config: the run's configuration.
           class_names: names of the classes, in the order of the logits.
           pending: scalar metrics of each step that metrics.csv has no row of yet.
+          data: of the data of the run, see `Fingerprint.splits`. None if it is unknown.
 
         Raises:
           OSError: this checkpoint or the one before it can't be written; says why, and which
@@ -100,7 +107,7 @@ class CheckpointManager:
         step = int(state.step)
         if step == self.latest_step():
             return
-        metadata = metadata_of(config, class_names, step) | {
+        metadata = metadata_of(config, class_names, step, data) | {
             "nonfinite": int(state.nonfinite),
             "skipped": int(state.skipped),
             _PENDING: [{name: x.item() for name, x in metrics.items()} for metrics in pending],
@@ -136,7 +143,8 @@ class CheckpointManager:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _trees(state).items()
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
+        with explain_damage(folder.parent, folder.name):
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
         metadata = read_metadata(folder)
         counts = {
             name: jax.device_put(np.int32(metadata.get(name, 0)), state.step.sharding)
@@ -176,7 +184,7 @@ class CheckpointManager:
             left = "None was saved before" if newest is None else f"{self.path(newest)} is complete"
             next_run = "begins again" if newest is None else "goes on from there"
             raise OSError(
-                f"A checkpoint can't be written to {self._folder}: {_first_line(error)}. {left}. "
+                f"A checkpoint can't be written to {self._folder}: {reason_of(error)}. {left}. "
                 f"When there is space for it, and permission, the same command {next_run}."
             ) from error
 
@@ -194,11 +202,6 @@ def _trees(state: TrainState) -> dict[str, Any]:
         "optimizer": {"step": state.step, "opt_state": state.opt_state},
     }
     return trees if state.average is None else {**trees, "average": state.average}
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0].rstrip(".")
-    return line if len(line) < 600 else f"{line[:300]} … {line[-300:]}"  # the cause comes last
 
 
 def _unfinished(folder: epath.Path) -> list[epath.Path]:

@@ -95,8 +95,11 @@ def _lock(workdir: epath.Path, stack: contextlib.ExitStack) -> str:
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):
             return f"The workdir {workdir} is in use by a run that is just ending: start again."
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        try:  # not buffered: on a full disk, the rest would be written when the file is closed
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        except OSError:
+            os.unlink(file.name)
+            raise
     except OSError as error:
         return f"The workdir {workdir} can't be written to: {error.strerror}."
     return ""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import glob
+import logging
 import os
 import pathlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
-from vit_jax.data.folders import IMAGE_SUFFIXES
+from vit_jax.common.names import printable
+from vit_jax.data.image_files import IMAGE_SUFFIXES, count_unused, is_companion, list_images
+
+logger = logging.getLogger(__name__)
 
 SOURCE = "a run's workdir, a file or folder of weights, a URL, or a name such as B/16"  # for --help
 
@@ -52,32 +58,54 @@ def layer_numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def names_on_stdin() -> Iterator[str]:
+    """Yields the names on stdin, a line each; or, if there are NULs, as of `find -print0`, by them.
+
+    Names are bytes: they are decoded as those that Python lists. A list in UTF-16, as PowerShell
+    writes, begins with a byte-order mark.
+    """
+    data = sys.stdin.buffer.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    else:
+        text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+    yield from text.split("\0" if "\0" in text else "\n")
+
+
 def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str]:
     """Returns the paths of the files that command-line arguments name, in the arguments' order.
 
+    What a folder holds besides images is logged.
+
     Args:
-      arguments: files; folders, which stand for all images in them, at any depth; globs; or "-".
-      stdin: the lines that "-" stands for, each a file's name.
+      arguments: files; folders, which stand for all images in them, at any depth, see
+        `data.image_files.list_images`; globs; or "-".
+      stdin: the names that "-" stands for, such as `names_on_stdin` yields.
 
     Raises:
       FileNotFoundError: a folder, a glob or the list has no images.
     """
     images = []
     for argument in arguments:
-        path = pathlib.Path(argument).expanduser()
+        path, there = os.path.expanduser(argument), ""
         if argument == "-":
-            found = [name for line in stdin if (name := line.rstrip("\r\n"))]
-        elif path.is_dir():
-            files = sorted(path.rglob("*"))
-            found = [str(x) for x in files if x.suffix.lower() in IMAGE_SUFFIXES]
-        elif path.exists() or not glob.has_magic(argument):
-            found = [str(path)]
+            found = [name for line in stdin if (name := line.removeprefix("\ufeff").rstrip("\r\n"))]
+        elif os.path.isdir(path):
+            listed = list_images(pathlib.Path(path))
+            found, there = [str(image) for image in listed.images], count_unused(listed.unused)
+            if found and there:
+                logger.info("%s: %d images; no images: %s", printable(path), len(found), there)
+        elif os.path.exists(path) or not glob.has_magic(argument):
+            found = [str(pathlib.Path(path))]
         else:
-            found = sorted(x for x in glob.glob(str(path), recursive=True) if os.path.isfile(x))
+            matches = sorted(glob.glob(path, recursive=True))
+            names = [x for x in matches if not is_companion(os.path.basename(x))]
+            found = [str(pathlib.Path(x)) for x in names if os.path.isfile(x)]
         if not found:
+            where = "the list on stdin" if argument == "-" else printable(argument)
             raise FileNotFoundError(
-                f"There are no images in {'the list on stdin' if argument == '-' else argument}: "
-                f"expected files named {', '.join(IMAGE_SUFFIXES)}."
+                f"There are no images in {where}: expected files named "
+                f"{', '.join(IMAGE_SUFFIXES)}.{f' It holds {there}.' if there else ''}"
             )
         images += found
     return images

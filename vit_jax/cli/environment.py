@@ -20,6 +20,10 @@ from typing import Any, NoReturn, TextIO, cast
 import jax
 from jax.extend.backend import register_backend_factory
 
+from vit_jax.cli.lost_process import CONNECTING
+from vit_jax.cli.memory import is_out_of_memory
+from vit_jax.common.names import printable
+
 logger = logging.getLogger(__name__)
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
@@ -45,6 +49,13 @@ class _Stderr:
             self._stream.flush()
 
 
+class _Lines(logging.Formatter):
+    """Writes a message with what a name in it may tell a terminal as `printable` writes it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 def start_logging() -> None:
     """Prints on stderr what the package reports, and the warnings of all libraries.
 
@@ -53,7 +64,9 @@ def start_logging() -> None:
     """
     if not isinstance(sys.stderr, _Stderr):
         sys.stderr = cast(TextIO, _Stderr(sys.stderr))
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.basicConfig(level=logging.WARNING, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Lines("%(message)s"))
     logging.getLogger("vit_jax").setLevel(logging.INFO)
 
 
@@ -82,9 +95,11 @@ def start_devices() -> None:
         logging.getLogger("jax._src.xla_bridge").addFilter(take_reason)
     try:
         backend = jax.default_backend()
-    except RuntimeError as error:
+    except Exception as error:  # plug-ins raise anything, and JAX an AssertionError without a text
+        if is_out_of_memory(error):
+            raise
         if not should_have_gpu:
-            sys.exit(f"JAX can't start its devices: {error}")
+            sys.exit(_no_devices(error))
         reasons.append(str(error).partition(" (you may need")[0])  # JAX's own advice
         jax.config.update("jax_platforms", "cpu")
         backend = jax.default_backend()
@@ -97,6 +112,18 @@ def start_devices() -> None:
             '`pip install -e ".[cuda12]"`. JAX_PLATFORMS=cpu chooses the CPU.',
             next(iter(reasons), "this process sees no /dev/nvidia0").rstrip(". "),
         )
+
+
+def _no_devices(error: Exception) -> str:
+    """Returns a paragraph on devices that can't be used, and on what to set."""
+    asked = jax.config.values["jax_platforms"]
+    reason = re.split(r" \((?:set|you may need)|\n", str(error))[0].rstrip(". ")  # JAX's advice
+    reason = reason or f"this machine has none of JAX_PLATFORMS={asked}"
+    return (
+        f"JAX can't start its devices: {reason}. JAX_PLATFORMS=cpu chooses the CPU; without "
+        f"JAX_PLATFORMS, JAX takes the best device that it finds. For an NVIDIA GPU, JAX needs its "
+        f'driver and `pip install -e ".[cuda]"`; for a TPU, `pip install -e ".[tpu]"`.'
+    )
 
 
 def _no_tpu() -> NoReturn:
@@ -154,19 +181,26 @@ def prefer_cublas() -> None:
 def keep_programs() -> None:
     """Keeps compiled programs for the next start, in ~/.cache/vit_jax.
 
-    JAX_COMPILATION_CACHE_DIR names another folder. JAX_ENABLE_COMPILATION_CACHE=false keeps none.
-    A program for a CPU uses the instructions that it has, so every kind of CPU gets a folder.
+    JAX_COMPILATION_CACHE_DIR names another folder. JAX_ENABLE_COMPILATION_CACHE=false keeps none,
+    and so does a user without a home folder, or without the right to write there. A program for a
+    CPU uses the instructions that it has, so every kind of CPU gets a folder.
     """
     if jax.config.values["jax_compilation_cache_dir"] is not None:
         return
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vit_jax"
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not cache.is_absolute():  # there is no home folder
+        return
     try:
         match = re.search(r"^(flags|Features)\s*:.*", _CPUINFO.read_text(), re.MULTILINE)
     except OSError:
         match = None
     instructions = match[0] if match else platform.processor()
     kind = hashlib.sha256(instructions.encode()).hexdigest()[:8]
-    jax.config.update("jax_compilation_cache_dir", str(cache / f"{platform.machine()}-{kind}"))
+    folder = cache / "vit_jax" / f"{platform.machine()}-{kind}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _on_cpu() -> bool:
@@ -177,7 +211,9 @@ def _on_cpu() -> bool:
     return not tpu and not any("cuda" not in name or _has_nvidia_gpu() for name in _plugins())
 
 
-def join_processes(address: str | None, count: int | None, number: int | None) -> None:
+def join_processes(
+    address: str | None, count: int | None, number: int | None, timeout: int
+) -> None:
     """Connects this process to the others; exits with one paragraph if that fails.
 
     None for an argument takes what the cluster's environment says.
@@ -186,6 +222,8 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
       address: HOST:PORT of process 0.
       count: the number of processes.
       number: the number of this process, from 0.
+      timeout: seconds without a sign of life after which a process is lost, and for which one that
+        has ended waits for the others.
     """
     logger.info(
         "Waiting for %s at %s, for 5 minutes at most.",
@@ -193,7 +231,14 @@ def join_processes(address: str | None, count: int | None, number: int | None) -
         address or "the address that the cluster gives",
     )
     try:
-        jax.distributed.initialize(address, count, number)
+        jax.distributed.initialize(
+            address,
+            count,
+            number,
+            initialization_timeout=CONNECTING,
+            heartbeat_timeout_seconds=timeout,
+            shutdown_timeout_seconds=timeout,
+        )
     except (RuntimeError, ValueError) as error:
         sys.exit(
             f"The processes can't be connected: {error} Without a TPU pod, Slurm or Open MPI, "

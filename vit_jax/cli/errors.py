@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,9 @@ from typing import Any
 
 import jax
 
+from vit_jax.cli.memory import is_out_of_memory, memory_paragraph
+from vit_jax.cli.streams import drop_output
+from vit_jax.common.names import printable
 from vit_jax.jobs.signals import Interrupted, exit_at_once, watch_signals
 
 
@@ -68,7 +70,12 @@ def stop_at_closed_pipe() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns an error's kind and message, with what a terminal obeys as `printable` writes it."""
+    return printable(f"{type(error).__name__}: {error}", keep="\n\t")
 
 
 def exit_if_unreadable(problems: Sequence[str], images: int) -> None:
@@ -80,10 +87,10 @@ def exit_if_unreadable(problems: Sequence[str], images: int) -> None:
     """
     if problems:
         first = f"Skipped {len(problems)} of {images} images, which can't be read:"
-        sys.exit("\n".join([first, *problems]))
+        sys.exit("\n".join([first, *map(printable, problems)]))
 
 
-MEMORY_ERRORS = (MemoryError, jax.errors.JaxRuntimeError)  # `explain_memory` says which they are
+MEMORY_ERRORS = (MemoryError, RuntimeError)  # `explain_memory` says which they are
 
 
 def explain_memory(error: BaseException, advice: str) -> str:
@@ -93,12 +100,9 @@ def explain_memory(error: BaseException, advice: str) -> str:
       error: is being handled.
       advice: what the user of this command can make smaller.
     """
-    text = " ".join(str(error).split()) or "Python could not allocate an array"
-    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text:
+    if not is_out_of_memory(error):
         raise error
-    if len(text) > 300:  # XLA's lists of allocations
-        text = f"{text[:300]}…"
-    paragraph = f"Out of memory: {text.rstrip('.')}. {advice}"
+    paragraph = memory_paragraph(error, advice)
     if jax.default_backend() == "gpu":
         paragraph += (
             " JAX takes 75 % of a GPU's memory when it starts: XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import glob
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vit_jax.common.repository import REPOSITORY, find_in_repository
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up, no_such_key, what_fits
 
@@ -28,6 +30,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
     Exits with one paragraph if a flag, a key of the configuration or its value is wrong, or if the
     configuration file is not given, doesn't exist or raises an error.
     """
+    argv = _find_configs(argv)
     try:
         left = values(argv)
         getattr(values["config"].value, "lock", None)  # a file that can't be read raises when used
@@ -47,6 +50,18 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
     except Exception as error:  # a configuration file can raise anything
         hidden = error.__cause__ if isinstance(error, OSError) else None
         sys.exit(_config_message(argv, hidden or error))
+
+
+def _find_configs(argv: list[str]) -> list[str]:
+    """Returns the command line, with the package's configurations where this folder has none."""
+    say = functools.partial(print, file=sys.stderr)  # logging starts later
+    found = []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        match = re.fullmatch("(--?config=)?(configs/[^:]+)(.*)", argument, re.DOTALL)
+        if match and (match[1] or before in ("-config", "--config")):
+            argument = f"{match[1] or ''}{find_in_repository(match[2], say)}{match[3]}"
+        found.append(argument)
+    return found
 
 
 def _replace_lengths(flag: flags.Flag) -> None:
@@ -70,6 +85,7 @@ def _config_message(argv: list[str], error: BaseException) -> str:
     file = found[1] if found else ""
     if isinstance(error, OSError) and not os.path.exists(file):
         known = {*glob.glob(f"{os.path.dirname(file) or '.'}/*.py"), *glob.glob("configs/*.py")}
+        known |= {f"configs/{path.name}" for path in REPOSITORY.glob("configs/*.py")}
         close = difflib.get_close_matches(file, map(os.path.normpath, known), n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         return f"There is no configuration file {file!r}{hint} {SEE_KEYS}"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
-import pathlib
 import re
 import shutil
 import textwrap
@@ -16,12 +14,13 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vit_jax import models
+from vit_jax.common.repository import REPOSITORY
 from vit_jax.config.comments import describe_keys
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up
 from vit_jax.jobs.table import JOBS
 
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"  # of the repository
+CONFIGS = REPOSITORY / "configs"
 _COLUMN = 40  # characters before the explanations
 
 _EXAMPLES = """\
@@ -76,8 +75,8 @@ def _configs() -> Iterator[str]:
         argument = re.search(r'for "?([A-Z,]+)"?\.', ast.get_docstring(function) or "")
         purpose = (ast.get_docstring(tree) or "").partition("\n")[0]
         usual = "".join(f" Default: {ast.literal_eval(x)}." for x in function.args.defaults)
-        name = os.path.relpath(path) if path.is_relative_to(os.getcwd()) else str(path)
-        yield _entry(name + (f":{argument[1]}" if argument else ""), purpose + usual)
+        name = f"configs/{path.name}" + (f":{argument[1]}" if argument else "")
+        yield _entry(name, purpose + usual)
 
 
 def _flag(flag: flags.Flag) -> str:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import os
 import pathlib
+import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from etils import epath
 
+from vit_jax.common.names import printable, require_unicode
+
 PathT = TypeVar("PathT", pathlib.Path, epath.Path)
+# What the system says where a file finds no space: a full disk, a quota, a limit on its size.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BUCKETS = "gs://"  # the beginning of every path in a bucket
+# Where TensorFlow is installed, etils would use it for buckets. It logs in in another way, and some
+# of its builds know no buckets.
+os.environ.setdefault("EPATH_USE_TF", "false")
 
 
 def is_bucket(path: str | os.PathLike[str]) -> bool:
@@ -26,13 +36,39 @@ def looks_like_path(name: str) -> bool:
     return name.startswith(("/", ".", "~"))
 
 
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the path of a file or folder on this machine, where "~" stands for the home folder.
+
+    Raises:
+      ValueError: the path is empty, is an address such as s3://BUCKET/RUN, or holds a zero byte.
+      FileNotFoundError: it begins with "~", and the user has no home folder.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise ValueError("A path is empty: name a file or folder, such as runs/first.")
+    if "\0" in text:
+        raise ValueError(f"{printable(text)} can't be a path: it holds a zero byte.")
+    if scheme := re.match(r"(\w[\w+.-]+):/", text):
+        raise ValueError(
+            f"{printable(text)} can't be used: only paths of this machine can, such as runs/first, "
+            f"and gs://BUCKET/PATH for what may be in a bucket, not {scheme[1]}: addresses."
+        )
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"{printable(text)} begins with ~, and this user has no home folder: set HOME, or give "
+            f"a path without ~."
+        ) from error
+
+
 def folders_beside(path: str | os.PathLike[str]) -> list[str]:
     """Returns the paths of the folders in the parent of `path`; [] if that can't be read.
 
     Hidden folders are left out.
     """
     try:
-        beside = pathlib.Path(path).expanduser().parent.iterdir()
+        beside = local_path(path).parent.iterdir()
         return [str(x) for x in beside if x.is_dir() and not x.name.startswith(".")]
     except (OSError, ValueError):  # ValueError: the path can't be one
         return []
@@ -46,12 +82,17 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
         needs to exist there; a bucket is looked for.
 
     Raises:
-      ValueError: the path is in a bucket, and gcsfs is not installed, or the bucket can't be read.
-      FileNotFoundError: there is no such bucket.
+      ValueError: the path can't be one, see `local_path`, or has bytes that aren't UTF-8; or it is
+        in a bucket, and gcsfs is not installed, or the bucket can't be read.
+      FileNotFoundError: there is no such bucket or home folder.
     """
     if not is_bucket(path):
-        return epath.Path(path).expanduser().resolve()
+        resolved = epath.Path(local_path(path).resolve())
+        require_unicode(resolved)
+        return resolved
     path = os.fspath(path)
+    if not path.split("/")[2]:
+        raise ValueError(f"{path} names no bucket: write gs://BUCKET/PATH.")
     try:
         from gcsfs.retry import HttpError
     except ImportError as error:
@@ -81,19 +122,75 @@ def replacing(path: PathT) -> Iterator[PathT]:
 
     Raises:
       FileNotFoundError: the block wrote nothing.
-      OSError: the file can't replace `path`.
+      OSError: the file can't be written, as on a full disk, or can't replace `path`.
     """
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f".partial-{path.name[-60:]}")  # a name has at most 255 bytes
     try:
         yield partial
         partial.replace(path)
-    except BaseException:  # an interrupt, too, leaves nothing half written
+    except BaseException as error:  # an interrupt, too, leaves nothing half written
         written = epath.Path(partial)
         if written.is_dir():
             written.rmtree()
         else:
             written.unlink(missing_ok=True)
+        _explain_failure(error, path, partial)
         raise
+
+
+@contextlib.contextmanager
+def filling(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a hidden folder in `folder`. When the block ends, its files move there.
+
+    They replace files of the same names. If the block raises an error, `folder` stays as it was; if
+    it didn't exist, it is removed.
+
+    Raises:
+      OSError: the files can't be written, as on a full disk.
+    """
+    with no_empty_folders(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+            partial = pathlib.Path(name)
+            try:
+                yield partial
+                for file in partial.iterdir():
+                    file.replace(folder / file.name)
+            except OSError as error:
+                _explain_failure(error, folder, partial)
+                raise
+
+
+def _explain_failure(error: BaseException, path: Any, partial: Any) -> None:
+    """Raises OSError, which names `path`, if an error is the system's about `partial`."""
+    if not isinstance(error, OSError) or error.errno in (None, errno.ENOENT):
+        return
+    if str(error.filename or partial).startswith(str(partial)):
+        raise OSError(cannot_write(path, error)) from error
+
+
+def cannot_write(path: str | os.PathLike[str], error: Exception) -> str:
+    """Returns a sentence that says why a file or folder can't be written."""
+    return f"{printable(path)} can't be written: {reason_of(error)}."
+
+
+def reason_of(error: Exception) -> str:
+    """Returns what the system said; else the first line of an error, of a long one both ends."""
+    if found := re.search(r"\[os_error_code='(\d+)'\]", str(error)):  # TensorStore's
+        return os.strerror(int(found[1]))
+    line = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    line = line.rstrip(".")
+    return line if len(line) < 600 else f"{line[:300]} … {line[-300:]}"  # the cause comes last
+
+
+def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Writes a text in UTF-8, or bytes, to a file, of which never only a part is there.
+
+    Raises:
+      OSError: it can't be written. What was there before is left as it was.
+    """
+    with replacing(epath.Path(path)) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
@@ -115,8 +212,17 @@ def no_empty_folders(folder: PathT) -> Iterator[None]:
         raise
 
 
+def csv_row(row: Iterable[Any]) -> list[Any]:
+    """Returns a row for `csv.writer`, which quotes newlines, and leaves other characters as is."""
+    return [printable(x, keep="\n\r\t") if isinstance(x, str) else x for x in row]
+
+
 def write_csv(path: str | os.PathLike[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Writes rows as a CSV file, on this machine or in a bucket."""
+    """Writes rows as a CSV file in UTF-8, on this machine or in a bucket.
+
+    What CSV has no way to write in a text, such as bytes that aren't UTF-8, is as `printable` has
+    it.
+    """
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    epath.Path(path).write_bytes(text.getvalue().encode())
+    csv.writer(text).writerows(map(csv_row, rows))
+    write_file(path, text.getvalue())

@@ -5,17 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from vit_jax.common.names import printable
+
 
 def first_few(items: Iterable[object], most: int = 5, separator: str = ", ") -> str:
     """Returns the first items as text, and the number of the rest: "a, b and 3 more".
 
     Args:
-      items: what to list; each is written as `str` writes it.
+      items: what to list; each is written as `printable` writes it.
       most: number of items that are written.
       separator: stands between two items. If it ends a line, the number of the rest has a line of
         its own.
     """
-    texts = [str(item) for item in items]
+    texts = [printable(item) for item in items]
     shown = separator.join(texts[:most])
     if len(texts) <= most:
         return shown

@@ -152,6 +152,7 @@ def default() -> ConfigDict:
     config.checkpoint.keep = 2  # how many of the newest checkpoints stay
     config.checkpoint.fallback = False  # goes on from an older one if the newest is damaged
     config.checkpoint.other_config = False  # goes on in a workdir of another configuration
+    config.checkpoint.other_data = False  # goes on in a workdir of other images or classes
     config.on_nonfinite = "stop"  # at a NaN or infinite loss or gradient; or "skip" that update
     config.max_skipped_updates = 10  # in a row, by on_nonfinite="skip"; one more stops the run
     # What to start from, or to evaluate: a workdir, a folder of one checkpoint, a file of weights,

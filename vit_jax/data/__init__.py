@@ -17,7 +17,10 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.data.checks import check_folder, require_decodable, require_trainable
 
     # what every data set is made of
-    from vit_jax.data.dataset import Dataset, Example, ExampleError, Source
+    from vit_jax.data.dataset import Dataset, Example, ExampleError, ReadError, Source
+
+    # what tells data from others
+    from vit_jax.data.fingerprint import Fingerprint, find_differences
 
     # a folder of images
     from vit_jax.data.folders import FolderDataset, FolderSource

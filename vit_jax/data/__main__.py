@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax.cli.environment import start_logging
+from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, explain_memory, stop_at_closed_pipe
 from vit_jax.config.keys import is_folder
 from vit_jax.data import checks
 from vit_jax.data.builders import prepare
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser(
         "check",
-        help="list the images of a folder that can't be decoded, and the classes without images; "
-        "status 1 if there are any",
+        help="list the images of a folder that can't be decoded, and the classes without images "
+        "(status 1 if there are any); count the images of each class, and say what is not used",
     )
     checking.add_argument("directory", help="<class>/* or train|val|test/<class>/*")
     preparing = commands.add_parser("prepare", help="download and prepare a tfds data set")
@@ -52,14 +53,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         elif args.command == "check":
             problems, summary = checks.check_folder(args.directory)
-            print(*problems, summary, sep="\n")
+            with stop_at_closed_pipe():
+                print(*problems, *summary, sep="\n")
             sys.exit(1 if problems else 0)
         elif args.command == "prepare":
-            print(prepare.prepare(args.name, args.data_dir).data_path)
+            folder = prepare.prepare(args.name, args.data_dir).data_path
         else:
-            print(prepare.convert(args.directory))
+            folder = prepare.convert(args.directory)
     except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(describe_error(error))
+    except MEMORY_ERRORS as error:
+        sys.exit(explain_memory(error, "Take a machine with more memory."))
+    with stop_at_closed_pipe():
+        print(folder)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,24 @@ import pathlib
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from vit_jax.common.messages import first_few
 from vit_jax.config.keys import short_repr
-from vit_jax.data import transforms
-from vit_jax.data.dataset import Example, ExampleError
-from vit_jax.data.folders import mix_classes
+from vit_jax.data import pixels
+from vit_jax.data.dataset import Example
+from vit_jax.data.reading import read_file
 from vit_jax.data.sources import IN_MEMORY
 from vit_jax.data.splits import absolute_parts
 
 _Stored = np.ndarray | bytes | pathlib.Path  # uint8 RGB (h, w, 3), or an encoded image, or its file
 _Member = tuple[tuple[_Stored, str], int]  # an image, its id, and the label
 _PREFIX = {"train": "", "test": "test "}  # of what a message names, by the split
+_SEED = 0  # of the order inside a split
+T = TypeVar("T")
 
 
 class ArraySource:
@@ -44,17 +46,15 @@ class ArraySource:
         (image, id), label = self.examples[index]
         if not isinstance(image, pathlib.Path):
             return Example(image, label, id)
-        try:
-            return Example(image.read_bytes(), label, id)
-        except OSError as error:
-            raise ExampleError(id, f"can't be read: {error.strerror or error}") from error
+        return Example(read_file(image), label, id)
 
 
 class ArrayDataset:
     """Images and their labels, as the split "train", and perhaps others as the split "test".
 
     Arrays of uint8 are not copied. Other numbers and Pillow images are converted once. Files are
-    read when their example is read. The order inside a split is that of `FolderDataset`.
+    read when their example is read. The order inside a split is fixed. It mixes the classes, see
+    `mix_classes`.
 
     Args:
       images: a NumPy array (n, h, w, 3), (n, h, w, 1) or (n, h, w); or a sequence of n arrays
@@ -134,6 +134,23 @@ class ArrayDataset:
                 else:
                     found.update(f"{part} {label} {image!r}".encode())
         return found.hexdigest()[:16]
+
+
+def mix_classes(classes: Sequence[Sequence[T]]) -> list[tuple[T, int]]:
+    """Returns the members of some classes with their labels, in a fixed order that mixes classes.
+
+    The members of a class are shuffled and spread evenly over [0, 1]; this sorts all classes. Every
+    slice of the result holds all classes in their proportions.
+
+    Args:
+      classes: for each label the members of its class, in an order that is always the same.
+    """
+    rng = np.random.Generator(np.random.Philox(_SEED))
+    ranked = []
+    for label, members in enumerate(classes):
+        order = enumerate(rng.permutation(len(members)))
+        ranked += [((i + 0.5) / len(members), label, int(number)) for i, number in order]
+    return [(classes[label][number], label) for _, label, number in sorted(ranked)]
 
 
 def _hold_out(
@@ -230,11 +247,14 @@ def _stored(image: Any, id: str, white: float) -> tuple[_Stored, str]:
     if isinstance(image, bytes):
         return image, id
     if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(image).expanduser()
+        path = pathlib.Path(os.path.expanduser(image))
         return path, str(path)
+    if isinstance(image, Image.Image):
+        try:
+            return pixels.from_pillow(image), id
+        except (OSError, ValueError) as error:  # OSError: its file is damaged
+            raise ValueError(f"{id} can't be used: {error}") from error
     try:
-        if isinstance(image, Image.Image):
-            return transforms.from_pillow(image), id
-        return transforms.from_array(image, white), id
-    except (OSError, ValueError) as error:  # OSError: the Pillow image's file is damaged
+        return pixels.from_array(image, white), id
+    except ValueError as error:
         raise ValueError(f"{id} {error}") from error

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterable
 
 import grain
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
+from vit_jax.common.bars import progress_bar
 from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import Dataset, ExampleError, Source
 from vit_jax.data.folders import FolderDataset, FolderSource
 from vit_jax.data.pipeline import check_label, decode_example
-from vit_jax.data.splits import split_size
+from vit_jax.data.splits import absolute_parts, count_shared, default_splits
+
+logger = logging.getLogger(__name__)
 
 _LISTED = 20  # how many bad images, or classes without images, an error names
 
@@ -34,7 +37,7 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
         classes; or it is a folder or of arrays, and the split has no images of some classes. The
         message names what is lacking.
     """
-    images = split_size(split, dataset.splits)
+    images = len(dataset.source(split))
     if images < batch_size:
         raise ValueError(
             f"The split {split} has {images} images, fewer than batch_size={batch_size}: take a "
@@ -45,7 +48,7 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
         return
     if len(dataset.class_names) < 2:
         raise ValueError(
-            f"There is only one class, {', '.join(dataset.class_names)}, so there is nothing to "
+            f"There is only one class, {first_few(dataset.class_names)}, so there is nothing to "
             f"tell apart: give images of two or more. A folder has a subfolder for each class."
         )
     if isinstance(dataset, FolderDataset | ArrayDataset) and (
@@ -57,6 +60,47 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
             f"{len(dataset.class_names)} classes: {first_few(empty, _LISTED)}. Add images of them, "
             f"or leave these classes out, or, if data.train is a part, take a larger one."
         )
+
+
+def warn_of_test_split(dataset: Dataset, train: str, test: str, *, labels: bool) -> None:
+    """Warns if a test split has images to train on, or lacks classes; reads no image.
+
+    Classes are only looked for in a folder and in arrays.
+
+    Args:
+      dataset: what `open_dataset` returns.
+      train: the split to train on, such as "train[:85%]".
+      test: the split to test on.
+      labels: False if training does not use the classes.
+    """
+    if isinstance(dataset, FolderDataset):
+        trained, tested = (dataset.parts(split) for split in (train, test))
+    else:
+        trained, tested = (absolute_parts(split, dataset.splits) for split in (train, test))
+    if shared := count_shared(trained, tested, dataset.splits):
+        logger.warning(
+            "%d of the %d test images (%s) are among those to train on (%s): the test metrics are "
+            "not those of new images. To change this, set data.train and data.test.",
+            *(shared, len(dataset.source(test)), test, train),
+        )
+    if not labels or not isinstance(dataset, FolderDataset | ArrayDataset):
+        return
+    if empty := find_empty_classes(dataset, test):
+        logger.warning("%s", _untested(dataset, empty, test))
+
+
+def _untested(dataset: Dataset, empty: list[str], test: str) -> str:
+    """Returns a message about the classes that a test split lacks."""
+    message = (
+        f"The test split, {test}, has no images of {len(empty)} of the {len(dataset.class_names)} "
+        f"classes: {first_few(empty)}. The test metrics say nothing about them."
+    )
+    if isinstance(dataset, FolderDataset):
+        message += (
+            " Add images, or choose the test images yourself, in folders test/CLASS beside "
+            "train/CLASS, or take a larger part with data.train and data.test."
+        )
+    return message
 
 
 def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> list[str]:
@@ -139,37 +183,41 @@ def find_undecodable(
     threads = threads or len(available_cpus())
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
     found = grain.MapDataset.range(len(source)).map(find_problem).to_iter_dataset(reading)
-    bar = tqdm(
-        found,
-        total=len(source),
-        desc="checking",
-        unit=" images",
-        disable=not progress,
-        dynamic_ncols=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds; a log file would grow
-    )
+    bar = progress_bar(found, total=len(source), desc="checking", unit=" images", active=progress)
     return [error for errors in bar for error in errors]
 
 
-def check_folder(folder: str) -> tuple[list[str], str]:
+def check_folder(folder: str) -> tuple[list[str], list[str]]:
     """Decodes every image of a folder, in all its splits; shows a progress bar on stderr.
 
     Returns:
-      A line for each image that can't be used and for each class without images to train on, and
-      a line that counts them.
+      A line for each image that can't be used and for each class without images to train on; and
+      the lines of a summary: the images of each class and split, what in the folder is not used,
+      and a count of everything.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it has no images.
+      FileNotFoundError, ValueError: as `FolderDataset`.
     """
     dataset = FolderDataset(folder)
     everything = "+".join(dataset.splits)
     source = dataset.source(everything)
-    problems = find_undecodable(source, num_classes=len(dataset.class_names))
-    empty = find_empty_classes(dataset, "train" if "train" in dataset.splits else everything)
-    lines = [str(problem) for problem in problems]
-    lines += [f"class {name}: has no images to train on" for name in empty]
-    summary = (
-        f"{dataset.folder}: {len(source)} images in {len(dataset.class_names)} classes; "
+    names = [printable(name) for name in dataset.class_names]
+    problems = find_undecodable(source, num_classes=len(names))
+    train, test = default_splits(dataset.splits)
+    empty = find_empty_classes(dataset, train if "train" in dataset.splits else everything)
+    lines = [printable(problem) for problem in problems]
+    lines += [f"class {printable(name)}: has no images to train on" for name in empty]
+    counts = zip(*(dataset.count_images(split).values() for split in dataset.splits), strict=True)
+    summary = [
+        f"class {name}: "
+        + ", ".join(f"{n} in {split}" for n, split in zip(row, dataset.splits, strict=True))
+        for name, row in zip(names, counts, strict=True)
+    ]
+    if untested := find_empty_classes(dataset, test):
+        summary.append(_untested(dataset, untested, test))
+    summary += dataset.describe_unused()
+    summary.append(
+        f"{printable(dataset.folder)}: {len(source)} images in {len(names)} classes; "
         f"{len(problems)} images can't be used, {len(empty)} classes are empty"
     )
     return lines, summary

@@ -43,10 +43,27 @@ class ExampleError(ValueError):
         return f"{self.id}: {self.reason}"
 
 
+class ReadError(OSError):
+    """An example can't be read at the moment, and nothing shows that it is damaged.
+
+    Args:
+      id: the example's id.
+      reason: one sentence or several.
+
+    Attributes:
+      id: the example's id.
+    """
+
+    def __init__(self, id: str, reason: str):
+        super().__init__(f"{id} can't be read: {reason}")
+        self.id = id
+
+
 class Source(Protocol):
     """A sequence of examples that are read by index, by several threads at once.
 
-    Reading raises `ExampleError` if the example can't be read.
+    Reading raises `ExampleError` if the example is damaged, and `ReadError` if it can't be read for
+    another reason, which may pass.
     """
 
     def __len__(self) -> int: ...

@@ -11,9 +11,11 @@ import grain
 import jax
 from ml_collections import ConfigDict
 
+from vit_jax.common.names import printable
 from vit_jax.data.batch import Batch
-from vit_jax.data.checks import require_decodable, require_trainable
+from vit_jax.data.checks import require_decodable, require_trainable, warn_of_test_split
 from vit_jax.data.dataset import Dataset, Source
+from vit_jax.data.fingerprint import Fingerprint, fingerprint
 from vit_jax.data.pipeline import Shard, SkippedImages, eval_batches, train_batches
 from vit_jax.data.sources import open_dataset, open_source
 
@@ -35,6 +37,7 @@ class Inputs(NamedTuple):
       test_batches: this process's batches of the test split, an iterable to go through many times.
       make_eval_batches: (source, num_classes=) -> this process's evaluation batches of any source.
       skipped_images: the ids of the images skipped so far, in all these batches.
+      fingerprint: tells these data from others.
     """
 
     dataset: Dataset
@@ -47,6 +50,7 @@ class Inputs(NamedTuple):
     test_batches: Iterable[Batch]
     make_eval_batches: Callable[..., Iterable[Batch]]
     skipped_images: SkippedImages
+    fingerprint: Fingerprint
 
     def with_eval_batch_size(self, batch_size: int) -> Inputs:
         """Returns the same inputs with another `config.eval_batch_size`."""
@@ -93,11 +97,11 @@ def open_inputs(
     if dataset is None:
         dataset = open_dataset(config.data.name, config.data.dir)
     class_names = dataset.class_names
-    train_split, train_source = open_source(dataset, "train", config.data.train)
-    test_split, test_source = open_source(dataset, "test", config.data.test)
+    train_split, train_source = train = open_source(dataset, "train", config.data.train)
+    test_split, test_source = test = open_source(dataset, "test", config.data.test)
     logger.info(
         "%s: %d classes; train on %s (%d images), test on %s (%d images)",
-        config.data.name,
+        printable(config.data.name),
         len(class_names),
         train_split,
         len(train_source),
@@ -110,6 +114,7 @@ def open_inputs(
         batch_size=config.batch_size,
         labels=labels,
     )
+    warn_of_test_split(dataset, train_split, test_split, labels=labels)
     skipped = SkippedImages()
     batches = train_batches(
         train_source,
@@ -132,6 +137,7 @@ def open_inputs(
         test_batches=evaluation(test_source, num_classes=len(class_names)),
         make_eval_batches=evaluation,
         skipped_images=skipped,
+        fingerprint=fingerprint(dataset, labels=labels, train=train, test=test),
     )
 
 

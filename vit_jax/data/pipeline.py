@@ -1,9 +1,10 @@
 """From a source to batches: the order of training, decoding and cropping, and bad images.
 
-An image that can't be read or decoded stops the run, or is skipped with
-`config.data.on_error="skip"`: in training the next image of the source takes its place, in
-evaluation its mask is False. Which image that is depends on the files alone, so that a run that is
-resumed still sees the same batches, bit for bit.
+An image that is damaged stops the run, or is skipped with `config.data.on_error="skip"`: in
+training the next image of the source takes its place, in evaluation its mask is False. Which image
+that is depends on the files alone, so that a run that is resumed still sees the same batches, bit
+for bit. What can't be read for another reason, which may pass, always stops the run, see
+`data.reading`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from vit_jax.common import host
 from vit_jax.config.keys import image_shape
 from vit_jax.data import transforms
 from vit_jax.data.batch import Batch, empty_batch
-from vit_jax.data.dataset import Example, ExampleError, Source
+from vit_jax.data.dataset import Example, ExampleError, ReadError, Source
 from vit_jax.data.randaugment import rand_augment
+from vit_jax.data.reading import retry
 
 logger = logging.getLogger(__name__)
 
@@ -201,13 +203,15 @@ def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
     """Returns an example's image, uint8 RGB (height, width, 3), and the example.
 
     Raises:
-      ExampleError: the example can't be read, or its image can't be decoded.
+      ExampleError: the example is damaged, or its image can't be decoded.
+      ReadError, MemoryError: it can't be read or decoded at the moment, even after a few attempts.
     """
     example = source[index]
-    if isinstance(example.image, np.ndarray):
-        return example.image, example
+    image = example.image
+    if isinstance(image, np.ndarray):
+        return image, example
     try:
-        return transforms.decode(example.image), example
+        return retry(lambda: transforms.decode(image), example.id), example
     except ValueError as error:
         raise ExampleError(example.id, str(error).rstrip(".")) from error
 
@@ -226,7 +230,7 @@ def example_id(source: Source, index: int) -> str:
     """Returns the id of an example, even if the example can't be read."""
     try:
         return source[index].id
-    except ExampleError as error:
+    except (ExampleError, ReadError) as error:
         return error.id
 
 

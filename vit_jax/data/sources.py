@@ -6,17 +6,24 @@ reads encoded examples by their indices.
 
 from __future__ import annotations
 
+import functools
+import logging
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 
+from vit_jax.common.names import printable
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
-from vit_jax.data.dataset import Dataset, Example, Source
+from vit_jax.data.builders.record_files import system_errors
+from vit_jax.data.dataset import Dataset, Example, ExampleError, Source
 from vit_jax.data.folders import FolderDataset
+from vit_jax.data.reading import retry
 from vit_jax.data.splits import default_splits, parse_split
+
+logger = logging.getLogger(__name__)
 
 JFT = ("jft", "jft300m", "jft_300m", "jft-300m")  # names, in small letters, of JFT-300M
 IN_MEMORY = "in-memory-"  # what the names of data that are not on disk begin with
@@ -29,25 +36,50 @@ class TfdsSource:
     """Examples that are records of a tfds data set.
 
     Args:
-      records: the split's records, with images still encoded.
+      open_records: takes nothing, returns the split's records, with images still encoded. It is
+        called again after a failure, since a reader that has failed once fails for ever.
       read: takes a record, returns the image's bytes and the label.
       name: name of the data set and split, for the examples' ids.
+      files: the path of each file that the records are in, and the numbers of these records there.
     """
 
     def __init__(
         self,
-        records: Sequence[vtab.Record],
+        open_records: Callable[[], Sequence[vtab.Record]],
         read: Callable[[vtab.Record], tuple[bytes, int]],
         name: str,
+        files: Sequence[tuple[str, range]],
     ):
-        self._records, self._read, self._name = records, read, name
+        self._open_records, self._read, self._name, self._files = open_records, read, name, files
+        self._records = open_records()
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        image, label = self._read(self._records[index])
-        return Example(image, label, f"{self._name} #{index}")
+        id = f"{self._name} #{index}"
+
+        def read() -> tuple[bytes, int]:
+            try:
+                with system_errors():
+                    return self._read(self._records[index])
+            except (OSError, MemoryError):
+                self._records = self._open_records()
+                raise
+            except Exception as error:  # tfds and its parts raise errors of many kinds
+                cause = " ".join(str(error).split()).rstrip(".")
+                raise ExampleError(id, f"{self._place(index)} is damaged: {cause}") from error
+
+        image, label = retry(read, id)
+        return Example(image, label, id)
+
+    def _place(self, index: int) -> str:
+        """Returns which record of which file an example is."""
+        for path, numbers in self._files:
+            if index < len(numbers):
+                return f"record {numbers[index]} of {path}"
+            index -= len(numbers)
+        raise IndexError(index)
 
 
 class TfdsDataset:
@@ -67,6 +99,7 @@ class TfdsDataset:
     def __init__(self, name: str, data_dir: str | None = None, task: vtab.Task | None = None):
         self._builder = prepare.open_builder(name, data_dir)
         info = self._builder.info
+        self.full_name = info.full_name  # with the config and the version
         features = dict(info.features)
         image_key, label_key = info.supervised_keys or ("image", "label")
         image_bytes_of, label = (task.image, task.label) if task else (bytes, label_key)
@@ -91,10 +124,16 @@ class TfdsDataset:
         info = self._builder.info
         images = [k for k, v in info.features.items() if isinstance(v, tfds.features.Image)]
         parse_split(split)  # its error says more than tfds's
-        records = self._builder.as_data_source(
-            split, decoders={key: tfds.decode.SkipDecoding() for key in images}
+        open_records = functools.partial(
+            self._builder.as_data_source,
+            split,
+            decoders={key: tfds.decode.SkipDecoding() for key in images},
         )
-        return TfdsSource(records, self._read, f"{info.full_name} {split}")
+        files = [
+            (file.filename, range(file.skip, file.skip + file.take))
+            for file in info.splits[split].file_instructions
+        ]
+        return TfdsSource(open_records, self._read, f"{info.full_name} {split}", files)
 
 
 def _named_labels(key: str, features: Mapping[str, Any]) -> vtab.Labels:
@@ -107,7 +146,7 @@ def _named_labels(key: str, features: Mapping[str, Any]) -> vtab.Labels:
 
 
 def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
-    """Returns the data set of a name.
+    """Returns the data set of a name. Of a folder it logs what is used, and what is not and why.
 
     Args:
       name: a folder of images, see `config.keys.is_folder`; or "vtab/" and a task of `vtab.TASKS`;
@@ -121,7 +160,10 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
       ConnectionError: the data set can't be downloaded.
     """
     if is_folder(name):
-        return FolderDataset(name)
+        dataset = FolderDataset(name)
+        for line in dataset.describe():
+            logger.info("%s: %s", printable(name), line)
+        return dataset
     if name.lower() in JFT:
         raise ValueError(
             f"data.name={name}: JFT-300M is not public. To follow the recipe with data of your "
@@ -155,5 +197,12 @@ def open_source(dataset: Dataset, part: str, split: str | None = None) -> tuple[
     source = dataset.source(split)
     if not len(source):
         sizes = ", ".join(f"{name} has {n} images" for name, n in dataset.splits.items())
-        raise ValueError(f"The split {split} is empty: {sizes}. Choose data.train and data.test.")
+        message = f"The split {split} is empty: {sizes}. Choose data.train and data.test."
+        if isinstance(dataset, FolderDataset):
+            message += (
+                f" A part in per cent of a folder's images is chosen by their names, and of few "
+                f"images it may get none. Give {dataset.folder} folders of its own for both, "
+                f"train/CLASS and test/CLASS, or take a larger part."
+            )
+        raise ValueError(message)
     return split, source

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -26,12 +27,18 @@ def parse_split(split: str) -> tfds.core.ReadInstruction:
         ) from error
 
 
-def absolute_parts(split: str, splits: Mapping[str, int]) -> list[Any]:
+def absolute_parts(
+    split: str,
+    splits: Mapping[str, int],
+    first_from: Callable[[str, float], int] | None = None,
+) -> list[Any]:
     """Returns the parts of a split, which a "+" separates, with percentages as numbers of examples.
 
     Args:
       split: a text such as "train[:85%]+validation".
       splits: names of the data set's splits, with their numbers of examples.
+      first_from: (name, share) -> the number of the first example after this share of the split of
+        this name. None rounds the share of the number of examples, as tfds does.
 
     Returns:
       For each part an object with `splitname`, and `from_` and `to`: the numbers of its first
@@ -40,10 +47,62 @@ def absolute_parts(split: str, splits: Mapping[str, int]) -> list[Any]:
     Raises:
       ValueError: the syntax is wrong, or there is no such split.
     """
-    infos = [
-        tfds.core.SplitInfo(name=name, shard_lengths=[n], num_bytes=0) for name, n in splits.items()
-    ]
-    return parse_split(split).to_absolute(tfds.core.splits.SplitDict(infos))
+    return [_absolute(part, splits, first_from) for part in _parts(split, splits)]
+
+
+def _absolute(
+    part: tfds.core.ReadInstruction,
+    splits: Mapping[str, int],
+    first_from: Callable[[str, float], int] | None = None,
+) -> Any:
+    """Returns one part of `absolute_parts`."""
+    name = part.split_name
+    if first_from and part.unit == "%" and name in splits:  # of another name, tfds says what it is
+        start, end = (first_from(name, x / 100) for x in _percentages(part))
+        part = tfds.core.ReadInstruction(name, start, end)
+    infos = [tfds.core.SplitInfo(name=x, shard_lengths=[n], num_bytes=0) for x, n in splits.items()]
+    [found] = part.to_absolute(tfds.core.splits.SplitDict(infos))
+    return found
+
+
+def is_sliced(split: str) -> bool:
+    """Returns True if some part of a split has borders, as "train[:85%]" has."""
+    return any((part.from_, part.to) != (None, None) for part in _parts(split, ()))
+
+
+def _parts(split: str, names: Iterable[str]) -> list[tfds.core.ReadInstruction]:
+    """Returns the parts of a split as tfds reads them; "all" stands for the splits of `names`."""
+    parse_split(split)
+    found: list[tfds.core.ReadInstruction] = []
+    for text in re.split(r"\s*\+\s*", split):
+        all_splits = [tfds.core.ReadInstruction(name) for name in names]
+        found += all_splits if text == "all" else [parse_split(text)]
+    return found
+
+
+def _percentages(part: tfds.core.ReadInstruction) -> tuple[float, float]:
+    """Returns the borders, 0 to 100, of a part that is whole or in per cent."""
+    start, end = (x if x is None or x >= 0 else 100 + x for x in (part.from_, part.to))
+    return start or 0, 100 if end is None else end
+
+
+def count_shared(parts: Sequence[Any], others: Sequence[Any], splits: Mapping[str, int]) -> int:
+    """Returns the number of examples that two splits share, from their `absolute_parts`.
+
+    Args:
+      parts: of the one, without overlaps.
+      others: of the other, without overlaps.
+      splits: names of the data set's splits, with their numbers of examples.
+    """
+
+    def borders(part: Any) -> tuple[int, int]:
+        return part.from_ or 0, splits[part.splitname] if part.to is None else part.to
+
+    pairs = [(a, b) for a in parts for b in others if a.splitname == b.splitname]
+    found = 0
+    for (start, end), (other_start, other_end) in ((borders(a), borders(b)) for a, b in pairs):
+        found += max(0, min(end, other_end) - max(start, other_start))
+    return found
 
 
 def split_size(split: str, splits: Mapping[str, int]) -> int:
@@ -55,7 +114,7 @@ def split_size(split: str, splits: Mapping[str, int]) -> int:
 def own_test_split(splits: Iterable[str]) -> str | None:
     """Returns the name of a data set's test split, or else of its validation split, or None."""
     names = set(splits)
-    return next((name for name in ("test", "validation", "val") if name in names), None)
+    return next((name for name in ("test", "validation", "valid", "val") if name in names), None)
 
 
 def default_splits(splits: Iterable[str]) -> tuple[str, str]:
@@ -68,7 +127,9 @@ def default_splits(splits: Iterable[str]) -> tuple[str, str]:
     return ("train[:85%]", "train[85%:]") if own is None else ("train", own)
 
 
-def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, str]:
+def hold_out(
+    split: str, share: float, splits: Mapping[str, int], *, by_position: bool = False
+) -> tuple[str, str]:
     """Returns a split without its last examples, and these as a split of their own.
 
     Args:
@@ -76,16 +137,24 @@ def hold_out(split: str, share: float, splits: Mapping[str, int]) -> tuple[str, 
       share: the part of the examples to hold out, in (0, 1). It is rounded to whole examples; one
         is held out at least, and one stays at least.
       splits: names of the data set's splits, with their numbers of examples.
+      by_position: True for a folder, whose files are divided by their names, see
+        `folders.position_of`. Then a part that is whole or in per cent is divided in per cent, and
+        nothing is rounded.
 
     Raises:
       ValueError: a part has fewer than two examples; or as `absolute_parts`.
     """
     kept, held = [], []
-    for part in absolute_parts(split, splits):
-        start, end = part.from_ or 0, splits[part.splitname] if part.to is None else part.to
-        if end - start < 2:
-            raise ValueError(f"{split}: {part.splitname} is too small to be divided.")
-        cut = end - min(max(1, round(share * (end - start))), end - start - 1)
-        kept.append(f"{part.splitname}[{start}:{cut}]")
-        held.append(f"{part.splitname}[{cut}:{end}]")
+    for part in _parts(split, splits):
+        if by_position and (part.unit == "%" or (part.from_, part.to) == (None, None)):
+            start, end = _percentages(part)
+            cut, unit = round(end - share * (end - start), 4), "%"
+        else:
+            found, unit = _absolute(part, splits), ""
+            start, end = found.from_ or 0, splits[part.split_name] if found.to is None else found.to
+            if end - start < 2:
+                raise ValueError(f"{split}: {part.split_name} is too small to be divided.")
+            cut = end - min(max(1, round(share * (end - start))), end - start - 1)
+        kept.append(f"{part.split_name}[{start:.9g}{unit}:{cut:.9g}{unit}]")
+        held.append(f"{part.split_name}[{cut:.9g}{unit}:{end:.9g}{unit}]")
     return "+".join(kept), "+".join(held)

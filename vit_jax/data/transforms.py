@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 import simplejpeg
 from ml_collections import ConfigDict
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from vit_jax.data.pixels import from_pillow
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens no larger image
@@ -41,19 +43,25 @@ def decode(data: bytes) -> np.ndarray:
 
     Raises:
       ValueError: the bytes are not a whole image of one of these formats; or the image has more
-        than 179 million pixels, where Pillow suspects a decompression bomb.
+        than 179 million pixels, where Pillow suspects a decompression bomb; or see `from_pillow`.
+      MemoryError: there is too little memory.
     """
-    if _plain_jpeg(data):
-        try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError:  # CMYK or damaged: Pillow converts the former, and explains the latter
-            pass
     try:
+        if _plain_jpeg(data):
+            try:
+                return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            except ValueError as error:  # if it is damaged, Pillow explains it
+                if str(error).startswith("Insufficient memory"):
+                    raise MemoryError("too little memory to decode an image") from error
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             return from_pillow(image)
     except UnidentifiedImageError as error:
         raise ValueError(f"not a readable image: expected {', '.join(_FORMATS)}") from error
     except Exception as error:  # damaged files make decoders raise errors of many kinds
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise  # the machine's fault, not the file's
+        if str(error).startswith("out of memory"):  # Pillow's decoders raise an OSError
+            raise MemoryError("too little memory to decode an image") from error
         raise ValueError(f"not a readable image: {str(error) or type(error).__name__}") from error
 
 
@@ -80,50 +88,6 @@ def _plain_jpeg(data: bytes) -> bool:
     return height * width <= _MAX_PIXELS
 
 
-def from_pillow(image: Image.Image) -> np.ndarray:
-    """Returns a Pillow image as uint8 RGB (h, w, 3), upright.
-
-    Alpha is dropped, grey is repeated in three channels, 16 bits are scaled to 8, and the rotation
-    that EXIF metadata ask for is carried out.
-    """
-    image.load()
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
-
-
-def from_array(array: np.ndarray, white: float = 1.0) -> np.ndarray:
-    """Returns an array of numbers as an image, uint8 RGB (h, w, 3), which may not be written to.
-
-    Args:
-      array: RGB (h, w, 3), or grey (h, w, 1) or (h, w). Integers are in 0…255.
-      white: what floats have for white: they are in 0…`white`, and are scaled to 0…255.
-
-    Raises:
-      ValueError: another shape, dtype or range; the message begins with "has".
-    """
-    if not array.size or array.shape[2:] not in ((), (1,), (3,)) or array.ndim < 2:
-        raise ValueError(
-            f"has the shape {array.shape}: an array must be RGB (h, w, 3), or grey (h, w, 1) or "
-            f"(h, w). Channels come last, and there is no alpha channel."
-        )
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"has the dtype {array.dtype}: pixels must be integers or floats.")
-    if array.dtype != np.uint8:
-        top = white if array.dtype.kind == "f" else 255
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= top):  # also if there is a NaN
-            raise ValueError(
-                f"has values from {low} to {high}: integers must lie in 0…255, and floats in 0…1 "
-                f"or, all of them, in 0…255, without NaN. If they were normalised, undo that."
-            )
-        array = np.rint(array * (255 / top)).astype(np.uint8)
-    grey = array[:, :, None] if array.ndim == 2 else array
-    return np.broadcast_to(grey, (*grey.shape[:2], 3))  # no copy
-
-
 # ------------------------------------------------------------------------------ resize and flip
 
 
@@ -132,6 +96,41 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if image.shape[:2] == size:
         return image
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_window(
+    image: np.ndarray, whole: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Returns a part of the image resized to `whole`.
+
+    Where `whole` is much larger than `size`, it is never made: each pixel of the part is computed
+    from the four around it, in the fixed-point numbers of OpenCV's resize, and has the same bits.
+
+    Args:
+      image: uint8 RGB (height, width, 3).
+      whole: (h, w) that the image would be resized to.
+      corner: (top, left) of the part, in `whole`.
+      size: (h, w) of the part.
+    """
+    (top, left), (height, width) = corner, size
+    if whole[0] * whole[1] <= 4 * height * width:
+        return resize(image, whole)[top : top + height, left : left + width]
+    neighbours, shares = [], []
+    for first, count, new, old in zip(corner, size, whole, image.shape[:2], strict=True):
+        at = ((np.arange(first, first + count) + 0.5) * (old / new) - 0.5).astype(np.float32)
+        low = np.floor(at)
+        neighbours.append([(low.astype(int) + i).clip(0, old - 1) for i in (0, 1)])
+        shares.append(np.rint((at - low) * 2048).astype(np.int32))
+    (above, below), (before, after) = neighbours
+    down, right = shares[0], shares[1][:, None]
+    part = np.empty((height, width, 3), np.uint8)
+    for i in range(height):
+        upper, lower = (
+            (row[before] * (2048 - right) + row[after] * right) >> 4
+            for row in (image[above[i]], image[below[i]])
+        )
+        part[i] = (((2048 - down[i]) * upper >> 16) + (down[i] * lower >> 16) + 2) >> 2
+    return part
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -176,9 +175,8 @@ def resize_and_random_crop(
 ) -> np.ndarray:
     """Resizes the image to `size` / `fraction`, and returns a part of `size` at a random place."""
     height, width = (round(side / fraction) for side in size)
-    image = resize(image, (height, width))
     top, left = rng.integers(height - size[0] + 1), rng.integers(width - size[1] + 1)
-    return image[top : top + size[0], left : left + size[1]]
+    return resize_window(image, (height, width), (int(top), int(left)), size)
 
 
 # From an image, the result's (h, w), a random generator and `config.data` to a part of the image,
@@ -205,9 +203,8 @@ def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> n
     """
     height, width = image.shape[:2]
     scale = max(size[0] / height, size[1] / width) / fraction
-    image = resize(image, (max(size[0], round(height * scale)), max(size[1], round(width * scale))))
-    top, left = ((a - b) // 2 for a, b in zip(image.shape[:2], size, strict=True))
-    return image[top : top + size[0], left : left + size[1]]
+    whole = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    return resize_window(image, whole, ((whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2), size)
 
 
 # From an image, the result's (h, w) and `config.data` to a part of the image, uint8 (h, w, 3), by

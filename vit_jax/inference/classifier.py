@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.data import transforms
+from vit_jax.data import pixels, transforms
+from vit_jax.data.dataset import ExampleError
+from vit_jax.data.reading import read_file, retry
 from vit_jax.models.features import Features, token_features
 from vit_jax.models.patches import to_float
 from vit_jax.training import parallel
@@ -256,25 +258,32 @@ def read_image(image: Readable) -> np.ndarray:
     """Returns an image as a uint8 RGB array (height, width, 3), upright.
 
     Args:
-      image: a path, encoded bytes, a Pillow image, or an array, as `transforms.from_array` takes
+      image: a path, encoded bytes, a Pillow image, or an array, as `pixels.from_array` takes
         it; floats are in 0…1.
 
     Raises:
-      ValueError: it is not an image, or its file can't be read. The message names the path.
+      ValueError: it is not an image, or there is no such file. The message names the path.
+      OSError, MemoryError: it can't be read at the moment, see `data.reading.retry`.
     """
     if isinstance(image, np.ndarray):
         try:
-            return transforms.from_array(image)
+            return pixels.from_array(image)
         except ValueError as error:
             raise ValueError(f"An array {error}") from error
     if isinstance(image, Image.Image):
-        return transforms.from_pillow(image)
+        try:
+            return pixels.from_pillow(image)
+        except (OSError, ValueError) as error:  # OSError: its file is damaged
+            raise ValueError(f"A Pillow image can't be used: {error}") from error
     if isinstance(image, bytes):
         return transforms.decode(image)
     try:
-        return transforms.decode(pathlib.Path(image).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{image}: {getattr(error, 'strerror', error)}") from error
+        data = read_file(pathlib.Path(image))
+        return retry(lambda: transforms.decode(data), str(image))
+    except ExampleError:  # names the path
+        raise
+    except ValueError as error:
+        raise ValueError(f"{image}: {error}") from error
 
 
 def view_image(

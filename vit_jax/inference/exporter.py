@@ -21,6 +21,7 @@ import numpy as np
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common import files
+from vit_jax.common.names import require_unicode
 from vit_jax.inference.classifier import prepare, require_image_shape
 from vit_jax.inference.program import HIDING, program
 from vit_jax.models.patches import to_float
@@ -77,8 +78,11 @@ def export(
         is not known or not possible, or it can't be converted to ONNX.
       FileExistsError: there is something at `destination` or beside it, which is left as it is.
       ImportError: jax2onnx is not installed.
+      OSError: a file can't be written; then none of them is there.
     """
-    path = pathlib.Path(destination)
+    is_bucket = files.is_bucket(destination)  # refused below
+    path = pathlib.Path(destination) if is_bucket else files.local_path(destination)
+    require_unicode(path)
     format = format or ("onnx" if path.suffix == ".onnx" else "stablehlo")
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
@@ -99,23 +103,22 @@ def export(
     _check_size(checkpoint)
     checkpoint = prepare(checkpoint, image_size)
     description = _description(checkpoint)
-    path.parent.mkdir(parents=True, exist_ok=True)
     cpu = jax.devices("cpu")[0]  # other devices' matmuls have too few digits for the comparison
-    with files.replacing(path) as partial, jax.default_device(cpu):
-        if format == "onnx":
-            _write_onnx(checkpoint, description, partial)
-        else:
-            description["platforms"] = list(PLATFORMS)
-            exported = jax.export.export(jax.jit(_forward(checkpoint)), platforms=PLATFORMS)
-            partial.write_bytes(exported(_image_struct(checkpoint)).serialize())
-            _write_text(json_path, json.dumps(description, indent=2) + "\n")
-        _write_text(program_path, program(path, description))
+    with files.no_empty_folders(path.parent), contextlib.ExitStack() as undo:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as partial, jax.default_device(cpu):
+            if format == "onnx":
+                _write_onnx(checkpoint, description, partial)
+            else:
+                description["platforms"] = list(PLATFORMS)
+                exported = jax.export.export(jax.jit(_forward(checkpoint)), platforms=PLATFORMS)
+                partial.write_bytes(exported(_image_struct(checkpoint)).serialize())
+                files.write_file(json_path, json.dumps(description, indent=2) + "\n")
+                undo.callback(json_path.unlink)
+            files.write_file(program_path, program(path, description))
+            undo.callback(program_path.unlink)
+        undo.pop_all()
     return description
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-    with files.replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def _check_size(checkpoint: Checkpoint) -> None:

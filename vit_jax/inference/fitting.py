@@ -21,7 +21,7 @@ from vit_jax.inference.classifier import Classifier
 from vit_jax.jobs.train import train
 from vit_jax.jobs.validation import validate_keys
 from vit_jax.models import attributes
-from vit_jax.weights.api import load
+from vit_jax.weights.api import load_for_new_head
 
 
 class Settings(TypedDict, total=False):
@@ -181,7 +181,7 @@ def _recipe(variant: str | None = None, init_from: str | None = None, **_: Any) 
         config.model.variant = variant or "Nano/8"
         recipes.train_from_scratch(config)
         return config
-    weights = load(init_from, variant=variant)
+    weights = load_for_new_head(init_from, variant=variant)
     sizes = attributes.of_kind(model_attributes(weights.config), "size")
     config.model.update(variant=weights.config.model.variant, **sizes)
     recipes.fine_tune(config)

@@ -5,11 +5,14 @@ It reads an image and cuts out what evaluation does, see `data.transforms`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
 import string
 import sys
 from typing import Any
+
+from vit_jax.data.transforms import resize, resize_window
 
 # A file of one of these names would be imported in the place of what the program needs.
 HIDING = {*sys.stdlib_module_names, "PIL", "cv2", "flatbuffers", "jax", "jaxlib", "ml_dtypes"}
@@ -41,17 +44,19 @@ def run(images):
 
 
 def read_image(file):
-    """Returns an image as uint8 RGB (height, width, 3), upright."""
+    """Returns an image as uint8 RGB (height, width, 3), upright, over white."""
     image = ImageOps.exif_transpose(Image.open(file))
+    if image.mode in ("I", "F"):
+        raise OSError("pixels of 32 bits have no known range: save it with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
-def resize(image, height, width):
-    """Returns the image in another size: bilinear, without antialiasing."""
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-
+$resize
 
 def crop(image):
     """Returns the part of the image that the model sees, resized to SIZE."""
@@ -61,12 +66,18 @@ $crop
 $answer
 
 
+def shown(text):
+    """Returns a text with what a terminal can't show, such as a newline, as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(f"python {sys.argv[0]} PHOTO.jpg")
+    sys.stdout.reconfigure(errors="backslashreplace")
     for file in sys.argv[1:]:
         try:
-            print(file, *answer(file), sep="  ")
+            print(*map(shown, [file, *answer(file)]), sep="  ")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             sys.exit(f"{file}: {error}")
 ''')
@@ -95,9 +106,9 @@ CROPS = {
     height, width = image.shape[:2]
     scale = max(SIZE[0] / height, SIZE[1] / width) / {crop_fraction}
     height, width = max(SIZE[0], round(height * scale)), max(SIZE[1], round(width * scale))
-    top, left = (height - SIZE[0]) // 2, (width - SIZE[1]) // 2
-    return resize(image, height, width)[top : top + SIZE[0], left : left + SIZE[1]]""",
-    "whole": "    return resize(image, *SIZE)",
+    corner = (height - SIZE[0]) // 2, (width - SIZE[1]) // 2
+    return resize_window(image, (height, width), corner, SIZE)""",
+    "whole": "    return resize(image, SIZE)",
 }
 
 _CLASSES = '''\
@@ -143,6 +154,7 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
         output=outputs["name"],
         outputs=outputs["shape"][1],
         shape=", ".join(map(str, images["shape"])),
+        resize=f"{inspect.getsource(resize)}\n\n{inspect.getsource(resize_window)}",
         crop=CROPS[description["eval_crop"]].format_map(description),
         answer=_CLASSES if has_head else _REPRESENTATION,
     )

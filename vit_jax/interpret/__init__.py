@@ -19,7 +19,8 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.interpret.filters import Filters, first_layer_filters, position_similarity
 
     # a page in the browser
-    from vit_jax.interpret.page import build_page, serve
+    from vit_jax.interpret.page import build_page
+    from vit_jax.interpret.serving import private_uploads, serve
 
     # a report with pictures
     from vit_jax.interpret.report import Report, write_report

@@ -6,6 +6,7 @@ Matplotlib is imported in the functions that draw with it: its import takes a se
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -56,7 +57,7 @@ def side_by_side(photo: np.ndarray, values: np.ndarray, target: Target) -> None:
     if hasattr(target, "write"):
         target.write(encoded.tobytes())
     else:
-        encoded.tofile(target)
+        pathlib.Path(target).write_bytes(encoded.tobytes())
 
 
 def heads(photo: np.ndarray, maps: Mapping[int, np.ndarray], target: Target) -> None:

@@ -5,11 +5,8 @@ Gradio draws the page. It is imported in the functions that need it: its import 
 
 from __future__ import annotations
 
-import errno
 import html
-import os
 import pathlib
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +15,7 @@ import jax
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.names import printable
 from vit_jax.data.builders import rendered_flowers
 from vit_jax.inference.classifier import (
     Classifier,
@@ -35,14 +33,13 @@ from vit_jax.interpret.captions import (
     describe_model,
 )
 from vit_jax.interpret.class_maps import grad_cam
+from vit_jax.interpret.serving import MEGABYTE, without_network_settings
 from vit_jax.models.resnet import ResNet
 
 _SIDE = 384  # pixels of a photo's shorter side
 _TOP = 5  # classes that are shown with their probabilities
 _COLUMN_WIDTH, _PICTURE_HEIGHT = 300, 320  # pixels; a column may be wider
-_MEGABYTE = 2**20
 _KEPT = 3600  # seconds; older uploads and drawn pictures are deleted, as often as that
-_SESSIONS = 100  # visitors whose last image is kept for the sliders: about 1 MB each
 
 
 class Seen(NamedTuple):
@@ -84,7 +81,7 @@ def make_look(checkpoint: Checkpoint) -> Callable[[np.ndarray], Seen]:
         if classifier is not None:
             (found,) = classifier.predict([image], _TOP)
             # Of two classes with the same name, the likelier stays.
-            classes = {p.label: p.probability for p in reversed(found)}
+            classes = {printable(p.label): p.probability for p in reversed(found)}
         view, heads = view_image(image, checkpoint), None
         if has_attention:
             places, heads = jax.device_get(rollout_and_heads(model, params, view))
@@ -117,7 +114,7 @@ def build_page(
     image_size: int | Sequence[int] | None = None,
     max_megabytes: float = 20,
 ) -> gradio.Blocks:
-    """Returns the page; `serve` makes it reachable. The model is compiled already.
+    """Returns the page; `serving.serve` makes it reachable. The model is compiled already.
 
     Args:
       checkpoint: what `weights.api.load` returns, of any model.
@@ -225,7 +222,8 @@ def import_gradio() -> ModuleType:
       ModuleNotFoundError: it is not installed; the message says how to install it.
     """
     try:
-        import gradio
+        with without_network_settings():
+            import gradio
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
@@ -258,7 +256,7 @@ def _read_upload(upload: Mapping[str, Any], folder: str, max_megabytes: float) -
     path = pathlib.Path(upload["path"] or "").resolve()
     if not path.is_relative_to(pathlib.Path(folder).resolve()) or not path.is_file():
         raise ValueError(f"{name} was not uploaded.")
-    megabytes = path.stat().st_size / _MEGABYTE
+    megabytes = path.stat().st_size / MEGABYTE
     if megabytes > max_megabytes:
         raise ValueError(
             f"{name} has {megabytes:.1f} MB: files of more than {max_megabytes:g} MB are refused."
@@ -267,56 +265,6 @@ def _read_upload(upload: Mapping[str, Any], folder: str, max_megabytes: float) -
         return read_image(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{name} is {error}. Try a photo as JPEG, PNG or WebP.") from error
-
-
-def serve(
-    blocks: gradio.Blocks, *, host: str = "127.0.0.1", port: int = 7860, max_megabytes: float = 20
-) -> None:
-    """Serves a page until Ctrl-C, and prints its address as soon as it answers.
-
-    Args:
-      blocks: what `build_page` returns.
-      host: the address to listen on.
-      port: the port to listen on.
-      max_megabytes: largest size of an upload, in 2^20 bytes; a larger one is broken off.
-
-    Raises:
-      OSError: this address and port can't be listened on.
-    """
-    _check_address(host, port)
-    no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
-    # Gradio calls its own page once, which must not go through a proxy.
-    os.environ["no_proxy"] = f"{no_proxy},127.0.0.1,localhost,{host}"
-    _, address, _ = blocks.launch(
-        server_name=host,
-        server_port=port,
-        max_file_size=int(max_megabytes * _MEGABYTE),
-        state_session_capacity=_SESSIONS,
-        share=False,
-        run_history=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        ssr_mode=False,
-        pwa=False,
-        footer_links=[],
-        quiet=True,
-        prevent_thread_lock=True,
-    )
-    print(f"{address} (Ctrl-C ends it)", flush=True)
-    blocks.block_thread()
-
-
-def _check_address(host: str, port: int) -> None:
-    """Raises OSError if an address can't be listened on. Gradio doesn't say why."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        in_use = error.errno == errno.EADDRINUSE
-        reason = "the port is in use" if in_use else str(error.strerror).partition(" (")[0]
-        raise OSError(
-            f"Can't listen on {host}, port {port}: {reason}. Give another --host or --port."
-        ) from error
 
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.files import filling, local_path
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import class_name, class_of_folder, printable, short_stem
 from vit_jax.inference.classifier import (
     Classifier,
-    Prediction,
     prepare,
     read_image,
     require_image_shape,
@@ -117,10 +118,11 @@ def write_report(
     Raises:
       ValueError: none of the images to show can be read, there is no such layer, or see
         `classifier.prepare`.
-      OSError: `out` can't be written.
+      OSError: `out` can't be written; then it stays as it was. Or an image can't be read at the
+        moment, see `data.reading.retry`.
     """
     checkpoint = prepare(checkpoint, image_size)
-    model, out = checkpoint.model(), pathlib.Path(out)
+    model, out = checkpoint.model(), local_path(out)
     chosen = [] if isinstance(model, ResNet) else _check_layers(model, layers)
     unreadable: dict[str, str] = {}
     paths = _at_equal_intervals(images, shown)
@@ -128,20 +130,21 @@ def write_report(
     if not photos:
         reasons = first_few(unreadable.values(), separator="\n")
         raise ValueError(f"None of the images to show can be read:\n{reasons}")
-    out.mkdir(parents=True, exist_ok=True)
-    learned, sections = [_draw_filters(checkpoint, out)], []
-    if not isinstance(model, ResNet):
-        sections.append(_draw_attention(checkpoint, photos, chosen, out))
-        learned += _draw_positions(checkpoint, out)
-        averaged = _at_equal_intervals(images, sample)
-        learned += _draw_distances(checkpoint, averaged, unreadable, out)
-        paths += averaged
-    elif checkpoint.num_classes:
-        sections.append(_draw_class_maps(checkpoint, photos, out))
-    sections.append(Section("What it has learned", [], learned))
-    page = out / "index.html"
-    page.write_text(_page(checkpoint, sections, out), encoding="utf-8")
-    return Report(page, len(set(paths)), tuple(unreadable.values()))
+    sections: list[Section] = []
+    with filling(out) as folder:
+        learned = [_draw_filters(checkpoint, folder)]
+        if not isinstance(model, ResNet):
+            sections.append(_draw_attention(checkpoint, photos, chosen, folder))
+            learned += _draw_positions(checkpoint, folder)
+            averaged = _at_equal_intervals(images, sample)
+            learned += _draw_distances(checkpoint, averaged, unreadable, folder)
+            paths += averaged
+        elif checkpoint.num_classes:
+            sections.append(_draw_class_maps(checkpoint, photos, folder))
+        sections.append(Section("What it has learned", [], learned))
+        page = _page(checkpoint, sections, folder)
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    return Report(out / "index.html", len(set(paths)), tuple(unreadable.values()))
 
 
 def _check_layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]:
@@ -160,8 +163,9 @@ def _at_equal_intervals(items: Sequence[Any], most: int) -> list[Any]:
 
 def _folders(checkpoint: Checkpoint, paths: Sequence[str]) -> dict[str, str]:
     """Returns {path: name of its folder}, or {} if no folder has the name of a class."""
-    folders = {path: pathlib.Path(path).absolute().parent.name for path in paths}
-    return folders if set(folders.values()) & set(checkpoint.class_names) else {}
+    folders = {path: class_of_folder(pathlib.Path(path).absolute().parent) for path in paths}
+    classes = set(map(class_name, checkpoint.class_names))
+    return folders if set(folders.values()) & classes else {}
 
 
 def _read(paths: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -180,18 +184,17 @@ def _read_photos(
     unreadable: dict[str, str],
 ) -> list[_Photo]:
     large_shape = figures.photo_shape(require_image_shape(checkpoint), _SIDE)
-    images = list(_read(paths, unreadable))
-    answers: list[list[Prediction]] = [[] for _ in images]
+    answers: dict[Any, Any] = {}  # by path; the images are read twice, and only one is held
     if checkpoint.num_classes:
-        answers = Classifier(checkpoint).predict([image for _, image in images], _TOP)
-    photos = []
-    for number, ((path, image), answer) in enumerate(zip(images, answers, strict=True), 1):
-        folder = folders.get(path)
-        right = answer[0].label == folder if folder in checkpoint.class_names else None
+        answers = dict(Classifier(checkpoint).stream(paths, _TOP))
+    photos, classes = [], set(map(class_name, checkpoint.class_names))
+    for number, (path, image) in enumerate(_read(paths, unreadable), 1):
+        folder, answer = folders.get(path), answers.get(path, [])
+        right = class_name(answer[0].label) == folder if folder in classes else None
         photos.append(
             _Photo(
                 name=pathlib.Path(path).name,
-                stem=f"{number:03d}-{pathlib.Path(path).stem}",
+                stem=f"{number:03d}-{short_stem(path)}",
                 view=view_image(image, checkpoint),
                 large=view_image(image, checkpoint, large_shape),
                 caption=captions.about_answer(answer, folder, right),
@@ -309,17 +312,21 @@ figcaption { font-size: 0.9rem; max-width: 37rem; }
 """
 
 
+def _escape(text: str) -> str:
+    return html.escape(printable(text))
+
+
 def _page(checkpoint: Checkpoint, sections: Sequence[Section], out: pathlib.Path) -> str:
     """Returns the page as HTML, which holds the pictures in `out`."""
-    variant = html.escape(checkpoint.config.model.variant)
+    variant = _escape(checkpoint.config.model.variant)
     text = f"{captions.describe_model(checkpoint)} Read from {checkpoint.path}."
-    body = [f"<h1>What {variant} sees</h1>", f"<p>{html.escape(text)}</p>"]
+    body = [f"<h1>What {variant} sees</h1>", f"<p>{_escape(text)}</p>"]
     for section in sections:
         body.append(f"<h2>{section.title}</h2>")
-        body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.paragraphs]
+        body += [f"<p>{_escape(paragraph)}</p>" for paragraph in section.paragraphs]
         body.append('<div class="pictures">')
         for picture in section.pictures:
-            title, caption = html.escape(picture.title), html.escape(picture.caption)
+            title, caption = _escape(picture.title), _escape(picture.caption)
             body.append('<figure><div class="files">')
             for file, shown in picture.files.items():
                 encoded = base64.b64encode((out / file).read_bytes()).decode()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
 from vit_jax.common import files
+from vit_jax.common.names import printable
 from vit_jax.config.keys import model_attributes, run_config
 from vit_jax.evaluation.intervals import wilson_interval
 from vit_jax.jobs.runs import find_test_split, train_once, write_tables
@@ -38,6 +41,7 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       ValueError, OSError, FloatingPointError, KeyboardInterrupt: as `train`.
     """
     validate(config)
+    _check_folders(config.compare.runs)
     folder = files.absolute(workdir)
     rows: list[dict[str, Any]] = []
     series: dict[str, list[Point]] = {}
@@ -62,8 +66,9 @@ def compare(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     table, figure = folder / "compare.csv", folder / "compare.png"
     write_tables(table, rows, [_shown(row) for row in rows])
     if jax.process_index() == 0:
-        with figure.open("wb") as file:
-            accuracy_against_compute(series, file)
+        drawn = io.BytesIO()
+        accuracy_against_compute(series, drawn)
+        files.write_file(figure, drawn.getvalue())
     return {"runs": len(rows) * config.compare.seeds, "table": str(table), "figure": str(figure)}
 
 
@@ -120,7 +125,19 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 def _slug(name: str) -> str:
     """Returns a name that a folder can have."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[:60]
+
+
+def _check_folders(names: Iterable[str]) -> None:
+    """Raises ValueError if two runs would have the same folder."""
+    found: dict[str, str] = {}
+    for name in names:
+        other = found.setdefault(_slug(name), name)
+        if other != name:
+            raise ValueError(
+                f"compare.runs: {other!r} and {name!r} would have the same folder, "
+                f"{_slug(name)}: give one of them another name."
+            )
 
 
 _MARKERS = "osD^vP*X"
@@ -166,13 +183,16 @@ def accuracy_against_compute(
             [below, above],
             marker=marker,
             capsize=3,
-            label=name,
+            label=printable(name),
         )
     axes.set(xscale="log", xlabel="training compute, exaFLOPs", ylabel="test accuracy, %")
     axes.set_title(_caption([p for points in series.values() for p in points]), fontsize="small")
     axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(target, dpi=110)
+    legend = figure.legend(loc="outside right upper", frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may hold a "$"
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font doesn't have
+        figure.savefig(target, dpi=110)
 
 
 def _caption(points: Sequence[Point]) -> str:

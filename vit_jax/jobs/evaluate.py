@@ -16,14 +16,17 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.common.files import write_csv
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import class_name, printable
 from vit_jax.config.keys import comparable_name, is_folder
 from vit_jax.data import sources, splits
 from vit_jax.data.builders import vtab
-from vit_jax.data.dataset import Dataset
+from vit_jax.data.dataset import Dataset, Source
+from vit_jax.data.fingerprint import Fingerprint, find_differences, fingerprint
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
 from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
+from vit_jax.jobs.resume import OTHER_DIVISION, divided_otherwise
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.validation import validate
 from vit_jax.training.classification import classification
@@ -91,8 +94,9 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     _, source = sources.open_source(dataset, "test", split)
     logger.info(
         "%s: evaluated on %s, %s (%d images). %s",
-        *(checkpoint.path, config.data.name, split, len(source), reason),
+        *(printable(checkpoint.path), printable(config.data.name), split, len(source), reason),
     )
+    _warn_of_other_data(config, checkpoint, dataset, split, source)
     options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
     objective = classification(checkpoint.model(dtype=config.dtype), confusion=True)
     config = fit_evaluation(config, objective.evaluate, checkpoint.params, options.image_size)
@@ -161,6 +165,38 @@ def choose_split(config: ConfigDict, checkpoint: Checkpoint, dataset: Dataset) -
     )
 
 
+def _warn_of_other_data(
+    config: ConfigDict, checkpoint: Checkpoint, dataset: Dataset, split: str, source: Source
+) -> None:
+    """Warns if a checkpoint is evaluated on the test split of its run, and its data have changed.
+
+    Args:
+      config: names the data set.
+      checkpoint: as for `choose_split`.
+      dataset: the data set that is opened.
+      split: what it is evaluated on.
+      source: the split's examples.
+    """
+    trained_on = checkpoint.config.data if checkpoint.step else None
+    if not trained_on or not _is_same_data(trained_on.name, config.data.name):
+        return
+    train, test = splits.default_splits(dataset.splits)
+    train, test = trained_on.train or train, trained_on.test or test
+    if split != test:
+        return
+    old = Fingerprint((), checkpoint.data)
+    new = fingerprint(dataset, labels=False, test=(split, source))
+    found = find_differences(old, new, parts=("test",))
+    if old.splits is None and divided_otherwise(dataset, train, test):
+        found = [OTHER_DIVISION]
+    if found:
+        logger.warning(
+            "%s may have been trained on some images of %s, and the accuracy may be too high. They "
+            "are not those that its run held out: %s.",
+            *(checkpoint.path, split, found[0]),
+        )
+
+
 def _is_same_data(a: str, b: str) -> bool:
     """Returns True if two values of `data.name` name the same data, in any version or config."""
 
@@ -200,13 +236,20 @@ def checkpoint_view(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
 
 
 def _check_classes(checkpoint: Checkpoint, class_names: tuple[str, ...], data: str) -> None:
-    known = checkpoint.class_names
-    if (not known or known == class_names) and checkpoint.num_classes == len(class_names):
+    known = tuple(map(class_name, checkpoint.class_names))
+    if not known and is_folder(data) and checkpoint.num_classes == len(class_names):
+        logger.warning(
+            "%s has no names of classes: its logits are taken to be in the order of the folders of "
+            "%s: %s.",
+            *(printable(checkpoint.path), printable(data), first_few(class_names, 12)),
+        )
+    same = not known or known == tuple(map(class_name, class_names))
+    if same and checkpoint.num_classes == len(class_names):
         return
     classes = _listed(known) if known else f"{checkpoint.num_classes} classes"
     raise ValueError(
-        f"{checkpoint.path} has {classes}, but {data} has {_listed(class_names)}: choose data with "
-        f"the checkpoint's classes."
+        f"{checkpoint.path} has {classes}, but {printable(data)} has {_listed(class_names)}: "
+        f"choose data with the checkpoint's classes."
     )
 
 

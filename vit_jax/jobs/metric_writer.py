@@ -180,7 +180,7 @@ def _keep_rows(path: pathlib.Path, steps_done: int, columns: Sequence[str]) -> N
     """Rewrites the file with the rows up to `steps_done`. The file is whole at every moment."""
     rows = []
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):  # it was being written when the run ended
             lines.pop()
         try:

@@ -9,7 +9,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.manager import CheckpointManager
+from vit_jax.common.files import write_file
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import printable
 from vit_jax.data import pipeline
 from vit_jax.data.inputs import Inputs
 from vit_jax.jobs.pending import HostMetrics
@@ -46,7 +48,8 @@ class StopAtNonfinite(NamedTuple):
         config, step = self.config, int(state.step) + 1
         folder = self.workdir / "nonfinite" / f"step_{step}"
         with contextlib.closing(CheckpointManager(folder, keep=1)) as checkpoints:
-            checkpoints.save(state, config, self.class_names)
+            data = self.inputs.fingerprint.splits
+            checkpoints.save(state, config, self.class_names, data=data)
         ids = pipeline.batch_ids(
             self.inputs.train_source,
             step,
@@ -55,7 +58,7 @@ class StopAtNonfinite(NamedTuple):
             skipped=self.inputs.skipped_images,
         )
         listed = folder / "batch.txt"
-        listed.write_text("\n".join(ids) + "\n")
+        write_file(listed, "\n".join(map(printable, ids)) + "\n")
         before = ""
         if config.on_nonfinite == "skip":
             before = f", and {config.max_skipped_updates} in a row before it were skipped"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
+
+from vit_jax.common.bars import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,11 @@ class Progress:
         self._compiled = False
         self._bar = tqdm(disable=True)
         self._make_bar = functools.partial(
-            tqdm,
+            progress_bar,
             total=total_steps,
             initial=steps_done + 1,  # the bar's rate, too, leaves out the first step
             unit="step",
-            disable=not active,
-            dynamic_ncols=True,
-            file=sys.stderr,
-            mininterval=0.1 if sys.stderr.isatty() else 30,  # seconds: a log file stays short
+            active=active,
             miniters=1,
         )
         self.resume()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints.checkpoint import Checkpoint, read_config
+from vit_jax.checkpoints.checkpoint import Checkpoint, read_config, read_fingerprint
 from vit_jax.checkpoints.manager import CheckpointManager
+from vit_jax.common.names import printable
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import (
     all_keys,
@@ -20,16 +22,23 @@ from vit_jax.config.keys import (
     overlap,
     short_repr,
 )
+from vit_jax.data.dataset import Dataset
+from vit_jax.data.fingerprint import Fingerprint, find_differences
+from vit_jax.data.folders import FolderDataset
+from vit_jax.data.inputs import Inputs
+from vit_jax.data.splits import is_sliced
 from vit_jax.jobs.pending import HostMetrics
 from vit_jax.models import attributes
 from vit_jax.training.parallel import Parallel
 from vit_jax.training.setup import Setup
 from vit_jax.training.step import TrainState
 from vit_jax.weights import surgery
-from vit_jax.weights.api import load
+from vit_jax.weights.api import load_for_new_head
 from vit_jax.weights.catalogue import published_source
 
 logger = logging.getLogger(__name__)
+
+OTHER_DIVISION = "an earlier version of vit_jax trained it, which divided folders in another way"
 
 
 class Start(NamedTuple):
@@ -42,6 +51,9 @@ class Start(NamedTuple):
       latest: the step of the newest checkpoint, None if there is none.
       accumulate_steps: the number of micro-batches up to that checkpoint, None if there is none.
       pretrained: the weights that `init_from` names, None if they are not needed.
+      saved: the configuration of that checkpoint, None if there is none.
+      data: the fingerprint of the data that the checkpoint was trained on, None if there is none.
+      same_test: False if `config.data.test` is not the checkpoint's.
     """
 
     config: ConfigDict
@@ -49,11 +61,26 @@ class Start(NamedTuple):
     latest: int | None
     accumulate_steps: int | None
     pretrained: Checkpoint | None
+    saved: ConfigDict | None
+    data: Fingerprint | None
+    same_test: bool
 
     @property
     def step(self) -> int:
         """The number of updates that are done."""
         return self.latest or 0
+
+    def check_same_data(self, inputs: Inputs) -> None:
+        """Refuses data that are not those which the checkpoint was trained on; see the function."""
+        if self.data is not None:
+            check_same_data(
+                self.config,
+                self.data,
+                inputs.fingerprint,
+                inputs.dataset,
+                where=self.checkpoints.path(self.step),
+                parts=("train", "test") if self.same_test else ("train",),
+            )
 
     def first_state(self, setup: Setup, program: Parallel) -> tuple[TrainState, list[HostMetrics]]:
         """Returns the state, placed on the devices, and the pending metrics.
@@ -89,11 +116,13 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
         workdir, config.checkpoint.keep, fallback=config.checkpoint.fallback
     )
     latest, accumulate_steps, pretrained = checkpoints.latest_step(), None, None
+    saved, data, same_test = None, None, True
     if latest is not None:
         saved = read_config(workdir)
         accumulate_steps = saved.get("accumulate_steps") or 1  # an old checkpoint may have none
         config = _with_attributes_of(saved, config)
         check_same_run(config, saved, checkpoints.path(latest))
+        data, same_test = read_fingerprint(workdir), config.data.test == saved.data.test
     elif config.init_from is not None:
         pretrained = _load_pretrained(config)
         config = _with_attributes_of(pretrained.config, config)
@@ -105,7 +134,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
             config.model.variant,
             published_source(config.model.variant) or "WORKDIR",
         )
-    return Start(config, checkpoints, latest, accumulate_steps, pretrained)
+    return Start(config, checkpoints, latest, accumulate_steps, pretrained, saved, data, same_test)
 
 
 # ------------------------------------------------------------------------------ pretrained weights
@@ -114,7 +143,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
 def _load_pretrained(config: ConfigDict) -> Checkpoint:
     """Opens what `config.init_from` names, which must be of the configured model."""
     decided = attributes.of_kind(model_attributes(config), "size", "weights")
-    pretrained = load(config.init_from, variant=config.model.variant, **decided)
+    pretrained = load_for_new_head(config.init_from, variant=config.model.variant, **decided)
     return pretrained.averaged() if config.init_average else pretrained
 
 
@@ -218,6 +247,50 @@ def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
         )
     if message:
         logger.info("going on with another configuration:%s", message)
+
+
+def check_same_data(
+    config: ConfigDict,
+    old: Fingerprint,
+    new: Fingerprint,
+    dataset: Dataset,
+    *,
+    where: str,
+    parts: Sequence[str] = ("train", "test"),
+) -> None:
+    """Refuses data that are not those of an earlier run.
+
+    Args:
+      config: the run's. With `checkpoint.other_data` nothing is refused.
+      old: of the data of the earlier run.
+      new: of the data as they are now.
+      dataset: the data set as it is now.
+      where: the checkpoint or result of the earlier run, for the message.
+      parts: the splits that must be the same.
+
+    Raises:
+      ValueError: the data differ; lists the differences, and says what can be done. Or the run is
+        of a version that divided folders in another way.
+    """
+    found = find_differences(old, new, parts)
+    if old.splits is None and new.splits is not None:
+        split = new.splits["train"]["split"]
+        if divided_otherwise(dataset, split):
+            found.append(f"{OTHER_DIVISION}, so {split} now has images that the run held out")
+    message = "".join(f"\n- {difference}" for difference in found)
+    if message and not config.checkpoint.other_data:
+        raise ValueError(
+            f"{where} is of other data than {printable(config.data.name)} has now:{message}\nTake "
+            f"the run's own data, or another --workdir, or go on with these: "
+            f"--config.checkpoint.other_data=true."
+        )
+    if message:
+        logger.info("going on with other data:%s", message)
+
+
+def divided_otherwise(dataset: Dataset, *splits: str) -> bool:
+    """Returns True if version 0.1 took other images for some splits: parts of a folder's images."""
+    return isinstance(dataset, FolderDataset) and all(map(is_sliced, splits))
 
 
 def _comparable(key: str, value: Any) -> Any:

@@ -6,6 +6,7 @@ summary.json. A study that is started again trains nothing twice.
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.checkpoint import read_config
-from vit_jax.common.files import replacing, write_csv
+from vit_jax.common.files import write_csv, write_file
+from vit_jax.common.names import printable
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up, short_repr
 from vit_jax.data import sources
-from vit_jax.jobs.resume import changes
+from vit_jax.data.fingerprint import Fingerprint, fingerprint
+from vit_jax.jobs.resume import changes, check_same_data, divided_otherwise
 from vit_jax.jobs.signals import Interrupted
 from vit_jax.jobs.train import train
+from vit_jax.training.setup import needs_labels
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +56,28 @@ def train_once(
         folder, let it choose.
 
     Raises:
-      ValueError: the folder holds the result of another configuration, see `result_changes`; or as
-        `train`.
+      ValueError: the folder holds the result of another configuration, see `result_changes`, or of
+        other data, see `resume.check_same_data`; or as `train`.
       Interrupted: a signal came. If the run was complete all the same, its result is written.
     """
     path = workdir / "summary.json"
+    dataset = sources.open_dataset(config.data.name, config.data.dir)
+    splits = {x: sources.open_source(dataset, x, config.data[x]) for x in ("train", "test")}
+    data = fingerprint(dataset, labels=needs_labels(config), **splits)
     if path.exists():
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_bytes())
         if found := result_changes(config, ConfigDict(stored["config"])):
             raise ValueError(
                 f"{workdir} holds the result of another configuration: {'; '.join(found)}. Take a "
                 f"new workdir, or remove this folder to train again."
+            )
+        if "data" in stored:
+            check_same_data(config, Fingerprint(**stored["data"]), data, dataset, where=str(path))
+        elif divided_otherwise(dataset, splits["train"][0]):
+            logger.warning(
+                "%s has the result of an earlier version of vit_jax, which held out other images "
+                "of %s than today's: don't compare it with new results.",
+                *(path, printable(config.data.name)),
             )
         return stored["summary"]
     logger.info("run %s", workdir)
@@ -81,9 +96,12 @@ def train_once(
         summary, number = error.summary, error.number
     checked.add(images)
     if jax.process_index() == 0:
-        with replacing(path) as partial:
-            content = {"config": json.loads(config.to_json(sort_keys=True)), "summary": summary}
-            partial.write_text(json.dumps(content))
+        content = {
+            "config": json.loads(config.to_json(sort_keys=True)),
+            "data": data._asdict(),
+            "summary": summary,
+        }
+        write_file(path, json.dumps(content))
     if number is not None:
         raise Interrupted(number)
     return summary
@@ -140,6 +158,11 @@ def write_tables(
         return
     write_csv(path, [rows[0], *(row.values() for row in rows)])
     lines = [shown[0], ["---"] * len(shown[0]), *(row.values() for row in shown)]
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    path.with_suffix(".md").write_text(text)
-    logger.info("%s\n%s", path, text)
+    text = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+    write_file(path.with_suffix(".md"), text)
+    logger.info("%s\n%s", printable(path), text)
+
+
+def _cell(value: Any) -> str:
+    """Returns a value as the cell of a Markdown table shows it."""
+    return html.escape(printable(value), quote=False).replace("|", "\\|")

@@ -110,9 +110,9 @@ class StopSignals:
     signal, at least 0.5 s later, ends the process at once.
 
     Several processes stop after the same step when one of them gets a signal: JAX's preemption
-    service, which handles SIGTERM within this context, informs the others. A process or host that
-    is lost without a signal is not handled here: start the run again, and it resumes from its
-    newest checkpoint.
+    service, which handles SIGTERM within this context, informs the others. If a process is lost
+    without a signal, JAX ends the others, see `vit_jax.cli.lost_process`. Started again, the run
+    resumes from its newest checkpoint.
 
     Outside the main thread it takes no signals: Python allows handlers in the main thread only. One
     of several processes still stops when another gets a signal, or the service itself.
@@ -181,7 +181,7 @@ class StopSignals:
         if first is None:
             again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
             # `tqdm.write` clears the bar and draws it again below.
-            with contextlib.suppress(OSError):  # nobody reads stderr any more
+            with contextlib.suppress(OSError, AttributeError):  # nobody reads stderr; there is none
                 tqdm.write(f"{self._work_left()}; {again} again to stop now", file=sys.stderr)
             if self._several:
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.common import files
 from vit_jax.data import sources, splits
+from vit_jax.data.folders import FolderDataset
 from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.jobs.runs import train_once, write_tables
 from vit_jax.jobs.validation import validate
@@ -41,8 +42,13 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     folder = files.absolute(workdir)
     dataset = sources.open_dataset(config.data.name, config.data.dir)
     split, _ = sources.open_source(dataset, "train", config.data.train)
-    kept, held_out = splits.hold_out(split, config.sweep.held_out, dataset.splits)
-    images = splits.split_size(held_out, dataset.splits)
+    kept, held_out = splits.hold_out(
+        split,
+        config.sweep.held_out,
+        dataset.splits,
+        by_position=isinstance(dataset, FolderDataset),
+    )
+    images = len(sources.open_source(dataset, "test", held_out)[1])
     trial = config.copy_and_resolve_references()
     trial.job, trial.data.train, trial.data.test = "train", kept, held_out
     rows: list[dict[str, Any]] = []

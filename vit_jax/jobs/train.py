@@ -21,6 +21,7 @@ from vit_jax.evaluation.split_metrics import on_test_split, polyak_on_test_split
 from vit_jax.jobs.data_wait import DataWait
 from vit_jax.jobs.metric_writer import MetricWriter
 from vit_jax.jobs.nonfinite import StopAtNonfinite
+from vit_jax.jobs.notices import log_notices
 from vit_jax.jobs.pending import PendingMetrics, train_columns
 from vit_jax.jobs.progress import Progress, log_start
 from vit_jax.jobs.resume import find_start
@@ -82,17 +83,12 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
 
     # ------------------------------------------------------------------------------------- data
     inputs = open_inputs(config, labels=needs_labels(config), dataset=dataset)
+    start.check_same_data(inputs)
     classes, preferred = len(inputs.class_names), start.accumulate_steps
     config = fit_training(config, num_classes=classes, preferred=preferred)
     inputs = inputs.with_eval_batch_size(config.eval_batch_size)
     total_steps = run_length(config, len(inputs.train_source))
-    if config.optim.warmup_steps >= total_steps:
-        logger.warning(
-            "optim.warmup_steps=%d is no shorter than the run of %d steps: the learning rate "
-            "rises to the end and never decays.",
-            config.optim.warmup_steps,
-            total_steps,
-        )
+    log_notices(config, start, inputs.class_names, len(inputs.train_source))
     if start.latest is None:  # a resumed run checked its images at its first start
         inputs.check_decodable(config.data)
     if start.step < total_steps:
@@ -167,7 +163,8 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
             if is_last or number or save_times.is_due(step, has_row=has_row):
                 progress.wait()
                 pending.check_finite(state, setup.max_skipped)
-                checkpoints.save(state, config, class_names, pending.metrics)
+                data = inputs.fingerprint.splits
+                checkpoints.save(state, config, class_names, pending.metrics, data)
             if number and not is_last:
                 raise Interrupted(number)
         if start.step >= total_steps:  # no step was left

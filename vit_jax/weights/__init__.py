@@ -7,6 +7,7 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.weights.api import (
         adapt,
         load,
+        load_for_new_head,
         load_params,
         save,
         save_params,

@@ -15,14 +15,21 @@ from flax.traverse_util import flatten_dict
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from vit_jax.common.files import is_bucket, replacing
+from vit_jax.common.files import is_bucket, local_path, no_empty_folders, replacing
 from vit_jax.config import keys
 from vit_jax.config.defaults import default
+from vit_jax.models import attributes
 from vit_jax.models.params import parameter_shapes
 from vit_jax.models.positions import sincos_table
 from vit_jax.weights import catalogue, parameter_names, recognise, surgery
-from vit_jax.weights.formats import FORMATS, differences_for_readers, format_of, open_file
-from vit_jax.weights.tensor_file import TensorFile
+from vit_jax.weights.formats import (
+    FORMATS,
+    Format,
+    differences_for_readers,
+    format_of,
+    open_file,
+)
+from vit_jax.weights.tensor_file import TensorFile, refused_head
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +72,8 @@ def load(
 
     Raises:
       ValueError: the source can't be read, or is of another model; every difference is named. Or
-        the positions can't be resized.
+        its head is kept and gives something else than one class an image. Or the positions can't
+        be resized.
       FileNotFoundError: there is no such source.
 
     Example:
@@ -73,16 +81,46 @@ def load(
       >>> checkpoint.class_names, checkpoint.image_shape
       (('daisy', 'dandelion', 'rose', 'sunflower', 'tulip'), (96, 96))
     """
+    found, refusal = _open(source, variant, pool or "token", attributes)
+    if refusal and num_classes is None:
+        raise ValueError(refusal)
+    return adapt(found, image_size=image_size, num_classes=num_classes, pool=pool, resize=resize)
+
+
+def load_for_new_head(
+    source: str | os.PathLike, *, variant: str | None = None, **attributes: Any
+) -> Checkpoint:
+    """Returns weights as `load` does, also if their head gives something else than classes.
+
+    It is for callers that take a head of their own.
+
+    Args:
+      source, variant, **attributes: as for `load`.
+
+    Raises:
+      ValueError, FileNotFoundError: as `load`.
+    """
+    return _open(source, variant, "token", attributes)[0]
+
+
+def _open(
+    source: str | os.PathLike, variant: str | None, pool: str, attributes: dict[str, Any]
+) -> tuple[Checkpoint, str]:
+    """Returns weights as they are, and why their head can't be kept, "" if it can.
+
+    Args:
+      source, variant, attributes: as for `load`.
+      pool: the pooling, where the arrays don't show it.
+    """
     path = catalogue.find(source)
     file = None if is_bucket(path) else open_file(pathlib.Path(path))
     if file is not None:
-        assumed_pool = pool or "token"
-        found = recognise.to_checkpoint(file, variant, assumed_pool=assumed_pool, **attributes)
-    else:
-        found = read_checkpoint(path, lazy=True)
-        if variant is not None and models.canonical(variant) != found.config.model.variant:
-            raise ValueError(f"{found.path} is a {found.config.model.variant}, not a {variant}.")
-    return adapt(found, image_size=image_size, num_classes=num_classes, pool=pool, resize=resize)
+        found = recognise.to_checkpoint(file, variant, assumed_pool=pool, **attributes)
+        return found, refused_head(file, found.num_classes)
+    found = read_checkpoint(path, lazy=True)
+    if variant is not None and models.canonical(variant) != found.config.model.variant:
+        raise ValueError(f"{found.path} is a {found.config.model.variant}, not a {variant}.")
+    return found, ""
 
 
 def load_params(source: str | os.PathLike, **options: Any) -> Any:
@@ -160,7 +198,8 @@ def save(
     """Writes a checkpoint in a format; nothing is left at `destination` if that fails.
 
     Warnings are logged if other readers of the format would compute something else, and if it has
-    no place for the names of the classes or for how images are cropped in evaluation.
+    no place for the names of the classes or for how images are cropped in evaluation, and if the
+    checkpoint has a Polyak average.
 
     Args:
       checkpoint: what to write. Only an Orbax checkpoint keeps the step and the full
@@ -174,6 +213,7 @@ def save(
     Raises:
       ValueError: the format can't store the checkpoint, or a parameter can't be read.
       FileExistsError: there is something at `destination`, which is left as it is.
+      OSError: it can't be written, as on a full disk.
 
     Example:
       >>> vit_jax.save(vit_jax.load("checkpoints/quickstart"), folder / "flowers.npz")
@@ -184,21 +224,31 @@ def save(
         format = format_of(destination)
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
-    row, path = FORMATS[format], epath.Path(destination)
+    row = FORMATS[format]
+    path = epath.Path(destination if is_bucket(destination) else local_path(destination))
     if "://" in os.fspath(path) and not row.buckets:
         raise ValueError(f"{path}: only Orbax checkpoints are written to a bucket.")
     if path.exists():
         raise FileExistsError(f"There is something at {path} already; it is left as it is.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.config.model.positions == "sincos" and not row.fixed_positions:
         checkpoint = with_learned_positions(checkpoint)
-    if row.buckets:
-        row.write(checkpoint, path)
-    else:
-        with replacing(pathlib.Path(path)) as partial:
-            row.write(checkpoint, partial)
-    if lost := _lost_with(checkpoint, format):
+    with no_empty_folders(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if row.read is None:
+            row.write(checkpoint, path)
+            lost = []
+        else:
+            with replacing(pathlib.Path(path)) as partial:
+                row.write(checkpoint, partial)
+                lost = _lost_in(checkpoint, row, row.read(partial))
+    if lost:
         logger.warning("%s: this format has no place for %s.", path, " and ".join(lost))
+    if checkpoint.average is not None:
+        logger.warning(
+            "%s: the Polyak average is left out; to write it in place of the parameters: "
+            "convert --average, or Checkpoint.averaged().",
+            path,
+        )
     if unrecorded := differences_for_readers(checkpoint.model(), format):
         logger.warning(
             "%s: the file can't say that its model has %s, which other readers have to be told.",
@@ -207,16 +257,32 @@ def save(
         )
 
 
-def _lost_with(checkpoint: Checkpoint, format: str) -> list[str]:
-    """Returns what a format can't record besides the model, and this checkpoint has."""
+def _lost_in(checkpoint: Checkpoint, row: Format, written: TensorFile) -> list[str]:
+    """Returns what a checkpoint has besides the model, and the file that was written has not.
+
+    Raises:
+      ValueError: whoever reads the file finds another model in it, or none.
+    """
+    found = recognise.to_checkpoint(written)
+    model, image_shape = checkpoint.model(), checkpoint.image_shape
+    differences = [
+        f"{key}={getattr(model, key)!r}"
+        for key in ("num_classes", *attributes.names("size", "weights", "mathematics"))
+        if getattr(model, key, None) != getattr(found.model(), key, None)
+    ]
+    if image_shape is not None and found.image_shape != image_shape:
+        differences.append(f"image_size={image_shape}")
+    if differences:
+        raise ValueError(
+            f"{checkpoint.path}: {row.title} has no place for {' and '.join(differences)}, so "
+            f"another model would be read from it. An Orbax checkpoint has."
+        )
     lost = []
-    if checkpoint.class_names and not FORMATS[format].class_names:
+    if len(found.class_names) < len(checkpoint.class_names):
         lost.append("the names of the classes")
-    if format != "orbax":
-        own, assumed = checkpoint.config.data, default().data
-        crop = [key for key in ("eval_crop", "crop_fraction") if own[key] != assumed[key]]
-        lost += [f"data.{key}={own[key]}" for key in crop]
-    return lost
+    own, assumed = checkpoint.config.data, default().data
+    crop = [key for key in ("eval_crop", "crop_fraction") if own[key] != assumed[key]]
+    return lost + [f"data.{key}={own[key]}" for key in crop]
 
 
 def save_params(

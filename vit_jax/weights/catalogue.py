@@ -10,14 +10,15 @@ import urllib.parse
 from typing import NamedTuple
 
 from vit_jax import models
-from vit_jax.common.files import looks_like_path
+from vit_jax.common.files import local_path, looks_like_path
 from vit_jax.common.messages import closest
+from vit_jax.common.repository import IS_CLONE, REPOSITORY, find_in_repository
 from vit_jax.weights.download import fetch
 from vit_jax.weights.formats import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = pathlib.Path(__file__).parents[2] / "checkpoints"  # downloads go there
+CHECKPOINTS = REPOSITORY / "checkpoints"  # downloads go there, see `_downloads`
 _AUGREG = "vit_models/augreg"  # BUCKET/FOLDER in Google Cloud Storage
 
 
@@ -42,18 +43,9 @@ class Published(NamedTuple):
 
 
 def published() -> dict[str, Published]:
-    """Returns the public checkpoints by name, from checkpoints/published.csv.
-
-    Raises:
-      FileNotFoundError: the package was installed without its repository, which has the list.
-    """
-    path = CHECKPOINTS / "published.csv"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no {path}: only a checkout of the repository has the names of published "
-            f"checkpoints. Give a path or a URL instead."
-        )
-    with open(path, newline="", encoding="utf-8") as file:
+    """Returns the public checkpoints by name, from checkpoints/published.csv."""
+    path = REPOSITORY / "checkpoints" / "published.csv"
+    with open(path, newline="", encoding="utf-8-sig") as file:
         rows = [
             Published(
                 name=row["name"],
@@ -74,8 +66,6 @@ def published_source(variant: str) -> str | None:
     Args:
       variant: a key of `models.VARIANTS`.
     """
-    if not (CHECKPOINTS / "published.csv").is_file():
-        return None
     names = [row.name for row in published().values() if row.variant == variant]
     if any(name.startswith("augreg/") for name in names):
         return variant  # the best of them
@@ -97,8 +87,8 @@ def find(source: str | os.PathLike) -> str:
     """
     source = os.fspath(source)
     if "://" not in source:
-        if pathlib.Path(source).expanduser().exists():
-            return str(pathlib.Path(source).expanduser())
+        if (path := local_path(find_in_repository(source))).exists():
+            return str(path)
         return find(_address_of(source))
     scheme, rest = source.split("://", 1)
     if scheme == "hf":
@@ -140,7 +130,7 @@ def _best_of_augreg(variant: str) -> str:
     """
     logger.info("%s: looking for the best checkpoint in AugReg's index", variant)
     index = _fetch_once(f"{_storage()}/{_AUGREG}/index.csv", f"{_AUGREG}/index.csv")
-    with open(index, encoding="utf-8") as file:
+    with open(index, encoding="utf-8-sig") as file:
         rows = [row for row in csv.DictReader(file) if row["ds"] == "i21k"]
     of_variant = [row for row in rows if row["name"] == variant]
     if not of_variant:
@@ -180,9 +170,21 @@ def _storage() -> str:
     return os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com").rstrip("/")
 
 
+def _downloads() -> pathlib.Path:
+    """Returns the folder of downloads: a wheel's own is no place for them.
+
+    Raises:
+      FileNotFoundError: the user has no home folder, see `local_path`.
+    """
+    if IS_CLONE:
+        return CHECKPOINTS
+    cache = local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return cache / "vit_jax" / "checkpoints"
+
+
 def _fetch_once(url: str, name: str) -> str:
-    """Returns the path CHECKPOINTS/name, to which `url` is downloaded if there is nothing."""
-    path = CHECKPOINTS.joinpath(*(part for part in name.split("/") if part not in ("", ".", "..")))
+    """Returns the path of `name` among the downloads; `url` is downloaded if nothing is there."""
+    path = _downloads().joinpath(*(part for part in name.split("/") if part not in ("", ".", "..")))
     if not path.exists():
         fetch(url, path)
     return str(path)

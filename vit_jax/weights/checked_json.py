@@ -19,7 +19,7 @@ def parse_json(path: pathlib.Path, text: str | bytes) -> dict[str, Any]:
       ValueError: the text is not valid JSON, or not an object.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):

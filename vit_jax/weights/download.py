@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from vit_jax.common.files import no_empty_folders
+from vit_jax.common.bars import progress_bar
+from vit_jax.common.files import FULL_DISK, cannot_write, no_empty_folders
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +43,7 @@ def fetch(url: str, path: str | os.PathLike) -> None:
       FileNotFoundError: the server has no such file.
       ValueError: the address is of another kind, the server refuses it or breaks off again and
         again, or the file is not what the server announced.
+      OSError: the disk is full; then nothing is left of the file.
     """
     _require_secure(url)
     path = pathlib.Path(path)
@@ -70,6 +70,10 @@ def _receive_all(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Announced
             problem: Exception = error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)  # urllib wraps the system's own error
+            if getattr(reason, "errno", None) in FULL_DISK:
+                for partial in path.parent.glob(f".{path.name}.*.part"):
+                    partial.unlink()
+                raise OSError(cannot_write(path, reason)) from error
             why, problem = getattr(reason, "strerror", None) or str(reason), error
         received = _remove_empty_parts(path)
         failures = 0 if received > most else failures + 1
@@ -180,7 +184,7 @@ def _receive(response: Any, partial: pathlib.Path, mode: str, name: str, size: i
     """
     with (
         open(partial, mode) as file,
-        tqdm(desc=name, total=size, initial=file.tell(), unit="B", unit_scale=True) as bar,
+        progress_bar(desc=name, total=size, initial=file.tell(), unit="B", unit_scale=True) as bar,
     ):
         while chunk := response.read(_CHUNK):
             file.write(chunk)

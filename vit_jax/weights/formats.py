@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from vit_jax.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from vit_jax.weights import hugging_face, layout, npz, parameter_names, safetensors, timm
+from vit_jax.weights import contents, hugging_face, layout, npz, parameter_names, safetensors, timm
 from vit_jax.weights.checked_json import parse_json
 from vit_jax.weights.tensor_file import TensorFile
 
@@ -34,7 +34,6 @@ class Format(NamedTuple):
         assume them.
       fixed_positions: True if the format can record that positions are computed
         (positions="sincos"). If False, they are written as a table.
-      class_names: True if the format can record the names of the classes.
       buckets: True if the format can be written to a bucket. Its `write` then leaves nothing behind
         if it fails.
     """
@@ -46,7 +45,6 @@ class Format(NamedTuple):
     suffixes: tuple[str, ...] = ()
     assumed: Mapping[str, Any] = MappingProxyType({})
     fixed_positions: bool = False
-    class_names: bool = True
     buckets: bool = False
 
 
@@ -81,7 +79,7 @@ def _read_state_dict(path: pathlib.Path) -> TensorFile:
     )
 
 
-# The order matters, the first match wins: a PyTorch file is a zip file, as an .npz file is.
+# The first match wins, and Orbax matches any folder.
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "hf": Format(
@@ -92,7 +90,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         ),
         "timm": Format(
             "a state dict of timm",
-            safetensors.is_state_dict,
+            lambda path: contents.kind_of(path) in ("safetensors", "pytorch"),
             _read_state_dict,
             timm.write_timm,
             suffixes=safetensors.SUFFIXES,
@@ -100,12 +98,11 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
         ),
         "npz": Format(
             "arrays in the published JAX layout",
-            npz.is_npz,
+            lambda path: contents.kind_of(path) == "npz",
             npz.read_npz,
             npz.write_npz,
             suffixes=(".npz",),
             assumed={"gelu": "tanh", "norm_epsilon": 1e-6, "kernel_epsilon": None},
-            class_names=False,
         ),
         "orbax": Format(
             "an Orbax checkpoint",
@@ -132,12 +129,12 @@ def open_file(path: pathlib.Path) -> TensorFile | None:
     for row in FORMATS.values():
         if row.matches(path):
             return None if row.read is None else row.read(path)
-    raise ValueError(f"{path} is no file of weights: neither .npz nor safetensors nor PyTorch's.")
+    raise ValueError(contents.explain_other(path))
 
 
 def format_of(destination: str | os.PathLike) -> str:
     """Returns the format that a path's suffix stands for, "orbax" if it stands for none."""
-    suffix = pathlib.PurePath(destination).suffix
+    suffix = pathlib.PurePath(destination).suffix.lower()
     return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "orbax")
 
 

@@ -13,7 +13,7 @@ from vit_jax.weights import parameter_names
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
 from vit_jax.weights.recognise import side_or_sides
 from vit_jax.weights.safetensors import open_tensors, write_tensors
-from vit_jax.weights.tensor_file import TensorFile, file_arrays
+from vit_jax.weights.tensor_file import CLASSES, TensorFile, file_arrays
 
 CONFIG = "config.json"
 
@@ -27,6 +27,7 @@ _GELUS = {
 }
 # The settings that our models have; a config.json may leave them out.
 _REQUIRED = {"model_type": "vit", "num_channels": 3, "qkv_bias": True, "pooler_act": "tanh"}
+_ARCHITECTURES = ("ViTForImageClassification", "ViTModel")  # with a head, and without one
 
 
 def read_hugging_face(path: str | os.PathLike) -> TensorFile:
@@ -45,6 +46,7 @@ def read_hugging_face(path: str | os.PathLike) -> TensorFile:
     path = pathlib.Path(path)
     beside = path.with_name(CONFIG)
     config = parse_json(beside, beside.read_bytes())
+    config = {key: value for key, value in config.items() if value is not None}
     try:
         model, image_size, class_names = _read_config(config)
     except KeyError as error:
@@ -53,7 +55,14 @@ def read_hugging_face(path: str | os.PathLike) -> TensorFile:
         raise ValueError(f"{beside}: {error}") from None
     shapes, read_array, _ = open_tensors(path)
     return TensorFile(
-        str(path), shapes, read_array, parameter_names.HUGGING_FACE, model, image_size, class_names
+        str(path),
+        shapes,
+        read_array,
+        parameter_names.HUGGING_FACE,
+        model,
+        image_size,
+        class_names,
+        config.get("problem_type"),
     )
 
 
@@ -66,6 +75,11 @@ def _read_config(
             raise ValueError(f"{key} is {value!r}, and only {required!r} can be loaded.")
     if (act := str(config["hidden_act"])) not in _GELUS:
         raise ValueError(f"hidden_act is {act!r}; known are {', '.join(_GELUS)}.")
+    for architecture in get_typed(config, "architectures", []):
+        if architecture not in _ARCHITECTURES:
+            raise ValueError(
+                f"architectures has {architecture!r}; known are {' and '.join(_ARCHITECTURES)}."
+            )
     model = {
         "depth": config["num_hidden_layers"],
         "width": config["hidden_size"],
@@ -75,8 +89,13 @@ def _read_config(
         "norm_epsilon": config["layer_norm_eps"],
         "gelu": _GELUS[act],
     }
-    labels = {int(number): str(name) for number, name in get_typed(config, "id2label", {}).items()}
-    names = tuple(labels[i] for i in sorted(labels))
+    labels = get_typed(config, "id2label", {})
+    if missing := [i for i in range(len(labels)) if str(i) not in labels]:
+        raise ValueError(
+            f"id2label has {len(labels)} names, but none for {missing[0]}: its keys must be the "
+            f"numbers of the logits, counted from 0."
+        )
+    names = tuple(str(labels[str(i)]) for i in range(len(labels)))
     if names == _default_names(len(names)):
         names = ()
     return model, two_sides("image_size", config["image_size"]), names
@@ -111,7 +130,7 @@ def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> Non
             f"record it: give image_size."
         )
     config = {
-        "architectures": ["ViTForImageClassification" if checkpoint.num_classes else "ViTModel"],
+        "architectures": [_ARCHITECTURES[not checkpoint.num_classes]],
         "model_type": "vit",
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
@@ -127,6 +146,7 @@ def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> Non
     }
     if checkpoint.num_classes:
         names = checkpoint.class_names or _default_names(checkpoint.num_classes)
+        config["problem_type"] = CLASSES
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     preprocessor = {

@@ -13,8 +13,6 @@ from typing import Any
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.config.keys import model_attributes
-from vit_jax.models import attributes
 from vit_jax.models.resnet import ResNet
 from vit_jax.weights.formats import FORMATS
 from vit_jax.weights.recognise import side_or_sides
@@ -192,15 +190,11 @@ def _hugging_face(checkpoint: Checkpoint, path: str) -> str:
 
 
 def _npz(checkpoint: Checkpoint, path: str) -> str:
-    """An .npz file holds arrays alone: the lines give everything else but the class names."""
-    keywords = attributes.of_kind(model_attributes(checkpoint.config), "size", "mathematics")
-    keywords = {"variant": checkpoint.config.model.variant, **keywords}
-    if checkpoint.image_shape is not None:
-        keywords["image_size"] = side_or_sides(checkpoint.image_shape)
+    """An .npz file has no place for the crop: the lines give it."""
     data = checkpoint.config.data
     view = {"eval_crop": repr(data.eval_crop), "crop_fraction": data.crop_fraction}
-    load = _call("vit_jax.load", repr(path), **{k: repr(v) for k, v in keywords.items()})
-    return _run_here(checkpoint, load, [_call("checkpoint.config.data.update", **view)])
+    crop = _call("checkpoint.config.data.update", **view)
+    return _run_here(checkpoint, _call("vit_jax.load", repr(path)), [crop])
 
 
 def _orbax(checkpoint: Checkpoint, path: str) -> str:

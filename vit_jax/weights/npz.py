@@ -18,7 +18,8 @@ import numpy as np
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.weights import parameter_names
 from vit_jax.weights.layout import Shape
-from vit_jax.weights.tensor_file import TensorFile, file_arrays
+from vit_jax.weights.record import read_comment, read_record, write_comment
+from vit_jax.weights.tensor_file import CLASSES, TensorFile, file_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +40,6 @@ _INFLATION = 1032
 _HEADER = 2**14  # bytes that are read to find an array's header; NumPy's own limit is 10,000
 
 
-def is_npz(path: pathlib.Path) -> bool:
-    """Returns True if a path is an `.npz` file, by its suffix or as a zip file."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return path.suffix == ".npz" or file.read(2) == b"PK"
-
-
 def read_npz(path: str | os.PathLike) -> TensorFile:
     """Opens an `.npz` file; its arrays are read when they are used.
 
@@ -61,6 +54,7 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
     try:
         with zipfile.ZipFile(path) as archive:
             most = _INFLATION * os.path.getsize(path)
+            text = read_comment(path)
             for entry in archive.infolist():
                 if not entry.filename.endswith(".npy"):
                     continue
@@ -71,6 +65,7 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
                 shapes[name] = _read_shape(archive, entry)
     except Exception as error:  # a damaged header makes Python's parser raise errors of all kinds
         raise ValueError(f"{path} can't be read as an .npz file: {str(error)[:300]}.") from error
+    record = read_record(pathlib.Path(path), text)
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
     if others := [name for name in shapes if not name.startswith(prefix)]:
         logger.info("%s: %d arrays beside %s are left out", path, len(others), prefix)
@@ -85,7 +80,14 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
         # NumPy stores a bfloat16 as two bytes without a type.
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
-    return TensorFile(path, shapes, read_array, parameter_names.NPZ)
+    return TensorFile(
+        path,
+        shapes,
+        read_array,
+        parameter_names.NPZ,
+        *record,
+        CLASSES if record.model else None,
+    )
 
 
 def _read_shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Shape:
@@ -110,17 +112,26 @@ def _read_shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Shape:
 
 
 def write_npz(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
-    """Writes an `.npz` file in the layout of the published JAX checkpoints.
+    """Writes an `.npz` file in the layout of the published JAX checkpoints, and a `record`.
 
     Raises:
       ValueError: the layout has no place for some parameters.
     """
-    write_arrays(file_arrays(checkpoint, parameter_names.NPZ), path)
+    write_arrays(file_arrays(checkpoint, parameter_names.NPZ), path, write_comment(checkpoint))
 
 
-def write_arrays(arrays: Iterable[tuple[str, np.ndarray]], path: str | os.PathLike) -> None:
-    """Writes (name, array) pairs as an uncompressed `.npz` file, of which one is in memory."""
+def write_arrays(
+    arrays: Iterable[tuple[str, np.ndarray]], path: str | os.PathLike, comment: bytes = b""
+) -> None:
+    """Writes (name, array) pairs as an uncompressed `.npz` file, of which one is in memory.
+
+    Args:
+      arrays: the pairs.
+      path: the file.
+      comment: of the zip file that it is, at most 65,535 bytes.
+    """
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = comment
         for name, array in arrays:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
@@ -16,7 +17,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax.weights.contents import explain_other, kind_of
 from vit_jax.weights.layout import Shape
+from vit_jax.weights.record import KEY, read_comment
 
 PICKLED = (".pth", ".pt", ".bin")  # suffixes of PyTorch's files
 SUFFIXES = (".safetensors", *PICKLED)
@@ -28,31 +31,25 @@ class Tensors(NamedTuple):
     Attributes:
       shapes: shapes of the arrays, by name.
       read: returns the array of a name; raises ValueError if it can't be read.
-      metadata: texts that a safetensors file has beside the arrays.
+      record: what the file records of its model, as `record.read_record` takes it.
     """
 
     shapes: dict[str, Shape]
     read: Callable[[str], np.ndarray]
-    metadata: dict[str, str]
-
-
-def is_state_dict(path: pathlib.Path) -> bool:
-    """Returns True if a path is such a file, by its suffix or the beginning of safetensors."""
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        return path.suffix in SUFFIXES or file.read(9)[8:] == b"{"
+    record: str
 
 
 def open_tensors(path: pathlib.Path) -> Tensors:
-    """Opens a state dict: a file of PyTorch if the suffix is in `PICKLED`, else safetensors.
+    """Opens a state dict: a file of PyTorch if it is a zip file, else safetensors.
 
     Pickled files can't run code: PyTorch loads them with `weights_only=True`.
 
     Raises:
       ValueError: the file can't be read, or is pickled and PyTorch is not installed.
     """
-    return _open_pickled(path) if path.suffix in PICKLED else _open_safetensors(path)
+    if (kind := kind_of(path)) is None:
+        raise ValueError(explain_other(path))
+    return _open_pickled(path) if kind == "pytorch" else _open_safetensors(path)
 
 
 def _open_safetensors(path: pathlib.Path) -> Tensors:
@@ -74,7 +71,7 @@ def _open_safetensors(path: pathlib.Path) -> Tensors:
         except Exception as error:  # of many kinds, if NumPy lacks a type or can't have a size
             raise ValueError(f"{path}: the array {name} can't be read: {error}.") from error
 
-    return Tensors(shapes, read_array, metadata)
+    return Tensors(shapes, read_array, metadata.get(KEY, "{}"))
 
 
 def _repeated_name(path: pathlib.Path) -> str | None:
@@ -94,12 +91,14 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
             f"or save it as safetensors."
         ) from None
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is cut off, or no zip file, as PyTorch's are since version 1.6")
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which PyTorch's own files are not")
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            record = read_comment(path)
+        # PyTorch takes whatever has this suffix for safetensors, so it gets the bytes alone.
+        misnamed = path.suffix.lower() == ".safetensors"
+        source = io.BytesIO(path.read_bytes()) if misnamed else path
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=not misnamed)
     except Exception as error:  # PyTorch raises whatever its parts do
         raise ValueError(
             f"{path} can't be read as a PyTorch state dict: {_reason(error)}."
@@ -123,7 +122,7 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
                 f"{path}: the array {name} can't be read: {_reason(error)}."
             ) from error
 
-    return Tensors({name: tuple(x.shape) for name, x in state.items()}, read_array, {})
+    return Tensors({name: tuple(x.shape) for name, x in state.items()}, read_array, record)
 
 
 def _reason(error: Exception) -> str:
@@ -142,20 +141,44 @@ def write_tensors(
       tensors: C-contiguous arrays, by name.
       path: the file.
       metadata: texts that the file gets beside the arrays.
+
+    Raises:
+      OSError: the file can't be written.
     """
-    safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    try:
+        safetensors.numpy.save_file(tensors, path, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
     os.umask(mask := os.umask(0))
     path.chmod(0o666 & ~mask)  # safetensors lets only the owner read its files
 
 
-def write_pickled(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
-    """Writes a state dict as PyTorch does.
+def write_pickled(tensors: dict[str, np.ndarray], path: pathlib.Path, comment: bytes) -> None:
+    """Writes a state dict as PyTorch does, a zip file.
+
+    Args:
+      tensors: arrays, by name.
+      path: the file.
+      comment: of the zip file.
 
     Raises:
       ValueError: PyTorch is not installed.
+      OSError: the file can't be written.
     """
     try:
         import torch
     except ImportError:
         raise ValueError(f"Writing {path} needs PyTorch: take the suffix .safetensors.") from None
-    torch.save({name: torch.from_numpy(x) for name, x in tensors.items()}, path)
+    writable = {name: np.require(x, requirements="W") for name, x in tensors.items()}
+    state = {name: torch.from_numpy(x) for name, x in writable.items()}
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # raised while the system's error was handled
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = comment

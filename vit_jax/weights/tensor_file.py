@@ -15,6 +15,8 @@ from vit_jax.models import masked
 from vit_jax.weights import layout
 from vit_jax.weights.layout import Layout, Shape, Slot
 
+CLASSES = "single_label_classification"  # one class an image: a softmax gives the probabilities
+
 
 class TensorFile(NamedTuple):
     """An opened file of arrays.
@@ -29,6 +31,8 @@ class TensorFile(NamedTuple):
       image_size: (height, width) in pixels. None if the file does not say it.
       class_names: names of the classes, in the order of the logits. () if the file does not say
         them.
+      problem_type: what the head answers, as Hugging Face names it: `CLASSES`, or another. None if
+        the file does not say it.
     """
 
     path: str
@@ -38,6 +42,22 @@ class TensorFile(NamedTuple):
     model: Mapping[str, Any] = MappingProxyType({})
     image_size: tuple[int, int] | None = None
     class_names: tuple[str, ...] = ()
+    problem_type: Any = None
+
+
+def refused_head(file: TensorFile, num_classes: int) -> str:
+    """Returns why a file's head can't be kept, "" if it chooses one class or there is none."""
+    problem_type = file.problem_type or ("regression" if num_classes == 1 else CLASSES)
+    if num_classes == 0 or problem_type == CLASSES:
+        return ""
+    reason = "it has a single output, as for regression or for yes and no"
+    if file.problem_type:
+        reason = f"the config.json beside it has problem_type={file.problem_type!r}"
+    return (
+        f"{file.path}: the head doesn't choose one class for an image: {reason}. A softmax of what "
+        f"it gives would be no probability. Leave the head out: num_classes=0 in vit_jax.load, "
+        f"--num_classes=0 in `python -m vit_jax.convert`. Fine-tuning from it needs neither."
+    )
 
 
 class FileArray:

@@ -7,15 +7,15 @@ single records quick to read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
 from importlib.util import find_spec
 from typing import Any
 
-import grain
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from requests import RequestException
 from tensorflow_datasets.core import naming, read_only_builder
@@ -23,11 +23,30 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tqdm import tqdm
 
-from vit_jax.common.files import folders_beside, replacing
+from vit_jax.common.bars import progress_bar
+from vit_jax.common.files import (
+    FULL_DISK,
+    absolute,
+    cannot_write,
+    folders_beside,
+    is_bucket,
+    local_path,
+    no_empty_folders,
+    replacing,
+    write_file,
+)
 from vit_jax.common.messages import closest, first_few
 from vit_jax.data.builders.cifar import Cifar10, Cifar100
 from vit_jax.data.builders.oxford_flowers102 import OxfordFlowers102
 from vit_jax.data.builders.oxford_iiit_pet import OxfordIiitPet
+from vit_jax.data.builders.record_files import (
+    INFO,
+    DataError,
+    check_count,
+    explain_json_damage,
+    read_tfrecords,
+    system_errors,
+)
 from vit_jax.data.builders.rendered_flowers import RenderedFlowers
 from vit_jax.data.builders.tf_flowers import TfFlowers
 
@@ -38,11 +57,7 @@ _OWN = {
 }
 logger = logging.getLogger(__name__)
 
-_ARRAY_RECORD, _INFO = "array_record", "dataset_info.json"
-
-
-class DataError(ValueError):
-    """A data set is unknown, can't be prepared from its files, or can't be read as it is."""
+_ARRAY_RECORD = "array_record"
 
 
 def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
@@ -54,11 +69,12 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
       data_dir: tfds's folder. None for $TFDS_DATA_DIR or ~/tensorflow_datasets, its default.
 
     Raises:
-      DataError: there is no such data set, version or config; its files have another format; or
-        it can't be prepared from the files that were put by hand.
+      DataError: there is no such data set, version or config; its files have another format or are
+        damaged; or it can't be prepared from the files that were put by hand.
       FileNotFoundError: files of the data set are missing.
       ImportError: preparing the data set needs TensorFlow.
       ConnectionError: the data set could not be downloaded.
+      OSError: the disk is full.
     """
     folder = find(name, data_dir)
     return _open(folder) if folder else prepare(name, data_dir)
@@ -68,13 +84,15 @@ def find(name: str, data_dir: str | None = None) -> epath.Path | None:
     """Returns the folder of the version that `open_builder` opens, or None if none is prepared.
 
     Raises:
-      DataError: this can't be the name of a data set.
+      DataError: this can't be the name of a data set, or its JSON files are damaged.
     """
     parsed, options = _parse(name)
     if parsed in _OWN:
         options.setdefault("version", str(_OWN[parsed].VERSION))
+    root = _root(data_dir)
     try:
-        found = read_only_builder.builder_from_files(parsed, data_dir=_root(data_dir), **options)
+        with explain_json_damage(root / parsed):
+            found = read_only_builder.builder_from_files(parsed, data_dir=root, **options)
     except tfds.core.DatasetNotFoundError:
         return None
     return found.data_path
@@ -86,6 +104,7 @@ def prepare(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
     tfds shows its progress bars. A version that is there already is not prepared again. Arguments
     and errors are those of `open_builder`.
     """
+    find(name, data_dir)  # raises an error if what is there is damaged
     builder = _builder(name, _root(data_dir))
     if builder.data_path.exists():
         logger.info("%s is prepared already, in %s", builder.info.full_name, builder.data_path)
@@ -113,8 +132,10 @@ def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) ->
     # Retries take 3 s; tfds's default of 10 takes 3 minutes if there is no network.
     downloader.MAX_RETRIES = 4
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # warns of every retry
+    downloads = root / "downloads" / "extracted"  # folders that tfds makes
     try:
-        builder.download_and_prepare(file_format=_ARRAY_RECORD)
+        with no_empty_folders(downloads), no_empty_folders(builder.data_path), system_errors():
+            builder.download_and_prepare(file_format=_ARRAY_RECORD)
     except (RequestException, tfds.download.DownloadError, NonMatchingChecksumError) as error:
         url = getattr(getattr(error, "request", None), "url", "")  # the text of other errors has it
         urls = [url for url, info in (builder.url_infos or {}).items() if info.filename]
@@ -127,6 +148,8 @@ def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) ->
     except Exception as error:
         if isinstance(error, OSError) and builder.data_path.exists():
             return  # another process was faster
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise OSError(cannot_write(builder.data_path, error)) from error
         if not by_hand:
             raise
         raise DataError(  # builders tell missing files by errors of many kinds
@@ -161,6 +184,9 @@ def _open(folder: epath.Path) -> tfds.core.DatasetBuilder:
             f"{builder.info.full_name} in {folder} is prepared as {form} files; array_record files "
             f"are needed: run `python -m vit_jax.data convert {folder}` once."
         )
+    for split in builder.info.splits.values():
+        for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
+            check_count(path, count, path)
     return builder
 
 
@@ -168,15 +194,20 @@ def _read(folder: epath.Path) -> tfds.core.DatasetBuilder:
     """Returns the builder of a version's folder, for its array_record files if it has any.
 
     Raises:
+      DataError: dataset_info.json or features.json is damaged.
       FileNotFoundError: files are missing.
     """
     present = {path.name for path in folder.iterdir()}
-    missing = [name for name in (_INFO, "features.json") if name not in present]
+    missing = [name for name in (INFO, "features.json") if name not in present]
     if not missing:
-        builder = tfds.builder_from_directory(folder)
-        if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
-            builder.info.set_file_format(_ARRAY_RECORD, True, override_if_initialized=True)
-        files = [path.name for split in builder.info.splits.values() for path in split.filepaths]
+        with explain_json_damage(folder):
+            builder = tfds.builder_from_directory(folder)
+            if tfds.core.FileFormat.ARRAY_RECORD in builder.info.available_file_formats():
+                builder.info.set_file_format(_ARRAY_RECORD, True, override_if_initialized=True)
+            splits = builder.info.splits.values()
+            if not splits:
+                raise ValueError(f"{INFO} names no splits")
+            files = [path.name for split in splits for path in split.filepaths]
         missing = [name for name in files if name not in present]
     if missing:
         raise FileNotFoundError(
@@ -190,7 +221,8 @@ def convert(directory: str | pathlib.Path) -> pathlib.Path:
     """Copies TFRecord files into array_record files beside them, and returns the folder.
 
     The records keep their order, and the TFRecord files stay. dataset_info.json changes last, so
-    that a conversion that was interrupted has changed nothing, and can be started again.
+    that a conversion that was interrupted has changed nothing, and can be started again. One that
+    fails removes what it has written.
 
     Args:
       directory: the folder of a version, which holds dataset_info.json; or a folder above it, if
@@ -200,31 +232,34 @@ def convert(directory: str | pathlib.Path) -> pathlib.Path:
       FileNotFoundError: there is no prepared data set, or files of it are missing.
       DataError: there are several data sets, a file is damaged, or a file does not have as many
         records as dataset_info.json says.
+      OSError: the files can't be written, as on a full disk.
     """
-    folder = _version_folder(pathlib.Path(directory).expanduser())
+    folder = _version_folder(local_path(directory))
     builder = _read(epath.Path(folder))
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         print(f"{folder} is in {builder.info.file_format.value} files: there is nothing to do.")
         return folder
-    info = json.loads((folder / _INFO).read_text())
-    for split in info["splits"]:
-        shards = builder.info.splits[split["name"]]
-        stem = f"{info['name']}-{split['name']}.{_ARRAY_RECORD}"
-        with tqdm(total=shards.num_examples, desc=stem, unit=" records") as bar:
-            for i, source in enumerate(shards.filepaths):
-                target = folder / f"{stem}-{i:05d}-of-{shards.num_shards:05d}"
-                _copy_records(source, target, shards.shard_lengths[i], bar)
-        split["filepathTemplate"] = naming.DEFAULT_FILENAME_TEMPLATE
-    with replacing(folder / _INFO) as partial:
-        partial.write_text(json.dumps(info | {"fileFormat": _ARRAY_RECORD}, indent=2))
+    info = json.loads((folder / INFO).read_bytes())
+    with contextlib.ExitStack() as undo:
+        for split in info["splits"]:
+            shards = builder.info.splits[split["name"]]
+            stem = f"{info['name']}-{split['name']}.{_ARRAY_RECORD}"
+            with progress_bar(total=shards.num_examples, desc=stem, unit=" records") as bar:
+                for i, source in enumerate(shards.filepaths):
+                    target = folder / f"{stem}-{i:05d}-of-{shards.num_shards:05d}"
+                    _copy_records(source, target, shards.shard_lengths[i], bar)
+                    undo.callback(target.unlink, missing_ok=True)
+            split["filepathTemplate"] = naming.DEFAULT_FILENAME_TEMPLATE
+        write_file(folder / INFO, json.dumps(info | {"fileFormat": _ARRAY_RECORD}, indent=2))
+        undo.pop_all()
     return folder
 
 
 def _version_folder(directory: pathlib.Path) -> pathlib.Path:
     """Returns the only folder with dataset_info.json that is `directory`, or up to three below."""
-    found = sorted(path.parent for n in range(4) for path in directory.glob("*/" * n + _INFO))
+    found = sorted(path.parent for n in range(4) for path in directory.glob("*/" * n + INFO))
     if not found:
-        raise FileNotFoundError(f"There is no {_INFO} in {directory}: it holds no tfds data.")
+        raise FileNotFoundError(f"There is no {INFO} in {directory}: it holds no tfds data.")
     if len(found) > 1:
         raise DataError(f"{directory} has several data sets; choose: {', '.join(map(str, found))}")
     return found[0]
@@ -232,19 +267,12 @@ def _version_folder(directory: pathlib.Path) -> pathlib.Path:
 
 def _copy_records(source: epath.Path, target: pathlib.Path, count: int, bar: tqdm) -> None:
     """Copies a TFRecord file of `count` records to an array_record file; `bar` counts them."""
-    with replacing(target) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")
-        try:
-            for record in grain.experimental.TFRecordIterDataset(str(source)):
+    with replacing(target) as partial, system_errors():
+        with contextlib.closing(ArrayRecordWriter(str(partial), "group_size:1")) as writer:
+            for record in read_tfrecords(source):
                 writer.write(record)
                 bar.update()
-        except (ValueError, OverflowError, MemoryError):  # the file is shorter than a record says
-            raise DataError(f"{source} is cut off or damaged: copy or prepare it again.") from None
-        finally:
-            writer.close()
-        copied = ArrayRecordReader(str(partial)).num_records()
-        if copied != count:
-            raise DataError(f"{source} holds {copied} records, but {_INFO} beside it says {count}.")
+        check_count(partial, count, source)
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
@@ -270,11 +298,12 @@ def _unknown(name: str, prepared: str = "") -> DataError:
 
 
 def _root(data_dir: str | None) -> epath.Path:
-    return epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    folder = data_dir or tfds.core.constants.DATA_DIR
+    return absolute(folder) if is_bucket(folder) else epath.Path(local_path(folder))
 
 
 def _prepared(root: epath.Path, name: str) -> str:
     """Returns a clause that says which versions of a data set tfds's folder holds."""
-    found = [path.parent for n in (1, 2) for path in (root / name).glob("*/" * n + _INFO)]
+    found = [path.parent for n in (1, 2) for path in (root / name).glob("*/" * n + INFO)]
     names = sorted(f"{folder.parent.relative_to(root)}:{folder.name}" for folder in found)
     return f"{root} holds {', '.join(names) or f'nothing of {name}'}"

@@ -1,0 +1,124 @@
+"""What a wheel holds besides code, and that it is found from an empty folder."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+from conftest import REPOSITORY, environment
+
+from vit_jax.common.repository import find_in_repository
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        None in map(importlib.util.find_spec, ("pip", "setuptools")),
+        reason="pip or setuptools is not installed",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with what a wheel installs, which was made from a source distribution."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("vit_jax", "configs", "checkpoints/quickstart"):
+        shutil.copytree(REPOSITORY / name, source / name)
+    for name in ("setup.py", "pyproject.toml", "README.md", "checkpoints/published.csv"):
+        shutil.copy(REPOSITORY / name, source / name)
+    (source / "checkpoints" / "download.npz").touch()
+
+    def call(*command, cwd):
+        command = [sys.executable, *command]
+        subprocess.run(command, cwd=cwd, env=environment(), check=True, capture_output=True)
+
+    call("setup.py", "-q", "sdist", f"--dist-dir={folder}", cwd=source)
+    with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
+        archive.extractall(folder / "sdist", filter="data")
+    (unpacked,) = (folder / "sdist").iterdir()
+    options = ["-q", "--no-deps", "--no-index", "--no-build-isolation", f"--wheel-dir={folder}"]
+    call("-m", "pip", "wheel", *options, ".", cwd=unpacked)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        archive.extractall(folder / "installed")
+    return folder / "installed"
+
+
+def run(installed, folder, *command):
+    env = environment() | {"PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_it_holds_configurations_the_list_and_the_small_checkpoint(installed):
+    own = installed / "vit_jax" / "repository"
+    for pattern in ("configs/*.py", "checkpoints/published.csv", "checkpoints/quickstart/**/*"):
+        expected = {x.relative_to(REPOSITORY): x for x in REPOSITORY.glob(pattern) if x.is_file()}
+        assert expected
+        for name, original in expected.items():
+            assert (own / name).read_bytes() == original.read_bytes()
+    assert sorted(x.name for x in (own / "checkpoints").iterdir()) == [
+        "published.csv",
+        "quickstart",
+    ]
+    assert {x.name for x in installed.iterdir() if x.suffix != ".dist-info"} == {"vit_jax"}
+
+
+@pytest.mark.parametrize(
+    ("config", "variant"),
+    [
+        (["--config=configs/quickstart.py"], "Nano/8"),
+        (["--config", "configs/pretrain.py:Ti/16,PHOTOS"], "Ti/16"),
+    ],
+)
+def test_a_configuration_is_found_and_said(installed, tmp_path, config, variant):
+    done = run(installed, tmp_path, "-m", "vit_jax.main", *config, "--print_config")
+    assert f"--config.model.variant={variant}" in done.stdout.splitlines()
+    name = config[-1].removeprefix("--config=").partition(":")[0]
+    assert done.stderr == (
+        f"There is no {name} in this folder: taking the package's own, "
+        f"{installed / 'vit_jax' / 'repository' / name}.\n"
+    )
+
+
+def test_a_file_of_the_current_folder_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/quickstart.py"
+    assert find_in_repository(name) == str(REPOSITORY / name)
+    (tmp_path / "configs").mkdir()
+    assert find_in_repository("configs/none.py") == "configs/none.py"
+    (tmp_path / name).touch()
+    assert find_in_repository(name) == name
+
+
+PROGRAM = """
+import json, pathlib, vit_jax
+from vit_jax.common import repository
+from vit_jax.weights import catalogue
+print(json.dumps({
+    "path": vit_jax.load("checkpoints/quickstart").path,
+    "published": len(catalogue.published()),
+    "example": catalogue.published_source("B/16"),
+    "downloads": str(catalogue._downloads()),
+    "others": [repository.find_in_repository(x) for x in ("setup.py", "configs/../x", "/configs")],
+}))
+"""
+
+
+def test_checkpoints_are_found_by_name(installed, tmp_path):
+    found = json.loads(run(installed, tmp_path, "-c", PROGRAM).stdout)
+    lines = (REPOSITORY / "checkpoints" / "published.csv").read_text().splitlines()
+    assert found == {
+        "path": str(installed / "vit_jax" / "repository" / "checkpoints" / "quickstart"),
+        "published": len(lines) - 1,
+        "example": "B/16",
+        "downloads": str(tmp_path / "cache" / "vit_jax" / "checkpoints"),
+        "others": ["setup.py", "configs/../x", "/configs"],
+    }

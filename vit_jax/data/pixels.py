@@ -1,0 +1,146 @@
+"""Pillow images and arrays of numbers as images: uint8 RGB (h, w, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import ExifTags, Image
+
+_TILE = 2**20  # pixels that are converted at once, so that no second copy of a large image is made
+
+# By the EXIF orientation: from an upright array to its view in which the pixels lie as in the file.
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x),
+    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda x: np.rot90(x, -1),
+}
+
+
+def from_pillow(image: Image.Image) -> np.ndarray:
+    """Returns a Pillow image as uint8 RGB (h, w, 3), upright.
+
+    Transparent pixels are laid over white. Grey is repeated in three channels, and 12 or 16 bits
+    are scaled to 8. The rotation that EXIF metadata ask for is carried out. Pixels of 32 bits have
+    no fixed white: integers are taken for 0…255, and floats for 0…1 or, if one is above 2, 0…255.
+
+    Besides the Pillow image and the result, it takes some megabytes.
+
+    Raises:
+      ValueError: it has no pixels, or pixels of 32 bits outside these ranges, or its colours can't
+        be converted.
+      OSError: the image's file is damaged or can't be read.
+    """
+    if not all(image.size):
+        raise ValueError("there are no pixels")
+    stored_as = _stored_as(image)
+    image.load()
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    width, height = image.size
+    rotated = orientation in (5, 6, 7, 8)
+    upright = np.empty((width, height, 3) if rotated else (height, width, 3), np.uint8)
+    stored = _AS_STORED.get(orientation, lambda x: x)(upright)
+    white = 1.0 if image.mode == "F" and np.max(image.getextrema()) <= 2 else 255.0
+    key = _transparent_colour(image, stored_as)
+    for left, top, right, bottom in _tiles(width, height):
+        tile = image.crop((left, top, right, bottom))
+        if key is not None:
+            tile.info["transparency"] = key
+        stored[top:bottom, left:right] = _convert(tile, 4 if stored_as == "I;12" else 8, white)
+    return upright
+
+
+def _stored_as(image: Image.Image) -> str:
+    """Returns Pillow's name of how a file's pixels are stored; "" if it is loaded or unknown."""
+    for _, _, _, details in getattr(image, "tile", ()):
+        name = details[0] if isinstance(details, tuple) and details else details
+        return name if isinstance(name, str) else ""
+    return ""
+
+
+def _transparent_colour(image: Image.Image, stored_as: str) -> object:
+    """Returns the transparency of a Pillow image in the values of its pixels; None if it has none.
+
+    Pillow scales the pixels of PNG files of 2, 4 and 3 x 16 bits to 8, but not their transparent
+    colour.
+    """
+    key = image.info.get("transparency")
+    if stored_as == "RGB;16B" and key is not None:
+        return tuple(value >> 8 for value in key)
+    if stored_as in ("L;2", "L;4") and key is not None:
+        return key * (255 // (2 ** int(stored_as[2:]) - 1))
+    return key[:256] if isinstance(key, bytes) else key  # a palette has no more colours
+
+
+def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yields boxes (left, top, right, bottom) of at most `_TILE` pixels, which cover an image."""
+    columns = min(width, _TILE)
+    rows = _TILE // columns
+    for top in range(0, height, rows):
+        for left in range(0, width, columns):
+            yield left, top, min(left + columns, width), min(top + rows, height)
+
+
+def _convert(image: Image.Image, shift: int, white: float) -> np.ndarray:
+    """Returns a Pillow image as RGB (h, w, 3), or as grey (h, w, 1), of values in 0…255.
+
+    Args:
+      image: loaded.
+      shift: how many bits more than 8 a pixel of 16 bits uses.
+      white: what floats have for white.
+    """
+    if image.mode in ("I", "F"):
+        values = np.asarray(image)[..., None]
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= white):  # also if there is a NaN
+            raise ValueError(
+                f"its 32-bit pixels go from {low} to {high}, and what is white is not known: "
+                f"integers must be in 0…255, and floats in 0…1 or 0…255. Save it with 8 or 16 bits"
+            )
+        return np.rint(values * (255 / white))
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image)[..., None]
+        key = image.info.get("transparency")
+        return values >> shift if key is None else np.where(values == key, 255, values >> shift)
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB"))
+    image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    white_ground = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(white_ground, image).convert("RGB"))
+
+
+def from_array(array: np.ndarray, white: float = 1.0) -> np.ndarray:
+    """Returns an array of numbers as an image, uint8 RGB (h, w, 3), which may not be written to.
+
+    Args:
+      array: RGB (h, w, 3), or grey (h, w, 1) or (h, w). Integers are in 0…255.
+      white: what floats have for white: they are in 0…`white`, and are scaled to 0…255.
+
+    Raises:
+      ValueError: another shape, dtype or range; the message begins with "has".
+    """
+    if not array.size or array.shape[2:] not in ((), (1,), (3,)) or array.ndim < 2:
+        raise ValueError(
+            f"has the shape {array.shape}: an array must be RGB (h, w, 3), or grey (h, w, 1) or "
+            f"(h, w). Channels come last, and there is no alpha channel."
+        )
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"has the dtype {array.dtype}: pixels must be integers or floats.")
+    if array.dtype != np.uint8:
+        top = white if array.dtype.kind == "f" else 255
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= top):  # also if there is a NaN
+            raise ValueError(
+                f"has values from {low} to {high}: integers must lie in 0…255, and floats in 0…1 "
+                f"or, all of them, in 0…255, without NaN. If they were normalised, undo that."
+            )
+        if array.dtype.kind == "f":
+            array = array * (255 / top)
+            np.rint(array, out=array)
+        array = array.astype(np.uint8)
+    grey = array[:, :, None] if array.ndim == 2 else array
+    return np.broadcast_to(grey, (*grey.shape[:2], 3))  # no copy

@@ -1,0 +1,118 @@
+"""What a run says once, before its first step: what its settings do that is easily overlooked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.config.defaults import default
+from vit_jax.config.keys import look_up
+from vit_jax.jobs.resume import Start
+from vit_jax.training.optim import learning_rate_schedule
+from vit_jax.training.setup import needs_labels, run_length
+
+logger = logging.getLogger(__name__)
+
+
+def log_notices(config: ConfigDict, start: Start, class_names: Sequence[str], images: int) -> None:
+    """Logs what is easily overlooked in the settings of a run, a line for each.
+
+    Args:
+      config: the run's, with the number of micro-batches.
+      start: what the run starts from.
+      class_names: the names of the classes of its data.
+      images: the number of images that it is trained on.
+    """
+    total_steps = run_length(config, images)
+    if config.optim.warmup_steps >= total_steps:
+        logger.warning(
+            "optim.warmup_steps=%d is no shorter than the run of %d steps: the learning rate "
+            "rises to the end and never decays.",
+            config.optim.warmup_steps,
+            total_steps,
+        )
+    if needs_labels(config) and config.data.mixup and images_mixed(config) == 1:
+        logger.warning(
+            "data.mixup=%g changes nothing: it blends images that are computed together, and with "
+            "batch_size=%d on %d x %s and accumulate_steps=%d each is computed alone. Raise "
+            "batch_size, lower accumulate_steps, or set data.mixup=0.",
+            config.data.mixup,
+            config.batch_size,
+            jax.device_count(),
+            jax.devices()[0].device_kind,
+            config.accumulate_steps or 1,
+        )
+    if start.saved is not None and start.step < total_steps:
+        trained_on = images
+        if start.data is not None and start.data.splits is not None:
+            trained_on = start.data.splits["train"]["images"]
+        _log_other_rate(config, start.saved, start.step, total_steps, trained_on)
+    if start.pretrained is not None:
+        _log_new_head(start.pretrained, class_names if needs_labels(config) else None)
+
+
+def images_mixed(config: ConfigDict) -> int:
+    """Returns the number of images that mixup blends with each other, see `mixup.apply_mixup`.
+
+    With `pmap` it is a micro-batch of one device, and with `sharded` one of all devices together.
+    """
+    devices = jax.device_count() if config.parallel == "pmap" else 1
+    return config.batch_size // devices // (config.accumulate_steps or 1)
+
+
+def _log_other_rate(
+    config: ConfigDict, saved: ConfigDict, step: int, total_steps: int, images: int
+) -> None:
+    """Logs if the next step's learning rate is not that of the run so far.
+
+    Args:
+      config: the run's, as it goes on.
+      saved: the checkpoint's.
+      step: the number of updates that are done.
+      total_steps: the length of the run, as it goes on.
+      images: the number of images that it was trained on so far.
+    """
+    old = default()
+    keys = ("total_steps", "epochs", "batch_size", *(f"optim.{key}" for key in old.optim))
+    old.update_from_flattened_dict({key: look_up(saved, key, old[key]) for key in keys})
+    if old.total_steps is None and old.epochs is None:
+        return
+    old_steps = run_length(old, images)
+    before = learning_rate_schedule(old.optim, old_steps)
+    after = learning_rate_schedule(config.optim, total_steps)
+    last, expected, found = (f"{x:.3g}" for x in (before(step - 1), before(step), after(step)))
+    if expected != found:
+        logger.warning(
+            "The learning rate goes from %s in step %d to %s in step %d: its schedule was for a "
+            "run of %d steps, and is now for one of %d.",
+            last,
+            step,
+            found,
+            step + 1,
+            old_steps,
+            total_steps,
+        )
+
+
+def _log_new_head(pretrained: Checkpoint, class_names: Sequence[str] | None) -> None:
+    """Logs that a run doesn't take over the head of the weights that it starts from.
+
+    Args:
+      pretrained: the weights.
+      class_names: of the run's data; None if its head predicts patches.
+    """
+    where = pretrained.path
+    if class_names is None:
+        logger.info("The layers that predict patches start anew: those of %s are not used.", where)
+        return
+    if not pretrained.num_classes:
+        reason = f"{where} has none"
+    elif sorted(pretrained.class_names) == sorted(class_names):
+        reason = f"that of {where} is not used, though it is for the same classes"
+    else:
+        reason = f"that of {where} is for {pretrained.num_classes} others"
+    logger.info("The head for %d classes starts anew: %s.", len(class_names), reason)

@@ -1,0 +1,100 @@
+"""What names and shapes of arrays don't show: the file records the model, image size and classes.
+
+The record lies where programs that don't know it pass over it: in the metadata of a safetensors
+file, or in the comment of a zip file, as `.npz` files and PyTorch's are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any, NamedTuple
+
+from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.config.keys import model_attributes
+from vit_jax.models import attributes
+from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
+
+KEY = "vit_jax"  # of the record, in the metadata of safetensors
+_COMMENT_START = b'{"vit_jax": '  # tells our comment of a zip file from those of other programs
+_MOST_BYTES = 2**16 - 1  # of the comment of a zip file
+
+
+class Record(NamedTuple):
+    """What a file says of its model.
+
+    Attributes:
+      model: "variant", and attributes as `models.build` takes them. {} if there is no record.
+      image_size: (height, width) in pixels. None if it is not recorded.
+      class_names: names of the classes, in the order of the logits. () if they are not recorded.
+    """
+
+    model: dict[str, Any]
+    image_size: tuple[int, int] | None
+    class_names: tuple[str, ...]
+
+
+def write_record(checkpoint: Checkpoint) -> str:
+    """Returns the record of a checkpoint, as JSON."""
+    model = checkpoint.model()
+    recorded = {"variant": checkpoint.config.model.variant}
+    recorded |= attributes.of_kind(model_attributes(checkpoint.config), "size", "weights")
+    recorded |= {k: getattr(model, k) for k in attributes.names("mathematics") if hasattr(model, k)}
+    record = {
+        "model": recorded,
+        "image_size": checkpoint.image_shape,
+        "class_names": checkpoint.class_names,
+    }
+    return json.dumps(record)
+
+
+def read_record(path: pathlib.Path, text: str | bytes) -> Record:
+    """Returns what a record says.
+
+    Args:
+      path: the file that the record is in, for messages.
+      text: the record, "{}" if there is none.
+
+    Raises:
+      ValueError: the record is damaged.
+    """
+    record = parse_json(path, text)
+    try:
+        model = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in get_typed(record, "model", {}).items()
+        }
+        image_size = record.get("image_size")
+        image_size = None if image_size is None else two_sides("image_size", image_size)
+        class_names = tuple(map(str, get_typed(record, "class_names", [])))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return Record(model, image_size, class_names)
+
+
+def write_comment(checkpoint: Checkpoint) -> bytes:
+    """Returns the comment of a zip file: the record, without class names if it has no room."""
+    comment = _COMMENT_START + write_record(checkpoint).encode() + b"}"
+    if len(comment) <= _MOST_BYTES:
+        return comment
+    return _COMMENT_START + write_record(checkpoint._replace(class_names=())).encode() + b"}"
+
+
+def read_comment(path: str | os.PathLike) -> str:
+    """Returns the record in the comment of a zip file, "{}" if it is another comment or none.
+
+    Raises:
+      ValueError: the file is cut off in the comment, which the zip format allows.
+    """
+    with zipfile.ZipFile(path) as archive:
+        comment = archive.comment
+    with open(path, "rb") as file:
+        file.seek(-len(comment) - 22, os.SEEK_END)
+        end = file.read(22)  # of the directory; its last two bytes are the length of the comment
+    if end.startswith(b"PK\5\6") and int.from_bytes(end[20:], "little") > len(comment):
+        raise ValueError("its last bytes are missing")
+    if not comment.startswith(_COMMENT_START):
+        return "{}"
+    return comment[len(_COMMENT_START) : -1].decode("utf-8", "replace")
