@@ -88,6 +88,7 @@ _OPTIONS = {
     "optim.warmup_steps": 10,
 }
 _LOST_AFTER = 10  # seconds without a sign of life after which one of several processes is lost
+_AHEAD = 60  # steps, at most, from a start to the kill of one of several processes
 # Of several processes, too: evaluations that take longer than a step, and come more often.
 _OPTIONS_OF_SEVERAL = {"eval_every": 10, "data.train": "train", "data.test": "train"}
 _REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -203,7 +204,7 @@ class Job:
             raise self.failed("No summary")
         return json.loads(summaries[-1]) if summaries else None
 
-    def ended_with(self, process: subprocess.Popen, lost: int) -> None:
+    def wait_after_loss(self, process: subprocess.Popen, lost: int) -> None:
         """Waits for the end of a process that trains with a process that was killed.
 
         Args:
@@ -418,14 +419,14 @@ def kill(
 
 
 def kill_one(
-    hosts: Hosts, drawn: tuple[int, str], rng: np.random.Generator, span: float
+    hosts: Hosts, drawn: tuple[int, str], rng: np.random.Generator
 ) -> tuple[Kill | None, dict[str, Any] | None]:
     """Starts a job of several processes and kills one of them.
 
     Args:
       hosts: the job.
-      drawn: the number of the process, and one of `MOMENTS`.
-      span: seconds of training within which the kill comes.
+      drawn: the number of the process, and one of `MOMENTS`: the first such moment after up to
+        `_AHEAD` steps of this start.
 
     Returns:
       As `kill`.
@@ -439,7 +440,8 @@ def kill_one(
         process = processes[0]
         if not _until(process, first.training, _LIMIT) and process.poll() is None:
             raise first.failed(f"No sign of life for {_LIMIT} s")
-        _until(process, lambda: False, rng.uniform(0, span))
+        wanted = first.saved() + rng.integers(_AHEAD)
+        _until(process, lambda: hosts.reached() >= wanted, _LIMIT)
         _until(process, lambda: hosts.moment() == moment, _LIMIT)
         _until(process, lambda: False, rng.choice([0, rng.uniform(0, 0.2)]))
         if any(process.poll() is not None for process in processes):
@@ -448,7 +450,7 @@ def kill_one(
         processes[number].kill()
         for i, (job, process) in enumerate(zip(hosts.jobs, processes, strict=True)):
             if i != number:
-                job.ended_with(process, number)
+                job.wait_after_loss(process, number)
     return Kill(name_of(number, moment), True, max(0, hosts.reached() - saved)), None
 
 
@@ -596,17 +598,19 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
             return Hosts(folder / name, args.processes, *job)
         return Job(folder / name, *job)
 
-    whole = new_job("undisturbed")
+    undisturbed = new_job("undisturbed")
     start = time.monotonic()
-    with whole.started() as running:
-        process, alone = (running[0], whole.jobs[0]) if several else (running, whole)
-        _until(process, alone.training, _LIMIT)
+    with undisturbed.started() as running:
+        process, first_job = (
+            (running[0], undisturbed.jobs[0]) if several else (running, undisturbed)
+        )
+        _until(process, first_job.training, _LIMIT)
         startup = time.monotonic() - start
-        _until(process, lambda: whole.reached() > 0, _LIMIT)  # the first step is compiled
+        _until(process, lambda: undisturbed.reached() > 0, _LIMIT)  # the first step is compiled
         first_row = time.monotonic()
-        _until(process, lambda: whole.reached() == args.steps, _LIMIT)
+        _until(process, lambda: undisturbed.reached() == args.steps, _LIMIT)
         span = (time.monotonic() - first_row) / 4  # short enough for several kills a job
-        wanted = whole.ended(running)
+        wanted = undisturbed.ended(running)
     _say(f"undisturbed: {startup:.1f} s to start, {4 * span:.1f} s to train")
 
     def over():
@@ -616,7 +620,7 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
         disturbed, summary = new_job(f"job_{tally.jobs + 1}"), None
         while summary is None and not over():
             if several:
-                event, summary = kill_one(disturbed, next(drawn), rng, span)
+                event, summary = kill_one(disturbed, next(drawn), rng)
             else:
                 event, summary = kill(disturbed, args.steps, next(drawn), rng, startup, span)
             if event is not None:
@@ -627,9 +631,9 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
                     f"{event.redone} steps to do again"
                 )
         summary = summary or disturbed.finish()
-        found = list(differences(whole.workdir, disturbed.workdir))
+        found = list(differences(undisturbed.workdir, disturbed.workdir))
         summary["checkpoint"] = summary["checkpoint"].replace(
-            str(disturbed.workdir), str(whole.workdir)
+            str(disturbed.workdir), str(undisturbed.workdir)
         )
         if different := _different_values(wanted, summary):
             found.append(f"summary: {different}")

@@ -26,7 +26,7 @@ if sys.version_info < (3, 11):  # noqa: UP036
     _problem = f"vit_jax needs Python 3.11 or newer. This is {sys.version.split()[0]}."
 elif None in map(importlib.util.find_spec, ("fcntl", "resource")):
     _problem = (
-        "vit_jax needs Linux or macOS: on Windows, use WSL2 (`wsl --install`), which is a Linux."
+        "vit_jax needs Linux or macOS. On Windows, install WSL2 (`wsl --install`) and run it there."
     )
 elif importlib.util.find_spec("etils") is None:
     _problem = (
@@ -46,15 +46,15 @@ if _problem:
 from etils import epy  # noqa: E402
 
 if _is_command:  # Ctrl-C has no traceback, while it imports the rest either
-    from vit_jax.cli import streams
     from vit_jax.cli.interrupts import end_quietly_at_ctrl_c
-    from vit_jax.cli.memory import explain_too_little_memory
+    from vit_jax.cli.memory import install_memory_hooks, require_address_space
+    from vit_jax.cli.streams import prepare_streams
 
     end_quietly_at_ctrl_c()
-    streams.open_missing_streams()
-    streams.escape_what_cannot_be_written()
-    streams.explain_unwritable_stdout()
-    explain_too_little_memory()
+    prepare_streams()
+    if not {"-h", "--help"} & set(sys.argv):
+        require_address_space()
+    install_memory_hooks()
 
 with epy.lazy_api_imports(globals()):
     # Models: a Flax module by its name, and all names.

@@ -13,10 +13,11 @@ from vit_jax.cli.environment import start_logging
 from vit_jax.cli.errors import (
     MEMORY_ERRORS,
     describe_error,
-    explain_memory,
+    describe_out_of_memory,
     log_errors_once,
     stop_at_closed_pipe,
 )
+from vit_jax.common.names import printable
 from vit_jax.models.positions import RESIZES
 from vit_jax.weights.api import adapt, load, load_for_new_head, save
 from vit_jax.weights.formats import FORMATS, format_of
@@ -61,12 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
-        sys.exit(explain_memory(error, "Take a machine with more memory."))
+        sys.exit(describe_out_of_memory(error, "Take a machine with more memory."))
     with stop_at_closed_pipe():
         print(describe(checkpoint, parameters=args.dry_run))
         if not args.dry_run:
             format = args.format or format_of(args.destination)
-            print(f"Written to {args.destination}: {FORMATS[format].title}. These lines load it:\n")
+            print(f"Written to {printable(args.destination)}: {FORMATS[format].title}.", end=" ")
+            print("These lines load it:\n")
             print(loading_lines(checkpoint, args.destination, format))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from vit_jax.cli.arguments import add_checkpoint
 from vit_jax.cli.environment import start_devices, start_logging
-from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, explain_memory
+from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, describe_out_of_memory
 from vit_jax.interpret.page import build_page, import_gradio
 from vit_jax.interpret.serving import listen, private_uploads, serve
 from vit_jax.weights.api import load
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.max_megabytes <= 0:
         parser.error("--max_megabytes must be above 0")
     if not all(re.fullmatch(r"[\w.-]+", name) for name in args.allow_host):
-        parser.error("--allow_host takes a name alone, such as photos.example")
+        parser.error(
+            "--allow_host takes a host name without scheme or port, such as photos.example"
+        )
     start_logging()
     start_devices()
     # SIGTERM ends the page as Ctrl-C does, which deletes uploaded images.
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
-        sys.exit(explain_memory(error, "Take a smaller --image_size or a smaller model."))
+        sys.exit(describe_out_of_memory(error, "Take a smaller --image_size or a smaller model."))
 
 
 if __name__ == "__main__":

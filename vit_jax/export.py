@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +12,14 @@ import jax.export
 
 from vit_jax.cli.arguments import add_checkpoint
 from vit_jax.cli.environment import start_logging
-from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, explain_memory, stop_at_closed_pipe
+from vit_jax.cli.errors import (
+    MEMORY_ERRORS,
+    describe_error,
+    describe_out_of_memory,
+    stop_at_closed_pipe,
+)
+from vit_jax.common.files import local_path
+from vit_jax.common.names import printable
 from vit_jax.inference.exporter import FORMATS, export
 from vit_jax.weights.api import load
 
@@ -53,15 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
         sys.exit(
-            explain_memory(error, "Take a smaller --image_size, or a machine with more memory.")
+            describe_out_of_memory(
+                error, "Take a smaller --image_size, or a machine with more memory."
+            )
         )
-    path = pathlib.Path(args.destination)
+    path = local_path(args.destination)
     code = path.with_suffix(".py")
-    beside = f" and {path.with_suffix('.json')}" if "platforms" in description else ""
+    beside = f" and {printable(path.with_suffix('.json'))}" if "platforms" in description else ""
     with stop_at_closed_pipe():
-        print(f"{path}: {description['variant']}, {1e-6 * path.stat().st_size:.1f} MB.")
-        print(f"Beside it: {code}{beside}. This classifies a photo, without vit_jax:\n")
-        print(f"python {shlex.quote(str(code))} PHOTO.jpg\n")
+        print(f"{printable(path)}: {description['variant']}, {1e-6 * path.stat().st_size:.1f} MB.")
+        print(f"Beside it: {printable(code)}{beside}. This classifies a photo, without vit_jax:\n")
+        print(f"python {shlex.quote(printable(code))} PHOTO.jpg\n")
         print(code.read_text(encoding="utf-8"), end="")
 
 

@@ -26,13 +26,13 @@ from vit_jax.cli.environment import (
 from vit_jax.cli.errors import (
     MEMORY_ERRORS,
     describe_error,
+    describe_out_of_memory,
     exit_at_signals,
-    explain_memory,
     log_errors_once,
     stop_at_closed_pipe,
 )
 from vit_jax.cli.flags import as_flags, parse_flags
-from vit_jax.cli.lost_process import describe_lost_connection, explain_lost_process
+from vit_jax.cli.lost_process import describe_lost_connection, filter_stderr
 from vit_jax.cli.manual import manual
 from vit_jax.common.names import to_json
 from vit_jax.jobs.signals import Interrupted
@@ -55,8 +55,7 @@ _PROCESS = flags.DEFINE_integer(
 _LOST_AFTER = flags.DEFINE_integer(
     "lost_after",
     100,
-    "Seconds without a sign of life after which one of several processes is lost, and the others "
-    "end.",
+    "Seconds without a heartbeat after which one of several processes is lost, and the others end.",
     lower_bound=5,
 )
 _ZERO = flags.DEFINE_boolean(
@@ -119,7 +118,7 @@ def main(argv: list[str]) -> None:
     keep_programs()
     is_one_of_several = _DISTRIBUTED.value or _COORDINATOR.value is not None
     if is_one_of_several:
-        explain_lost_process(_LOST_AFTER.value)
+        filter_stderr(_LOST_AFTER.value)
     start_logging()
     log_errors_once()
     config, workdir = _CONFIG.value, str(_WORKDIR.value)
@@ -144,11 +143,12 @@ def main(argv: list[str]) -> None:
                 with stop_at_closed_pipe():
                     print(to_json(error.summary))
             raise
-        except (FloatingPointError, ImportError, OSError, ValueError) as error:
-            sys.exit(describe_lost_connection(error, _LOST_AFTER.value) or describe_error(error))
-        except MEMORY_ERRORS as error:
-            lost = describe_lost_connection(error, _LOST_AFTER.value)
-            sys.exit(lost or explain_memory(error, _TO_SAVE_MEMORY))
+        except (FloatingPointError, ImportError, OSError, ValueError, *MEMORY_ERRORS) as error:
+            if is_one_of_several and (lost := describe_lost_connection(error, _LOST_AFTER.value)):
+                sys.exit(lost)
+            if isinstance(error, MEMORY_ERRORS):
+                sys.exit(describe_out_of_memory(error, _TO_SAVE_MEMORY))
+            sys.exit(describe_error(error))
     if is_main:
         with stop_at_closed_pipe():
             print(to_json(summary))

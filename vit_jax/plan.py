@@ -24,7 +24,12 @@ from vit_jax.analysis.hardware import EXAMPLES
 from vit_jax.analysis.plan_table import format_plan
 from vit_jax.analysis.planning import dataset_size, plan
 from vit_jax.cli.environment import start_devices, start_logging, without_tpu
-from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, explain_memory, stop_at_closed_pipe
+from vit_jax.cli.errors import (
+    MEMORY_ERRORS,
+    describe_error,
+    describe_out_of_memory,
+    stop_at_closed_pipe,
+)
 from vit_jax.cli.flags import parse_flags
 
 
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
-        sys.exit(explain_memory(error, "Take a machine with more memory to compile on."))
+        sys.exit(describe_out_of_memory(error, "Take a machine with more memory to compile on."))
     with stop_at_closed_pipe():
         print(json.dumps(report) if args.json else "\n".join(format_plan(report)))
 

@@ -12,8 +12,8 @@ from vit_jax.cli.environment import start_devices, start_logging
 from vit_jax.cli.errors import (
     MEMORY_ERRORS,
     describe_error,
+    describe_out_of_memory,
     exit_if_unreadable,
-    explain_memory,
     stop_at_closed_pipe,
 )
 from vit_jax.common.files import csv_row
@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
-        sys.exit(explain_memory(error, "Take a smaller --batch_size, or a smaller --image_size."))
+        sys.exit(
+            describe_out_of_memory(error, "Take a smaller --batch_size, or a smaller --image_size.")
+        )
     exit_if_unreadable(problems, len(images))
 
 

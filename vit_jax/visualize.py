@@ -20,10 +20,11 @@ from vit_jax.cli.environment import start_devices, start_logging
 from vit_jax.cli.errors import (
     MEMORY_ERRORS,
     describe_error,
+    describe_out_of_memory,
     exit_if_unreadable,
-    explain_memory,
     stop_at_closed_pipe,
 )
+from vit_jax.common.names import printable
 from vit_jax.interpret.report import write_report
 from vit_jax.weights.api import load
 
@@ -73,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
-        sys.exit(explain_memory(error, "Take a smaller --sample, --shown or --image_size."))
+        sys.exit(describe_out_of_memory(error, "Take a smaller --sample, --shown or --image_size."))
     with stop_at_closed_pipe():
-        print(report.page)
+        print(printable(report.page))
     exit_if_unreadable(report.unreadable, report.images)
 
 

@@ -193,7 +193,7 @@ def test_a_start_of_several_processes_says_that_it_waits(monkeypatch, caplog):
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     caplog.set_level(logging.INFO, "vit_jax")
     with pytest.raises(SystemExit, match="can't be connected"):
-        cli_environment.join_processes("10.0.0.1:1234", 4, 0)
+        cli_environment.join_processes("10.0.0.1:1234", 4, 0, 100)
     assert caplog.messages == [
         "Waiting for all 4 processes at 10.0.0.1:1234, for 5 minutes at most."
     ]

@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY, launch
 
 import vit_jax.predict as predict_command
-from vit_jax.cli.errors import explain_memory
+from vit_jax.cli.errors import describe_out_of_memory
 from vit_jax.inference.classifier import Classifier
 
 XLA = "RESOURCE_EXHAUSTED: Out of memory allocating 123456789 bytes.\n  0x1\n  0x2"
@@ -16,19 +16,19 @@ XLA = "RESOURCE_EXHAUSTED: Out of memory allocating 123456789 bytes.\n  0x1\n  0
 
 def test_too_little_memory_is_one_paragraph(monkeypatch):
     error = jax.errors.JaxRuntimeError(XLA + 1000 * " and more")
-    message = explain_memory(error, "Take less.")
+    message = describe_out_of_memory(error, "Take less.")
     assert "\n" not in message and len(message) < 400
     assert message.startswith("Out of memory: RESOURCE_EXHAUSTED: Out of memory allocating 12345")
     assert message.endswith("Take less.")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in explain_memory(error, "Take less.")
-    assert explain_memory(MemoryError(), "Take less.").startswith("Out of memory: ")
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in describe_out_of_memory(error, "Take less.")
+    assert describe_out_of_memory(MemoryError(), "Take less.").startswith("Out of memory: ")
 
 
 def test_other_errors_of_jax_are_not_hidden():
     error = jax.errors.JaxRuntimeError("INTERNAL: something else")
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
-        explain_memory(error, "Take less.")
+        describe_out_of_memory(error, "Take less.")
 
 
 def test_predict_ends_with_the_paragraph(monkeypatch):

@@ -1,6 +1,9 @@
 """What a command says where memory runs out before it can say it itself."""
 
+import contextlib
 import errno
+import os
+import resource
 import subprocess
 import sys
 
@@ -8,7 +11,7 @@ import jax
 import pytest
 from conftest import REPOSITORY, environment
 
-from vit_jax.cli.memory import is_out_of_memory, memory_paragraph
+from vit_jax.cli.memory import is_out_of_memory, memory_paragraph, require_address_space
 
 
 class OpenCvError(Exception):
@@ -27,6 +30,7 @@ OpenCvError.__module__ = "cv2"
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."),
         ImportError("libjax_common.so: failed to map segment from shared object"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
+        jax.errors.JaxRuntimeError("INTERNAL: YNNPACK operation failed: error"),
         OpenCvError("(-4:Insufficient memory) Failed to allocate 120000000000 bytes"),
     ],
 )
@@ -54,14 +58,28 @@ def test_other_errors_are_not_taken_for_them(error):
 def test_a_long_text_is_cut_and_an_empty_one_replaced():
     text = memory_paragraph(RuntimeError("RESOURCE_EXHAUSTED:\n 1\n" + "x" * 1000), "Take less.")
     assert text.startswith("Out of memory: RESOURCE_EXHAUSTED: 1 xxx") and len(text) < 400
+    text = memory_paragraph(RuntimeError("INTERNAL: YNNPACK operation failed"), "Take less.")
+    assert text == "Probably out of memory: INTERNAL: YNNPACK operation failed. Take less."
     assert memory_paragraph(MemoryError(), "Take less.") == (
         "Out of memory: Python could not allocate an array. Take less."
     )
 
 
+@pytest.mark.parametrize(
+    ("cpus", "gibibytes", "starts"),
+    [(1, 1.7, False), (1, 1.9, True), (2, 1.9, False), (8, 2.4, False), (64, 2.6, True)],
+)
+def test_a_limit_is_refused_only_where_jax_would_abort(monkeypatch, cpus, gibibytes, starts):
+    limits = (int(gibibytes * 2**30), resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    with contextlib.nullcontext() if starts else pytest.raises(SystemExit, match="ulimit -v"):
+        require_address_space()
+
+
 def run(code):
-    """Runs code as a command runs, after `explain_too_little_memory`."""
-    start = "from vit_jax.cli.memory import explain_too_little_memory as e; e()\n"
+    """Runs code as a command runs, after `install_memory_hooks`."""
+    start = "from vit_jax.cli.memory import install_memory_hooks as e; e()\n"
     return subprocess.run(
         [sys.executable, "-c", start + code],
         cwd=REPOSITORY,

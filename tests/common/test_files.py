@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+import re
 
 import pytest
 from etils import epath
@@ -86,3 +87,10 @@ def test_a_csv_file_is_read_back_as_it_was_written(tmp_path):
     files.write_csv(epath.Path(tmp_path / "table.csv"), rows)
     with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == rows
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    told = f"{tmp_path}/file/report can't be written: Not a directory."
+    with pytest.raises(OSError, match=re.escape(told)), files.filling(tmp_path / "file" / "report"):
+        pass

@@ -47,6 +47,13 @@ def test_images_of_every_kind_are_the_same(given, images):
     assert labels == LABELS
 
 
+def test_labels_follow_the_rule_for_names_of_folders(images):
+    labels = ["caf\u00e9", "cafe\u0301", "a\udce9", "tea", "tea", "tea"]
+    assert ArrayDataset(images, labels).class_names == (r"a\xe9", "caf\u00e9", "tea")
+    with pytest.raises(ValueError, match=r"Two labels are both written a\\xe9, though"):
+        ArrayDataset(images, [r"a\xe9", *labels[1:]])
+
+
 def test_encoded_images_and_files_are_read_when_they_are_needed(images, tmp_path):
     encoded = []
     for i, image in enumerate(images):

@@ -5,7 +5,9 @@ import unicodedata
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from conftest import write_jpegs
+from faults.records import Meadow, prepare_meadow
 
 from vit_jax.data import sources
 from vit_jax.data.arrays import ArrayDataset
@@ -47,12 +49,27 @@ def another_picture_of_the_same_name(folder):
     shutil.copy(folder / "tea" / "0.jpg", folder / "tea" / "1.jpg")
 
 
+def files_in_order(folder):
+    """The file name and the label of all images, in the order in which a run numbers them."""
+    return [(path.name, label) for path, label in FolderDataset(folder).source("train").files]
+
+
 @pytest.mark.parametrize(
     "change", [move, link, other_files, other_form_of_unicode, another_picture_of_the_same_name]
 )
 def test_these_are_the_same_data(folder, change):
-    before = found(FolderDataset(folder))
-    assert found(FolderDataset(change(folder) or folder)) == before
+    before, order = found(FolderDataset(folder)), files_in_order(folder)
+    folder = change(folder) or folder
+    assert found(FolderDataset(folder)) == before
+    assert files_in_order(folder) == order
+
+
+def test_files_of_the_same_name_keep_their_order_in_the_other_form_of_unicode(tmp_path):
+    """As one character "é" comes after "t", as two before it."""
+    folder = write_jpegs(tmp_path, {"éclair": 9, "tea": 9}, size=(8, 8))
+    before = files_in_order(folder)
+    (folder / "éclair").rename(folder / unicodedata.normalize("NFD", "éclair"))
+    assert files_in_order(folder) == before
 
 
 def test_a_folder_is_the_same_from_inside_and_with_a_slash(folder, monkeypatch):
@@ -156,16 +173,17 @@ def test_arrays_are_told_by_their_contents():
     assert len(find_differences(before, after)) == 2
 
 
-def test_a_data_set_of_tfds_is_told_by_its_version_and_its_numbers(monkeypatch):
-    dataset = sources.TfdsDataset.__new__(sources.TfdsDataset)
-    dataset.full_name, dataset.splits = "flowers/1.0.0", {"train": 100, "test": 20}
-    dataset.class_names = ("a", "b")
-    monkeypatch.setattr(sources.TfdsDataset, "source", lambda self, split: range(7))
-    before = found(dataset, train="train[:85%]", test="test")
-    same = found(dataset, train="train[0:85]", test="test[:100%]")
+def test_a_data_set_of_tfds_is_told_by_its_version_and_its_numbers(tmp_path, monkeypatch):
+    prepare_meadow(monkeypatch, tmp_path / "1")
+    first = sources.open_dataset("meadow", str(tmp_path / "1"))
+    before = found(first, train="train[:75%]", test="test")
+    same = found(first, train="train[0:9]", test="test[:100%]")
     assert find_differences(before, same) == []
-    dataset.full_name = "flowers/2.0.0"
-    assert len(find_differences(before, found(dataset, train="train[:85%]", test="test"))) == 2
+    monkeypatch.setattr(Meadow, "VERSION", tfds.core.Version("2.0.0"))
+    prepare_meadow(monkeypatch, tmp_path / "2")
+    second = sources.open_dataset("meadow", str(tmp_path / "2"))
+    assert second.name == "meadow/2.0.0"
+    assert len(find_differences(before, found(second, train="train[:75%]", test="test"))) == 2
 
 
 def test_without_labels_no_class_is_stored(folder):

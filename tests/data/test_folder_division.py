@@ -1,10 +1,12 @@
 """How the files of a folder are divided: by the name of each alone."""
 
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
 import pytest
-from conftest import write_jpegs
+from conftest import REPOSITORY, environment, write_jpegs
 
 from vit_jax.data import splits
 from vit_jax.data.folders import FolderDataset, position_of
@@ -40,6 +42,17 @@ def test_removed_files_move_no_other(folder):
         assert after == {file for file in before if file[0].exists()}
 
 
+def test_added_files_move_no_other(folder):
+    def held_out():
+        return set(FolderDataset(folder).source("train[85%:]").files)
+
+    before, train = held_out(), folder / "a" / "0.jpg"
+    for number in range(30, 60):
+        (folder / "a" / f"{number:04}.jpg").write_bytes(train.read_bytes())
+    added = {file for file in held_out() if int(file[0].stem) >= 30}
+    assert added and held_out() - added == before
+
+
 def test_slices_in_numbers_are_counted_in_the_order_of_positions(folder):
     dataset = FolderDataset(folder)
     everything = names(dataset, "train")
@@ -67,14 +80,59 @@ def test_any_name_has_a_position(name):
     assert 0 <= position_of(name) < 1
 
 
-@pytest.mark.parametrize("template", ["{}.jpg", "{:05}.png", "IMG_{}.JPG", "a 3 of 9 b{}.webp"])
+def test_the_locale_does_not_count(tmp_path):
+    """Python holds the bytes of names in another way where the locale is "C"."""
+    for form in ("NFC", "NFD"):
+        write_jpegs(tmp_path, {unicodedata.normalize(form, f"café {form}"): 2}, size=(8, 8))
+    for path in sorted(tmp_path.glob("*/*")):
+        path.rename(
+            path.with_name(unicodedata.normalize(path.parent.name[-3:], f"Käfer{path.name}"))
+        )
+    program = """
+import os, sys
+sys.path.append(sys.argv[2])
+from vit_jax.data.folders import FolderDataset
+from vit_jax.data.fingerprint import fingerprint
+dataset = FolderDataset(sys.argv[1])
+source = dataset.source("train")
+print([os.fsencode(path) for path, _ in source.files], end=" ")
+print(fingerprint(dataset, labels=True, train=("train", source)).splits)
+"""
+    found = set()
+    for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}):
+        env = {**environment(), **locale}
+        command = [sys.executable, "-c", program, str(tmp_path), str(REPOSITORY)]
+        run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        found.add(run.stdout)
+    assert len(found) == 1
+
+
+def held_out(template, numbers):
+    return np.array([position_of(template.format(i)) >= 0.85 for i in numbers])
+
+
+@pytest.mark.parametrize("template", ["IMG_{}.JPG", "{:05}.png", "a 3 of 9 b{}.webp"])
 @pytest.mark.parametrize("start", [0, 1, 4321])
 def test_files_in_sequence_are_spread_evenly(template, start):
-    """Three files more or less than the share, where independent positions would differ by 34."""
-    found = [position_of(template.format(i)) for i in range(start, start + 1000)]
-    for low, high in ((0.85, 1), (0, 0.5), (0.765, 0.85)):
-        inside = np.cumsum([low <= x < high for x in found])
-        assert np.abs(inside - (high - low) * np.arange(1, 1001)).max() < 3
+    """Of independent positions, the largest deviation would be 34 in one of a thousand cases."""
+    found = np.cumsum(held_out(template, range(start, start + 1000)))
+    assert np.abs(found - 0.15 * np.arange(1, 1001)).max() < 14
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_of_a_few_numbered_files_one_is_held_out(start):
+    found = np.cumsum(held_out("{}.jpg", range(start, start + 1000)))
+    assert found[2] == 1
+    assert np.abs(found - 0.15 * np.arange(1, 1001)).max() < 2
+
+
+@pytest.mark.parametrize("step", [8, 13, 21, 32, 55, 144, 233, 377, 610, 987])
+def test_numbers_in_steps_are_held_out_as_if_at_random(step):
+    """Of 50 files, 7.5 with a standard deviation of 2.5, or 1.4 times as much."""
+    counts = [held_out(f"f{series}_{{}}.jpg", range(0, 50 * step, step)) for series in range(30)]
+    difference = np.sum(counts, axis=1) - 7.5
+    assert np.sqrt(np.mean(difference**2)) < 1.4 * 1.5 * 2.525
+    assert abs(difference.mean()) < 2.1
 
 
 def test_other_names_are_spread_independently():

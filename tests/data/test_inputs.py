@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import write_jpegs
+from jax.experimental import multihost_utils
 
 from vit_jax.data import transforms
 from vit_jax.data.inputs import evaluation_batches, open_inputs
@@ -20,6 +21,7 @@ def processes(monkeypatch):
     def pretend(index, count):
         monkeypatch.setattr(jax, "process_index", lambda: index)
         monkeypatch.setattr(jax, "process_count", lambda: count)
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.tile(x, count))
 
     return pretend
 
@@ -117,6 +119,16 @@ def test_bad_images_of_both_splits_are_found_or_skipped(settings, tmp_path, proc
     assert len(inputs.skipped_images) == 1
     list(inputs.make_eval_batches(inputs.train_source, num_classes=2))
     assert len(inputs.skipped_images) == 2
+
+
+def test_processes_with_other_images_are_refused(settings, processes, monkeypatch):
+    processes(1, 3)
+    open_inputs(settings)
+    monkeypatch.setattr(
+        multihost_utils, "process_allgather", lambda x: np.array([x, x + np.uint32(1), x])
+    )
+    with pytest.raises(ValueError, match=r"see different images: .* process 1 are not those of"):
+        open_inputs(settings)
 
 
 def test_evaluation_batches_take_their_options_from_elsewhere(settings, tmp_path):

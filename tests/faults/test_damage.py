@@ -5,10 +5,11 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import rows
 
-from vit_jax.checkpoints.checkpoint import read_checkpoint, write_checkpoint
+from vit_jax.checkpoints.checkpoint import read_checkpoint, read_run, write_checkpoint
 from vit_jax.checkpoints.manager import CheckpointManager
 from vit_jax.jobs.train import train
 from vit_jax.weights.api import load
@@ -79,6 +80,70 @@ def test_every_kind_of_damage_is_reported_by_file(run, item, damage):
             load(str(workdir))
     else:
         assert load(str(workdir)).step == 4
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9")]
+)
+def test_too_little_memory_is_no_damage(run, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", fail)
+    with pytest.raises(type(error)) as raised:
+        read_checkpoint(run[1])
+    assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("data", {"train": {}}, "data.train lacks ids, images, split"),
+        ("data", {}, "data.train lacks ids, images, split"),
+        ("data", [1], "metadata can't be read"),
+        ("class_names", [1, 2, 3], "class_names are no texts"),
+    ],
+)
+def test_metadata_that_are_well_formed_but_wrong_are_damage(run, key, value, told):
+    _, workdir = run
+    folder = workdir / "checkpoints" / "4"
+    path = folder / "metadata" / "metadata"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=rf"4 is damaged: .*{told}"):
+        read_run(workdir)
+
+
+def test_a_damaged_state_without_a_manifest_is_named(run):
+    settings, workdir = run
+    folder = workdir / "checkpoints" / "4"
+    for path in (folder / "optimizer").rglob("*"):
+        if path.is_file():
+            empty(path)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError) as error:
+        train(settings, workdir)
+    told = f"The checkpoint {folder} is damaged: params or optimizer can't be read ("
+    assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("variant", "Q/7", "The model of {} can't be built: There is no model variant 'Q/7'"),
+        ("width", "wide", "The model of {} can't be built: width='wide' must be"),
+        ("image_size", -16, "The checkpoint {} is damaged: .*config.data.image_size is -16"),
+    ],
+)
+def test_odd_values_of_metadata_are_told_with_the_checkpoint(run, key, value, told):
+    folder = run[1] / "checkpoints" / "4"
+    path = folder / "metadata" / "metadata"
+    metadata = json.loads(path.read_text())
+    metadata["config"]["data" if key == "image_size" else "model"][key] = value
+    path.write_text(json.dumps(metadata))
+    (folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=told.format(folder)):
+        load(str(folder)).model()
 
 
 def test_a_damaged_manifest_is_damage(run):

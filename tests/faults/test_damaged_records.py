@@ -14,7 +14,7 @@ from records import SIZES, Meadow, prepare_meadow, read_records, to_tfrecords, w
 from vit_jax.config.defaults import default
 from vit_jax.data import pipeline, reading, sources
 from vit_jax.data.__main__ import main as data_main
-from vit_jax.data.builders import prepare
+from vit_jax.data.builders import prepare, record_files
 from vit_jax.data.dataset import ExampleError, ReadError
 from vit_jax.jobs.evaluate import evaluate
 from vit_jax.jobs.train import train
@@ -237,7 +237,7 @@ def test_no_changed_byte_of_a_tfrecord_file_is_converted(meadow):
     assert len(open_split(meadow)) == SIZES["train"]
 
 
-# ----------------------------------------------------------------------------------- passing errors
+# --------------------------------------------------------------------------------- transient errors
 
 STALE = "pread() failed: Stale file handle; reading /data/meadow; at byte 64"  # array_record's own
 
@@ -271,6 +271,16 @@ def test_a_reader_that_failed_is_opened_again(monkeypatch, failures):
     source = sources.TfdsSource(Records, lambda n: (b"image", n), "meadow", [("a", range(3))])
     assert [source[i].label for i in range(3)] == [0, 1, 2]
     assert Records.opened == 1 + failures
+
+
+def test_a_file_that_may_not_be_read_ends_the_start_at_once(meadow, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("open() failed: Permission denied; reading")
+
+    monkeypatch.setattr(record_files, "ArrayRecordReader", refuse)
+    monkeypatch.setattr(reading.time, "sleep", None)
+    with pytest.raises(ReadError, match=r"array_record\S+ can't be read: Permission denied\.$"):
+        record_files.check_count(shard(meadow), 12)
 
 
 def test_a_record_that_stays_out_of_reach_is_not_skipped(monkeypatch, options):

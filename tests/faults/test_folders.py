@@ -95,7 +95,7 @@ def test_what_other_systems_leave_is_passed_over_and_counted(tmp_path, capsys):
     assert dataset.class_names == ("a", "b")
     assert dataset.splits == {"train": 8}
     # 8 of ._*, two folders and .DS_Store here, @eaDir and two files in classes.
-    assert "14 files that other systems leave" in dataset.passed_over
+    assert "14 files that other systems leave" in dataset.other_files
     status, lines = check(tmp_path, capsys)
     assert status == 0
     assert lines[:2] == ["class a: 4 in train", "class b: 4 in train"]
@@ -132,7 +132,7 @@ def test_links_are_followed_and_circles_end(tmp_path):
     # Through a/up, class a reaches all the folder, but each folder once.
     assert files(dataset)["b/0.png"] == "b"
     assert len([name for name in files(dataset) if name.startswith("a/up/b")]) == 2
-    assert "1 links to a folder that is read already" in dataset.passed_over
+    assert "1 links to a folder that is read already" in dataset.other_files
     assert len(find_images([str(folder)])) == 4  # a/0, a/self and elsewhere's two, once
 
 
@@ -144,6 +144,15 @@ def test_a_pipe_is_no_image(tmp_path):
     found = list_images(tmp_path)
     assert [path.name for path in found.images] == ["0.png"]
     assert found.unused == {"pipes, sockets and devices": 2}
+
+
+def test_a_folder_that_can_t_be_one_of_this_machine_is_explained(monkeypatch):
+    with pytest.raises(ValueError, match=r"s3://bucket/x can't be used: only paths of this mach"):
+        FolderDataset("s3://bucket/x")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # of a user without a home
+    with pytest.raises(FileNotFoundError, match=r"this user has no home folder: set HOME"):
+        FolderDataset("~/photos")
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):

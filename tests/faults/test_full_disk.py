@@ -16,6 +16,7 @@ from vit_jax.data import sources
 from vit_jax.data.builders import prepare
 from vit_jax.inference import exporter
 from vit_jax.interpret.report import write_report
+from vit_jax.jobs.metric_writer import MetricWriter
 from vit_jax.jobs.runs import write_tables
 from vit_jax.weights import download
 from vit_jax.weights.api import load, save
@@ -124,13 +125,26 @@ def test_tables_stay_as_they_were(tmp_path):
     write_tables(table, [{"accuracy": 1}], [{"accuracy": "1"}])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert set(before) == {"evaluation.csv", "evaluation.md"}
-    row = {"accuracy": "2" * 100}
-    with limited(50):
+    long, short = {"accuracy": "2" * 200}, {"accuracy": "2"}
+    with limited(100):
         with pytest.raises(OSError, match=rf"evaluation\.csv {FULL}"):
-            write_tables(table, [row], [row])
+            write_tables(table, [long], [short])  # the disk fills between the two files
+        with pytest.raises(OSError, match=rf"evaluation\.md {FULL}"):
+            write_tables(table, [short], [long])
         with pytest.raises(OSError, match=rf"evaluation\.csv {FULL}"):
-            files.write_csv(table, [["2" * 100]])
+            files.write_csv(table, [["2" * 200]])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_metrics_that_find_no_room_are_one_message(tmp_path):
+    """The file is replaced by `replacing`, which explains the failure, too."""
+    with limited(0), pytest.raises(OSError) as error:
+        MetricWriter(tmp_path, ("step", "loss"), steps_done=0, active=True)
+    assert str(error.value) == (
+        f"{tmp_path / 'metrics.csv'} or the TensorBoard events beside it {FULL}. Checkpoints, if "
+        f"there are any, are as they were. When there is space, and permission, the same command "
+        f"goes on."
+    )
 
 
 # -------------------------------------------------------------------------------------------- data

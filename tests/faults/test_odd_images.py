@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 from conftest import REPOSITORY, environment, random_checkpoint
 from PIL import Image
+from small_images import GREY, png, raw_tiff
 
 from vit_jax.config.defaults import default
 from vit_jax.data import pixels, transforms
@@ -28,18 +29,6 @@ KIB, MIB = 2**10, 2**20
 def encode(image, format="PNG", **options):
     image.save(file := io.BytesIO(), format, **options)
     return file.getvalue()
-
-
-def png(width, depth, colour_type, row, *chunks):
-    """A PNG file of one row, with chunks before its pixels, as (name, content)."""
-
-    def chunk(name, content):
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
-
-    header = struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0)
-    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 def blob(size=64):
@@ -172,6 +161,7 @@ def large_files(tmp_path_factory):
         ("palette.gif", palette, {}),
         ("rgb.bmp", colour, {}),
         ("lzw.tif", colour, {"compression": "tiff_lzw"}),
+        ("photo.webp", colour, {"method": 0}),
     ):
         more = {"compress_level": 1} if name.endswith("png") else {}
         image.save(folder / name, **options, **more)
@@ -191,7 +181,57 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     del data, found
 """
     assert set(lines := run_limited(code, large_files)) == {"ok"}, lines
-    assert len(lines) == 10
+    assert len(lines) == 11
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced")
+def test_too_little_memory_is_never_taken_for_damage(tmp_path):
+    """Whatever a decoder says of it, and however much is free."""
+    gradient = np.arange(1200, dtype=np.uint8).repeat(1200 * 3).reshape(1200, 1200, 3)
+    image, exif = Image.fromarray(gradient), Image.Exif()
+    exif[0x0112] = 6
+    for name, options in (
+        ("lzw.tif", {"compression": "tiff_lzw"}),
+        ("turned.jpg", {"exif": exif, "progressive": True}),
+        ("photo.webp", {"method": 0}),
+        ("turned.webp", {"method": 0, "exif": exif}),
+        ("rgb.png", {"compress_level": 1}),
+    ):
+        image.save(tmp_path / name, **options)
+    code = f"""
+import pathlib
+for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    data = path.read_bytes()
+    for allowed in range(0, 36, 2):
+        found = limited(allowed * {MIB} + 1, lambda: transforms.decode(data))
+        print(found.split(":")[0] if isinstance(found, str) else found.shape)
+"""
+    lines = run_limited(code, tmp_path)
+    assert set(lines) == {"MemoryError", "(1200, 1200, 3)"} and len(lines) == 5 * 18
+
+
+def test_damage_is_no_lack_of_memory():
+    for format in ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"):
+        noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        data = encode(Image.fromarray(noise), format, exif=Image.Exif())
+        with pytest.raises(ValueError, match="not a readable image"):
+            transforms.decode(data[: len(data) // 2])
+
+
+def test_tiles_much_larger_than_the_image_are_refused():
+    """libtiff makes room for a whole tile: 1.6 GB here, for a file of 146 bytes."""
+    content = zlib.compress(bytes(256))
+    for side in (40_000, 16):
+        places = {322: side, 323: side, 324: 0, 325: len(content)}
+        data = raw_tiff({**GREY, 259: 8, **places}, content)
+        if side == 16:
+            assert transforms.decode(data).shape == (16, 16, 3)
+            continue
+        assert len(data) < 200
+        with pytest.raises(ValueError, match="its tiles are of 40000 x 40000 pixels, much larger"):
+            transforms.decode(data)
+        with pytest.raises(ValueError, match="its tiles are of 40000 x 40000 pixels"):
+            read_image(Image.open(io.BytesIO(data)))
 
 
 def test_tiny_files_that_hold_much_are_refused_or_small():
@@ -411,6 +451,45 @@ def test_wide_pixels_whose_white_is_unknown_are_refused(values, told):
         read_image(Image.fromarray(values))
     with pytest.raises(ValueError, match=rf"images\[0\] can't be used: {message}"):
         ArrayDataset([Image.fromarray(values)], [0])
+
+
+def test_the_range_that_is_told_is_that_of_the_whole_image(monkeypatch):
+    monkeypatch.setattr(pixels, "_TILE", 4)
+    with pytest.raises(ValueError, match=r"pixels go from -3 to 70000, and"):
+        transforms.decode(tiff(np.array([[1, 300, 4], [5, -3, 6], [9, 9, 70000]], np.int32)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_zero_may_be_white(dtype, rng):
+    values = rng.integers(0, 256, (16, 16))
+    kept = values * 257 if dtype == np.uint16 else values / 255 if dtype == np.float32 else values
+    bits = 8 * np.dtype(dtype).itemsize
+    kind = {258: bits, 339: 3 if dtype == np.float32 else 1, 273: 0, 278: 16, 279: 32 * bits}
+    for zero_is_black in (0, 1):
+        data = raw_tiff({**GREY, **kind, 262: zero_is_black}, kept.astype(dtype).tobytes())
+        found = transforms.decode(data)[..., 0]
+        np.testing.assert_array_equal(found, values if zero_is_black else 255 - values)
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ({339: 2}, "signed 8-bit pixels, which can't be read: save it as"),
+        ({262: 6, 258: (8, 8, 8), 277: 3}, "uncompressed YCbCr pixels, which can't be read"),
+        ({258: 64, 339: 3}, "a TIFF of a kind that can't be read: save it with 8 or 16 bits"),
+        ({259: 12345}, "a TIFF of a kind that can't be read: save it with 8 or 16 bits, or as PNG"),
+    ],
+)
+def test_tiff_files_that_would_be_read_wrongly_are_refused(tags, told):
+    data = raw_tiff({**GREY, 273: 0, 278: 16, 279: 2048, **tags}, bytes(2048))
+    with pytest.raises(ValueError, match=f"not a readable image: .*{told}"):
+        transforms.decode(data)
+
+
+def test_compressed_ycbcr_is_read_as_it_is():
+    image = Image.new("RGB", (16, 16), (200, 40, 90)).convert("YCbCr")
+    found = transforms.decode(encode(image, "TIFF", compression="tiff_lzw"))
+    assert np.abs(found.astype(int) - (200, 40, 90)).max() <= 2
 
 
 def test_an_image_without_pixels_is_refused():

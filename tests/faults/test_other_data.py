@@ -14,6 +14,7 @@ import vit_jax
 from vit_jax.data import inputs, sources
 from vit_jax.data.checks import check_folder
 from vit_jax.jobs import runs
+from vit_jax.jobs.fewshot import few_shot
 
 DATA = pathlib.Path("data")  # in the working directory
 
@@ -105,15 +106,32 @@ def test_other_data_are_refused_before_a_step(run, change, told):
     change()
     with pytest.raises(ValueError, match=told) as error:
         train(total_steps=2)
-    assert str(error.value).startswith(f"{run / 'checkpoints' / '1'} is of other data than ./data")
+    assert str(error.value).startswith(
+        f"{run / 'checkpoints' / '1'} was trained on other data than ./data now holds:"
+    )
 
 
 def test_a_run_goes_on_with_other_data_if_the_user_says_so(run, caplog):
     rename_a_class()
     with caplog.at_level(logging.INFO, "vit_jax"):
         assert train(total_steps=2, **FREE)["step"] == 2
-    assert "going on with other data" in caplog.text
+    assert "was trained on other data:" in caplog.text
     assert train(total_steps=3)["step"] == 3  # they are the run's own data now
+
+
+def test_new_images_are_decoded_before_a_step(run):
+    (DATA / "ant" / "21.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"1 of \d+ images can't be used(.|\n)*21\.jpg"):
+        train(total_steps=2, **FREE)
+
+
+def test_another_number_of_classes_does_not_go_on(run):
+    write_jpegs(DATA, {"dog": 10}, size=(16, 16))
+    told = rf"(?s)new: dog.*for 3 classes, and these data have 4.*init_from={run}/checkpoints/1\."
+    for changes in ({}, FREE):
+        with pytest.raises(ValueError, match=told) as error:
+            train(total_steps=2, **changes)
+        assert "other_data" not in str(error.value)
 
 
 def test_the_same_data_elsewhere_go_on(run):
@@ -124,14 +142,6 @@ def test_the_same_data_elsewhere_go_on(run):
     assert train("./moved", total_steps=2, **add)["step"] == 2
 
 
-def test_an_image_more_moves_no_held_out_image(run):
-    before = names("train[85%:]")
-    for number in range(10, 50):
-        shutil.copy(DATA / "ant" / "0.jpg", DATA / "ant" / f"{number:04}.jpg")
-        assert not before & names("train[:85%]")
-    assert before < names("train[85%:]")
-
-
 def test_another_test_split_is_free_but_what_it_shares_with_training_is_told(run, caplog):
     assert train(total_steps=2, **{"data.test": "train[80%:]"})["step"] == 2
     shared = len(names("train[80%:]") & names("train[:85%]"))
@@ -140,7 +150,7 @@ def test_another_test_split_is_free_but_what_it_shares_with_training_is_told(run
 
 def test_a_run_of_an_earlier_version_is_told_of_the_new_division(run, caplog):
     without_fingerprint()
-    with pytest.raises(ValueError, match=r"divided folders in another way, so train\[:85%\] now"):
+    with pytest.raises(ValueError, match="another order, and perhaps fewer images, and held out"):
         train(total_steps=2)
     vit_jax.evaluate(settings(job="evaluate"), run)
     assert "may have been trained on some images of train[85%:]" in caplog.text
@@ -148,10 +158,13 @@ def test_a_run_of_an_earlier_version_is_told_of_the_new_division(run, caplog):
     assert train(total_steps=3)["step"] == 3  # it has a fingerprint now
 
 
-def test_a_run_of_an_earlier_version_goes_on_where_the_folder_has_a_test_split(run):
+def test_a_run_of_an_earlier_version_read_every_folder_in_another_order(run):
     give_a_test_folder()
     without_fingerprint()
-    assert train(total_steps=2)["step"] == 2
+    assert train()["step"] == 1  # no step is left: the order doesn't matter
+    with pytest.raises(ValueError, match="in another order, and perhaps fewer images\n"):
+        train(total_steps=2)
+    assert train(total_steps=2, **FREE)["step"] == 2
 
 
 def test_a_run_of_an_earlier_version_is_told_of_other_classes(run):
@@ -170,14 +183,64 @@ def test_held_out_images_that_are_others_are_told_in_evaluation(run, caplog):
     assert not caplog.records
     replace_a_held_out_image()
     vit_jax.evaluate(evaluation, run)
-    assert "They are not those that its run held out: the test split" in caplog.text
+    assert "was not measured on these images before: the test split" in caplog.text
+    assert "may have been trained" not in caplog.text
+
+
+def evaluated(split, data="./data"):
+    changes = {"job": "evaluate", "data.test": split}
+    vit_jax.evaluate(settings(data, **changes), "run")
+
+
+def test_other_spellings_of_the_split_and_other_places_are_compared(run, caplog):
+    DATA.rename("moved")
+    for split in ("train[-15%:]", "train[85%:100%]"):
+        evaluated(split, "./moved")
+    assert not caplog.records
+    held_out = sources.open_dataset("./moved").source("train[85%:]")
+    pathlib.Path(held_out[0].id).unlink()
+    for count, split in enumerate(("train[-15%:]", "train[85%:100%]"), 1):
+        evaluated(split, "./moved")
+        assert caplog.text.count("was not measured on these images before") == count
+
+
+def test_slices_in_numbers_may_have_images_that_were_trained_on(run, caplog):
+    shutil.rmtree(run)
+    changes = {"data.train": "train[:20]", "data.test": "train[20:]"}
+    train(**changes)
+    evaluated("train[20:]")
+    assert not caplog.records
+    add_an_image()
+    evaluated("train[20:]")
+    assert "may have been trained on some images of train[20:]" in caplog.text
+
+
+def test_every_use_of_a_run_of_an_earlier_version_is_told(run, caplog):
+    """Its training split is not known: of every slice of it, some images may belong to it."""
+    without_fingerprint()
+    uses = {
+        "slice": lambda: evaluated("train[90%:]"),
+        "moved": lambda: evaluated("train[85%:]", "./moved"),
+        "few-shot": lambda: few_shot(settings(init_from="run", **{"fewshot.shots": (1,)}), "few"),
+        "init_from": lambda: vit_jax.train(settings(init_from="run"), "new"),
+    }
+    shutil.copytree(DATA, "moved")
+    for use in uses.values():
+        caplog.clear()
+        use()
+        assert caplog.text.count("run/checkpoints/1 may have been trained on some images") == 1
+    caplog.clear()
+    evaluated("train")  # it is plain what this has
+    assert not caplog.records
 
 
 def test_a_finished_run_of_other_data_is_not_taken_for_this_one(run):
     first = runs.train_once(settings(), epath.Path(run))
     assert runs.train_once(settings(), epath.Path(run)) == first
     add_an_image()
-    with pytest.raises(ValueError, match=r"summary\.json is of other(.|\n)* had 27 images"):
+    with pytest.raises(
+        ValueError, match=r"summary\.json was .* other(.|\n)* had 27 images(.|\n)*keep "
+    ):
         runs.train_once(settings(), epath.Path(run))
 
 

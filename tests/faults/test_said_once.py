@@ -37,7 +37,7 @@ def said(config, caplog, *, step=0, saved=None, pretrained=None, names=("a", "b"
     """The lines of `log_notices`."""
     caplog.set_level(logging.INFO)
     caplog.clear()
-    start = Start(config, None, step or None, None, pretrained, saved, None, True)
+    start = Start(config, None, latest=step or None, pretrained=pretrained, saved=saved)
     log_notices(config, start, names, images)
     return [record.getMessage() for record in caplog.records]
 
@@ -121,11 +121,12 @@ def run(folder, tmp_path_factory):
     return workdir
 
 
-def test_a_head_that_starts_anew_is_said(run, folder, tmp_path, caplog):
+def test_a_new_head_is_said(run, folder, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train(tiny(**{"data.name": str(folder), "init_from": str(run), "total_steps": 1}), tmp_path)
     (line,) = lines(caplog, "head")
-    assert line.startswith("The head for 2 classes starts anew: that of ") and str(run) in line
+    assert line.startswith("The head for 2 classes is initialised at random: that of ")
+    assert str(run) in line
     assert line.endswith(" is not used, though it is for the same classes.")
 
 
@@ -138,8 +139,8 @@ def test_a_finished_run_made_longer_says_that_the_rate_jumps(run, folder, caplog
     (line,) = lines(caplog, "learning rate")
     assert rates[4] > 2 * rates[3]
     assert line == (
-        f"The learning rate goes from {rates[3]:.3g} in step 4 to {rates[4]:.3g} in step 5: its "
-        f"schedule was for a run of 4 steps, and is now for one of 8."
+        f"The learning rate is {rates[4]:.3g} in step 5, and would have been 0: its schedule was "
+        f"for a run of 4 steps, and is now for one of 8."
     )
 
 
@@ -179,6 +180,12 @@ def test_the_rate_is_told_when_it_is_another(before, now, step, jumps, caplog):
     given = {"total_steps": None, "epochs": None}
     found = said(tiny(**given | now), caplog, step=step, saved=tiny(**given | before))
     assert ["rate" in line for line in found] == [True] * jumps
+    for line in found:
+        shown = line.split()
+        assert shown[4] != shown[12]  # what it is, and what it would have been
+        changed = "optim.lr" in now
+        assert line.endswith("keys of optim were changed.") == changed
+        assert (", and is now for one of " in line) != changed
 
 
 # -------------------------------------------------------------------------------------- head
@@ -189,13 +196,16 @@ def test_the_rate_is_told_when_it_is_another(before, now, step, jumps, caplog):
     [
         ("classification", ("a", "b"), "that of W is not used, though it is for the same classes."),
         ("classification", ("b", "a"), "that of W is not used, though it is for the same classes."),
-        ("classification", ("a", "c"), "starts anew: that of W is for 2 others."),
-        ("classification", (), "starts anew: W has none."),
-        ("masked_patches", ("a", "b"), "The layers that predict patches start anew: those of W"),
+        ("classification", ("a", "c"), "at random: that of W, for 2 classes, is not used."),
+        ("classification", None, "at random: that of W, for 2 classes, is not used."),
+        ("classification", (), "initialised at random: W has none."),
+        ("masked_patches", ("a", "b"), "patches are initialised at random: those of W are not"),
     ],
 )
 def test_every_new_head_is_told(objective, weights, message, caplog):
-    pretrained = types.SimpleNamespace(path="W", num_classes=len(weights), class_names=weights)
+    """Of weights that are None, the classes have no names."""
+    count = 2 if weights is None else len(weights)
+    pretrained = types.SimpleNamespace(path="W", num_classes=count, class_names=weights or ())
     (line,) = said(tiny(objective=objective), caplog, pretrained=pretrained)
     assert message in line
 

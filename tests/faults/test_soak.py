@@ -180,7 +180,7 @@ def test_a_process_that_does_not_end_well_without_another_is_noticed(
     monkeypatch.setattr(soak, "_GRACE", 0.25 if "sleep" in program else 2)
     alone = job(tmp_path, program)
     with pytest.raises(soak.Failed, match=message), alone.started() as process:
-        alone.ended_with(process, 1)
+        alone.wait_after_loss(process, 1)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_process_that_does_not_end_well_without_another_is_noticed(
 def test_a_process_that_ends_well_without_another_is_not_complained_of(tmp_path, program, printed):
     alone = job(tmp_path, program)
     with alone.started() as process:
-        alone.ended_with(process, 1)
+        alone.wait_after_loss(process, 1)
     assert ("was lost" in (alone.folder / "start_001.log").read_text()) == printed
 
 

@@ -80,7 +80,7 @@ def kill_one(processes, number, *marks):
     jobs.finish(processes[number])
     assert status == -signal.SIGABRT
     assert f"Process {number} was lost: " in said.splitlines()[-1]
-    assert said.endswith("goes on from the newest checkpoint.\n")
+    assert said.endswith("the run resumes from its newest checkpoint.\n")
     for words in ("Traceback", "stack trace", "Fatal Python error", "coordination_service.cc"):
         assert words not in said
     return said
@@ -94,7 +94,7 @@ def test_two_processes_go_on_bit_for_bit_after_either_was_killed(image_folder, t
     workdir, mark = tmp_path / "run", tmp_path / "in_save"
     before = (STAYS_IN_SAVE.format(mark=str(mark)), "")
     said = kill_one(start_two(image_folder, workdir, before=before), 1, mark)
-    assert "Process 1 was lost: no sign of life for 5 s." in said
+    assert "Process 1 was lost: no heartbeat for 5 s." in said
     (left,) = (workdir / "checkpoints").iterdir()
     assert ".orbax-checkpoint-tmp" in left.name
 
@@ -148,20 +148,22 @@ RPC: /xla.coordination.CoordinationService/RegisterTask
 @pytest.mark.parametrize(
     ("reason", "message"),
     [
-        (SILENT, "Processes 1, 3 were lost: no sign of life for 100 s."),
-        (IN_SHUTDOWN, "Process 1 was lost: no sign of life for 100 s."),
+        (SILENT, "Processes 1, 3 were lost: no heartbeat for 100 s."),
+        (IN_SHUTDOWN, "Process 1 was lost: no heartbeat for 100 s."),
         (LEFT_EARLY, "Process 1 was lost: it ended, and the others did not within 100 s."),
         (NO_LEADER, "Process 0 was lost: it can't be reached any more."),
         (TOO_EARLY, "Process 1 was lost: it was started again before the others had ended."),
-        (NOT_THERE, "The processes can't be connected: not all of them were there within 5 min"),
+        (NOT_THERE, "The processes can't be connected: not all of them had connected within 5"),
         ("INTERNAL: new kind\nmore", "JAX has ended this process, as another one has failed: INT"),
     ],
 )
 def test_the_reason_is_one_paragraph_in_place_of_a_stack_dump(reason, message):
+    second = reason.partition("\n*** ")[0].splitlines()[-1]
     lines = (
         "I1126 20:11:49.961851   11501 other.cc:12] kept\n"
         "E1126 20:11:49.961851   11501 coordination_service.cc:1549] [919] left out:\n"
-        "and its second line\n"
+        f"{second}\n"
+        "of a library in C\n"
         "W1126 20:11:49.961851   11501 other.cc:13] kept, too\n"
         "F1126 20:11:49.963844   11512 client.h:80] Terminating process because the JAX "
         "distributed service detected fatal errors. absl::Status: " + reason
@@ -169,8 +171,25 @@ def test_the_reason_is_one_paragraph_in_place_of_a_stack_dump(reason, message):
     said = []
     lost_process.pass_on(io.StringIO(lines), said.append, 100)
     *kept, paragraph = said
-    assert [line.partition("] ")[2] for line in kept] == ["kept\n", "kept, too\n"]
+    kept = [line.rpartition("] ")[2] for line in kept]
+    assert sorted(kept) == ["kept\n", "kept, too\n", "of a library in C\n"]
     assert paragraph.startswith(f"\n{message}") and paragraph.count("\n") == 2
+
+
+@pytest.mark.parametrize("dump", ["*** Check failure", "Fatal Python error: Aborted"])
+def test_the_paragraph_comes_before_the_stack_dump_ends(dump):
+    """In a container, the kernel ends the program that writes it along with the process."""
+    said = []
+
+    def lines():
+        yield f"F1126 client.h:80] {lost_process._ABORT}: absl::Status: {IN_SHUTDOWN}"
+        yield "and more\n"
+        yield f"{dump}\n"
+        assert len(said) == 1, "it waits for the rest"
+        yield "    @     0x7fad97a40634\n"
+
+    lost_process.pass_on(lines(), said.append, 100)
+    assert len(said) == 1 and said[0].startswith("\nProcess 1 was lost: no heartbeat")
 
 
 def test_what_the_service_says_is_kept_if_the_process_ends_in_another_way():
@@ -200,13 +219,40 @@ def test_an_error_of_communication_is_told_apart_from_others():
     assert lost_process.describe_lost_connection(full, 100) is None
 
 
+@pytest.mark.parametrize(
+    ("message", "is_lost"),
+    [
+        ("There is no folder /data/barrier_reef to read images from.", False),
+        ("/data/NCCL/Gloo has no images.", False),
+        ("UNKNOWN: Gloo all-reduce failed: Connection reset by peer", True),
+        ("UNKNOWN: Gloo context initialization failed: connectFullMesh timeout", True),
+        ("INTERNAL: NCCL operation ncclAllReduce(...) failed: remote process exited", True),
+        (LEFT_EARLY, True),
+        (IN_SHUTDOWN, True),
+        (NO_LEADER, True),
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: save::1.", True),
+    ],
+)
+def test_names_are_not_taken_for_errors_of_communication(message, is_lost):
+    found = lost_process.describe_lost_connection(ValueError(message), 100)
+    assert (found is not None) == is_lost
+
+
+def test_one_process_alone_loses_no_other(tmp_path):
+    """Whatever an error says; the folder is called like one."""
+    name = tmp_path / "barrier timed out"
+    process = jobs.start(name, tmp_path / "run")
+    status, _, said = jobs.finish(process)
+    assert status == 1 and "Another process" not in said and "There is no folder" in said
+
+
 @pytest.mark.parametrize("stderr", ["closed", "pipe"])
 def test_python_and_c_write_to_stderr_as_before(stderr):
     """What C writes goes through the pipe; without a stderr, there is none to go to."""
     program = """
 import os, sys
-from vit_jax.cli.lost_process import explain_lost_process
-explain_lost_process(100)
+from vit_jax.cli.lost_process import filter_stderr
+filter_stderr(100)
 print("of Python", file=sys.stderr) if sys.stderr else None
 os.write(2, "of C, \\N{SNOWMAN}\\n".encode()) if sys.stderr else None
 print("done")

@@ -1,9 +1,12 @@
 """Exported models, run without the package, against the model's own forward pass."""
 
 import json
+import pathlib
 import re
+import runpy
 import subprocess
 import sys
+import zlib
 
 import jax
 import jax.export
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, IMAGE, REPOSITORY
 from PIL import ExifTags, Image
+from small_images import GREY, png, raw_tiff
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
@@ -189,6 +193,38 @@ def test_the_printed_program_says_what_predict_says(format, crop, tmp_path, need
     assert "PHOTO.jpg" in run_program(path).stderr
 
 
+def test_the_program_reads_the_pixels_that_predict_reads(tmp_path):
+    """Also of odd files; what `predict` refuses, it refuses in one line."""
+    grey12 = raw_tiff({**GREY, 258: 12, 273: 0, 278: 16, 279: 384}, bytes(range(128)) * 3)
+    inverted = raw_tiff({**GREY, 258: 16, 262: 0, 273: 0, 278: 16, 279: 512}, bytes(range(256)) * 2)
+    palette = [(b"PLTE", bytes(12)), (b"tRNS", b"\xff\0\x80" + b"\xff" * 400)]
+    good = {
+        "grey12.tif": grey12,
+        "inverted.tif": inverted,
+        "grey2.png": png(4, 2, 0, b"\x1b", (b"tRNS", b"\0\1")),
+        "grey16.png": png(2, 16, 0, b"\x12\x34\x12\x35", (b"tRNS", b"\x12\x34")),
+        "rgb16.png": png(2, 16, 2, b"\x12\x34" * 3 + b"\x34\x12" * 3, (b"tRNS", b"\x12\x34" * 3)),
+        "palette.png": png(4, 8, 3, b"\0\1\2\3", *palette),
+    }
+    bomb = (b"zTXt", b"a\0\0" + zlib.compress(bytes(2**21)))
+    bad = {
+        "Decompressed data too large": png(1, 8, 0, b"\0", bomb),
+        "signed 8-bit": raw_tiff({**GREY, 339: 2, 273: 0, 278: 16, 279: 256}, bytes(256)),
+        "cannot identify": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+        "12345": raw_tiff({**GREY, 259: 12345, 273: 0, 278: 16, 279: 256}, bytes(256)),
+    }
+    for name, data in {**good, **bad}.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "export").mkdir()
+    export(make(), tmp_path / "export" / "model.stablehlo")
+    read = runpy.run_path(str(tmp_path / "export" / "model.py"))["read_image"]
+    for name in good:
+        np.testing.assert_array_equal(read(tmp_path / name), read_image(tmp_path / name), name)
+    for told in bad:
+        with pytest.raises(OSError, match=told):
+            read(tmp_path / told)
+
+
 def test_the_program_knows_every_crop_of_evaluation():
     assert CROPS.keys() == EVAL_CROPS.keys()
 
@@ -295,7 +331,7 @@ def test_what_exceeds_two_gigabytes_is_refused_before_it_is_read():
         (["run", "x.py"], "ValueError: x.py: give a local path"),
         (["nowhere.npz", "x.onnx"], "FileNotFoundError: There is no nowhere.npz"),
         (["run", "x.json"], "ValueError: x.json: give a local path"),
-        (["run", "gs://bucket/x.onnx"], "ValueError: gs://bucket/x.onnx: give a local path"),
+        (["run", "gs://bucket/x.onnx"], "ValueError: gs://bucket/x.onnx is in a bucket, but"),
         (["run", "x.onnx", "--image_size=20"], "20x20 pixels can't be cut into patches"),
         (["run", "x.stablehlo", "--image_size=20"], "20x20 pixels can't be cut into patches"),
         (["unsized", "x.stablehlo"], "doesn't say the size of its images: give image_size"),
@@ -316,6 +352,40 @@ def test_mistakes_get_one_clear_message(arguments, message, tmp_path, capsys, mo
     assert message in f"{stop.value.code} {capsys.readouterr().err}"
     assert "\n" not in str(stop.value.code)
     assert {p: p.is_file() and p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["~/m.stablehlo", "~/a\x1b.stablehlo"])
+def test_the_command_names_what_it_wrote(name, tmp_path, monkeypatch, capsys, batch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(make(), tmp_path / "run", format="orbax")
+    main([str(tmp_path / "run"), name])
+    path, said = pathlib.Path(name).expanduser(), capsys.readouterr().out
+    shown = str(path).replace("\x1b", r"\x1b")
+    assert said.startswith(f"{shown}: Ti/16, 0.1 MB.\nBeside it: {shown[:-9]}py and {shown[:-9]}j")
+    assert "\x1b" not in said.partition('"""')[0]
+    found = runpy.run_path(str(path.with_suffix(".py")))["run"](batch["image"][:3])
+    close(found, outputs(make(), batch["image"][:3]), FORMATS["stablehlo"])
+
+
+@pytest.mark.slow
+def test_names_that_are_not_utf8_are_for_onnx_alone(tmp_path, batch):
+    """JAX raises std::bad_cast in a program whose path is not UTF-8."""
+    with pytest.raises(ValueError, match=r"a\\xe9\.stablehlo has bytes in its name that are not"):
+        export(make(), tmp_path / "a\udce9.stablehlo")
+    assert not list(tmp_path.iterdir())
+    pytest.importorskip("jax2onnx")
+    export(make(), tmp_path / "a\udce9.onnx")
+    found = runpy.run_path(str(tmp_path / "a\udce9.py"))["run"](batch["image"][:3])
+    close(found, outputs(make(), batch["image"][:3]), FORMATS["onnx"])
+
+
+def test_the_program_escapes_names_in_its_messages(tmp_path):
+    (tmp_path / "export").mkdir()
+    path = tmp_path / "export" / "m.stablehlo"
+    export(make(), path)
+    stopped = run_program(path, tmp_path / "a\x1b.jpg")
+    assert f"{tmp_path}/a\\x1b.jpg: [Errno 2] No such file" in stopped.stderr
+    assert "\x1b" not in stopped.stderr
 
 
 def test_there_is_no_other_format():

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import vit_jax
+from vit_jax.data.arrays import ArrayDataset
+from vit_jax.data.folders import position_of
 from vit_jax.inference import fitting
 
 
@@ -56,14 +58,22 @@ def test_nano_learns_bright_from_dark_squares(rng):
 
 
 def test_it_is_the_run_on_the_same_images_in_a_folder(rng, config, tmp_path):
-    """The folder has PNG files, which are opened, checked and decoded by other code."""
+    """The folder has PNG files, which are opened, checked and decoded by other code.
+
+    The file names make the order of its examples that of the arrays.
+    """
     images, labels = squares(rng, 80)
-    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "images" / label / f"{i:02}.png")
+    arrays = ArrayDataset(images, labels, test=0.15)
+    for split in ("train", "test"):
+        source = arrays.source(split)
+        names = sorted((f"{i}.png" for i in range(len(source))), key=position_of)
+        for i, name in enumerate(names):
+            folder = tmp_path / "images" / split / arrays.class_names[source[i].label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source[i].image).save(folder / name)
     config.fewshot.update(every=3, shots=(1, 2), seeds=2)
     classifier, summary = vit_jax.fit(images, labels, config=config, workdir=tmp_path / "arrays")
-    config.data.update(name=str(tmp_path / "images"), train="train[:85%]", test="train[85%:]")
+    config.data.update(name=str(tmp_path / "images"), train="train", test="test")
     of_folder = vit_jax.train(config, tmp_path / "folder")
     first, second = same(summary, of_folder)
     assert first == second and {"test_accuracy", "fewshot_2"} <= first.keys()

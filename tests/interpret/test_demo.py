@@ -1,5 +1,6 @@
 """The web page, driven in a headless browser, and what it is made of."""
 
+import errno
 import io
 import json
 import os
@@ -142,6 +143,21 @@ def test_what_is_no_image_is_named(tmp_path, name):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         opened(tmp_path, make(), name)
     assert str(error.value).endswith(". Try a photo as JPEG, PNG or WebP.")
+
+
+def test_an_upload_is_read_again_after_a_transient_error(tmp_path, monkeypatch):
+    errors, read_bytes = [OSError(errno.ESTALE, "Stale file handle")], pathlib.Path.read_bytes
+
+    def stale(path):
+        if errors:
+            raise errors.pop()
+        return read_bytes(path)
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", stale)
+    assert opened(tmp_path, encoded(flower())).shape[2] == 3 and not errors
+    errors.append(PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(ValueError, match=r"^image\.png can't be read: Permission denied\.$"):
+        opened(tmp_path, encoded(flower()))
 
 
 def test_files_over_the_limit_are_not_read_upload(tmp_path):

@@ -1,5 +1,6 @@
 import csv
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vit_jax.jobs.metric_writer import MetricWriter
@@ -88,3 +89,9 @@ def test_a_number_without_a_column_is_told_once_and_reaches_tensorboard(tmp_path
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert [event.value for event in read.Scalars("surprise")] == [3.0, 3.0]
+
+
+def test_a_table_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match=r"metrics\.csv is not a table with a number"):
+        write(tmp_path, [1])

@@ -119,7 +119,7 @@ def test_a_workdir_of_another_configuration_is_refused(config, caplog):
     with pytest.raises(ValueError) as error:
         check_same_run(config, before, "WORKDIR/checkpoints/4")
     assert str(error.value).splitlines() == [
-        "WORKDIR/checkpoints/4 is of another configuration:",
+        "WORKDIR/checkpoints/4 was trained with another configuration:",
         "- optim.lr was 0.01, is 0.03",
         "- seed was 0, is 1",
         "Take the run's own values, or another --workdir, or go on with these: "

@@ -82,6 +82,15 @@ def test_what_is_said_is_what_is_done(capsys, asked, number, said):
         assert said in capsys.readouterr().err
 
 
+def test_without_stderr_nothing_is_said_on_stdout(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with StopSignals(1, 6, lambda step: False) as signals:
+        signals.listen()
+        send(signal.SIGTERM)
+        assert signals.received(1) == signal.SIGTERM
+    assert capsys.readouterr().out == ""
+
+
 def test_a_second_signal_ends_the_process_but_not_at_once(capsys, monkeypatch):
     """`timeout` sends two signals for one stop: to the process, and to its group."""
     ended = []

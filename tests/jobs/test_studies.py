@@ -7,6 +7,7 @@ import matplotlib.axes
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import write_jpegs
 from ml_collections import ConfigDict
 from scipy import stats
 
@@ -48,9 +49,9 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
     calls = []
     original = train
 
-    def counted(config, workdir):
+    def counted(config, workdir, dataset):
         calls.append(workdir.name)
-        return original(config, workdir)
+        return original(config, workdir, dataset)
 
     monkeypatch.setattr(runs, "train", counted)
     checked = []
@@ -123,11 +124,13 @@ def finished(settings, tmp_path):
     return settings, tmp_path
 
 
-def test_a_study_of_an_earlier_version_goes_on(finished, caplog):
+def test_a_study_of_an_earlier_version_goes_on(finished):
     config, folder = finished
     config.data.dir, config.log_every, config.sweep.lr = "/elsewhere", 7, (1.0,)
+    with pytest.raises(ValueError, match=r"summary\.json .*\n.* held out other(.|\n)*keep this"):
+        train_once(config, folder)
+    config.checkpoint.other_data = True
     assert train_once(config, folder) == {"step": 1, "test_accuracy": 0.5}
-    assert "earlier version of vit_jax, which held out other images" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -152,12 +155,41 @@ def test_a_result_of_other_values_is_not_taken(finished, key, value, was):
         train_once(config, folder)
 
 
+DAMAGE = {
+    "cut off": lambda good: good[:-9],
+    "empty": lambda good: b"",
+    "random": lambda good: bytes(range(256)),
+    "a list": lambda good: b"[1]",
+    "without sections": lambda good: b'{"config": {}, "summary": {"step": 1, "test_accuracy": 1}}',
+    "without an accuracy": lambda good: good.replace(b"test_accuracy", b"accuracy"),
+    "of odd data": lambda good: good[:-1] + b', "data": {"class_names": [], "splits": {"a": 1}}}',
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_result_is_named(finished, kind):
+    config, folder = finished
+    config.checkpoint.other_data = True
+    path = folder / "summary.json"
+    good = path.read_bytes()
+    if DAMAGE[kind] is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        assert train_once(config, folder)
+        path.write_bytes(DAMAGE[kind](good))
+    with pytest.raises(ValueError) as error:
+        train_once(config, folder)
+    assert str(error.value).startswith(f"{path} is damaged: remove it, and the run is evaluated")
+
+
 @pytest.fixture
 def chosen(monkeypatch):
     """Each run of a study that may choose its micro-batches takes 2, 3…; {folder: number}."""
     found = {}
 
-    def run(config, workdir):
+    def run(config, workdir, dataset):
         workdir.mkdir(parents=True)
         found[workdir] = config.accumulate_steps or 2 + len(found)
         return {"step": 1, "test_accuracy": 0.5, "test_loss": 1.0, "checkpoint": str(workdir)}
@@ -169,6 +201,38 @@ def chosen(monkeypatch):
     monkeypatch.setattr(runs, "read_config", saved)
     monkeypatch.setattr(runs.jax, "device_count", lambda: 1)
     return found
+
+
+def test_a_data_set_is_opened_once_for_each_run(settings, tmp_path, monkeypatch):
+    """So the fingerprint in summary.json is of the data that were trained on."""
+    opened, trained_on = [], []
+    original = runs.sources.open_dataset
+
+    def counted(*arguments):
+        opened.append(original(*arguments))
+        return opened[-1]
+
+    def run(config, workdir, dataset):
+        trained_on.append(dataset)
+        workdir.mkdir()
+        return {"step": 1}
+
+    monkeypatch.setattr(runs.sources, "open_dataset", counted)
+    monkeypatch.setattr(runs, "train", run)
+    train_once(settings, tmp_path / "run")
+    assert len(opened) == 1 and trained_on == opened
+
+
+def test_other_few_shot_data_are_other_data(settings, tmp_path, monkeypatch):
+    few_shot = write_jpegs(tmp_path / "few", {"a": 20, "b": 20}, size=(16, 16))
+    settings.fewshot.update(every=1, name=str(few_shot), shots=(1,))
+    result = {"step": 1, "test_accuracy": 0.5}
+    monkeypatch.setattr(runs, "train", lambda _, workdir, __: workdir.mkdir() or result)
+    for _ in range(2):
+        assert train_once(settings, tmp_path / "run") == result
+    (few_shot / "a").rename(few_shot / "c")
+    with pytest.raises(ValueError, match=r"the few-shot train split, train\[:85%\], has"):
+        train_once(settings, tmp_path / "run")
 
 
 def test_the_runs_of_a_sweep_are_computed_alike(settings, tmp_path, chosen):

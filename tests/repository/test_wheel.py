@@ -13,18 +13,14 @@ from conftest import REPOSITORY, environment
 
 from vit_jax.common.repository import find_in_repository
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        None in map(importlib.util.find_spec, ("pip", "setuptools")),
-        reason="pip or setuptools is not installed",
-    ),
-]
+SLOW = pytest.mark.slow  # of what needs a wheel
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A folder with what a wheel installs, which was made from a source distribution."""
+    if None in map(importlib.util.find_spec, ("pip", "setuptools")):
+        pytest.skip("pip or setuptools is not installed")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("vit_jax", "configs", "checkpoints/quickstart"):
@@ -57,6 +53,7 @@ def run(installed, folder, *command):
     return done
 
 
+@SLOW
 def test_it_holds_configurations_the_list_and_the_small_checkpoint(installed):
     own = installed / "vit_jax" / "repository"
     for pattern in ("configs/*.py", "checkpoints/published.csv", "checkpoints/quickstart/**/*"):
@@ -71,6 +68,7 @@ def test_it_holds_configurations_the_list_and_the_small_checkpoint(installed):
     assert {x.name for x in installed.iterdir() if x.suffix != ".dist-info"} == {"vit_jax"}
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("config", "variant"),
     [
@@ -112,6 +110,7 @@ print(json.dumps({
 """
 
 
+@SLOW
 def test_checkpoints_are_found_by_name(installed, tmp_path):
     found = json.loads(run(installed, tmp_path, "-c", PROGRAM).stdout)
     lines = (REPOSITORY / "checkpoints" / "published.csv").read_text().splitlines()

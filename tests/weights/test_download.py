@@ -159,6 +159,14 @@ def test_a_busy_server_is_asked_again_but_not_without_end(server, tmp_path):
     assert len(server.errors) == 95
 
 
+def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
+    (tmp_path / "file").touch()
+    told = "file can't be written: .* Downloads are kept there: make it writable, or download http"
+    with pytest.raises(OSError, match=told):
+        download.fetch(f"{server.url}/x.npz", tmp_path / "file" / "x.npz")
+    assert not server.log
+
+
 def test_refusals_are_final(server, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no http://127.*/x\.npz"):
         download.fetch(f"{server.url}/x.npz", tmp_path / "x.npz")

@@ -1,5 +1,7 @@
 """Every format: written and read again, noted, warned of, and never written over something."""
 
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from conftest import REPOSITORY
 from tiny_weights import ENDINGS, STEM, VIT, assert_same, random_params
 
 from vit_jax import models
+from vit_jax.weights import safetensors as state_dicts
 from vit_jax.weights.api import FORMATS, load, load_params, save, save_params
 from vit_jax.weights.formats import format_of
+from vit_jax.weights.loading import loading_lines
 
 MODELS = {
     "vit": ("B/16", VIT),
@@ -106,6 +110,62 @@ def test_formats_that_can_not_tell_are_warned_of(tmp_path, caplog):
     assert "y.npz: the file can't say that its model has gelu=exact" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("variant", "options", "text"),
+    [
+        ("R50x1", dict(layers=(1,)), "has kernel_epsilon=1e-10, which"),
+        ("R50x1", dict(layers=(1,), kernel_epsilon=0.5), "has kernel_epsilon=0.5, which"),
+        ("R50+B/16", dict(STEM, stem=(1, 2), gelu="exact"), "has 1e-05 added to the deviation of"),
+    ],
+)
+def test_the_epsilon_in_effect_is_named(tmp_path, caplog, variant, options, text):
+    """None stands for a number, which other readers don't know."""
+    params = random_params(variant, **options)
+    save_params(params, tmp_path / "x.safetensors", variant=variant, format="timm", **options)
+    assert text in caplog.text and "None" not in caplog.text
+    if variant == "R50x1":
+        lines = loading_lines(load(tmp_path / "x.safetensors"), "x", "timm")
+        assert f"StdConv2d, eps={options.get('kernel_epsilon', 1e-10)})" in lines
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("a\udce9.npz", "npz"),
+        ("a\udce9.safetensors", "timm"),
+        pytest.param("a\udce9.pth", "timm", marks=pytest.mark.peers),
+        ("a\udce9", "hf"),
+    ],
+)
+def test_names_that_are_not_utf8_are_written_and_read(tmp_path, name, format):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch")
+    params = random_params("B/16", **VIT)
+    save_params(params, tmp_path / name, variant="B/16", format=format, **VIT)
+    assert os.listdir(os.fsencode(tmp_path)) == [os.fsencode(name)]
+    assert_same(load_params(tmp_path / name), params)
+
+
+@pytest.mark.parametrize("format", ["timm", "hf"])
+def test_a_state_dict_is_opened_once(tmp_path, monkeypatch, format):
+    """A pickled one is read whole each time."""
+    save_params(random_params("B/16", **VIT), tmp_path / "x", variant="B/16", format=format, **VIT)
+    path = tmp_path / "x" if format == "timm" else tmp_path / "x" / "model.safetensors"
+    opened, open_one = [], state_dicts._open_safetensors
+    monkeypatch.setattr(
+        state_dicts, "_open_safetensors", lambda path: opened.append(path) or open_one(path)
+    )
+    load(path)
+    assert opened == [path]
+
+
+def test_orbax_says_that_it_takes_unicode_alone(tmp_path):
+    params = random_params("B/16", **VIT)
+    with pytest.raises(ValueError, match=r"a\\xe9 has bytes in its name that are not UTF-8"):
+        save_params(params, tmp_path / "a\udce9", variant="B/16", format="orbax", **VIT)
+    assert not list(tmp_path.iterdir())
+
+
 def test_positions_shared_by_layers_are_for_orbax_alone(tmp_path):
     """Their names are those of positions added once, so other formats would lose them silently."""
     options = dict(VIT, positions_at="shared")
@@ -166,7 +226,7 @@ def test_a_file_is_recognised_without_its_suffix(tmp_path, format):
     (tmp_path / ENDINGS[format]).rename(tmp_path / "blob")
     assert_same(load_params(tmp_path / "blob", variant="B/16", **VIT), params)
     (tmp_path / "blob").write_text("something else")
-    with pytest.raises(ValueError, match="blob is no file of weights"):
+    with pytest.raises(ValueError, match="blob is not a file of weights"):
         load_params(tmp_path / "blob")
 
 

@@ -254,11 +254,13 @@ OTHERS = {
     "it is a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
     "it is text: 'Not Found'": b"Not Found",
     'it is text: \'{"error": "Invalid': b'{"error": "Invalid credentials in Authorization header"}',
-    "it is a pickle, and no zip file": b"\x80\x02}q\x00.",
+    "it is a pickle, perhaps of PyTorch before 1.6": b"\x80\x02}q\x00.",
     "it is an HDF5 file": b"\x89HDF\r\n\x1a\n" + bytes(100),
     "it is compressed by gzip": b"\x1f\x8b\x08" + bytes(100),
     "it is a single array of NumPy": b"\x93NUMPY\x01\x00" + bytes(100),
     "it begins as a zip file does, but is cut off": b"PK\x03\x04" + bytes(100),
+    "it begins with the bytes 01 02 03 04": bytes(range(1, 256)) * 2,  # a newline is among them
+    "it is text: '花花": "花".encode() * 200,  # its first 512 bytes end within a character
     "it begins with the bytes ff d8 ff e0": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(100),
 }
 
@@ -273,7 +275,7 @@ def test_what_is_no_file_of_weights_is_told(tmp_path, reason):
         with pytest.raises(ValueError) as error:
             load(path.parent if name.startswith("folder") else path)
         message = str(error.value)
-        assert message.startswith(f"{path} is no file of weights") and reason in message
+        assert message.startswith(f"{path} is not a file of weights") and reason in message
         assert "\n" not in message and len(message) < 400
 
 

@@ -9,6 +9,7 @@ with epy.lazy_api_imports(globals()):
         find_checkpoint,
         read_checkpoint,
         read_config,
+        read_run,
         write_checkpoint,
     )
 

@@ -47,7 +47,8 @@ class Checkpoint(NamedTuple):
       class_names: names of the classes, in the order of the logits. () if they are not known.
       step: number of updates. 0 for weights of another code base.
       average: the Polyak average of the parameters, a tree like `params`. None if there is none.
-      data: of the data of the run, see `Fingerprint.splits`. None if it is unknown.
+      data: fingerprints of the splits that the run read, see `Fingerprint.splits`. None if they
+        are not known.
     """
 
     path: str
@@ -89,11 +90,17 @@ class Checkpoint(NamedTuple):
 
         Args:
           **changes: attributes that the module gets in place of the checkpoint's, such as `dtype`.
+
+        Raises:
+          ValueError: the attributes don't go together, or `config` has an odd value.
         """
         # The run chose how to compute on its devices; these may be others.
         own = without(model_attributes(self.config), "device")
         attributes = {"num_classes": self.num_classes, **own, **changes}
-        return models.build(self.config.model.variant, **attributes)
+        try:
+            return models.build(self.config.model.variant, **attributes)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The model of {self.path} can't be built: {error}") from error
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -130,8 +137,8 @@ def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkp
     return found
 
 
-def read_config(path: str | epath.PathLike) -> ConfigDict:
-    """Returns the configuration in a checkpoint, without reading the parameters.
+def read_run(path: str | epath.PathLike) -> tuple[ConfigDict, Fingerprint]:
+    """Returns a checkpoint's configuration and what it says of its run's data; reads no parameters.
 
     Args:
       path: as for `read_checkpoint`.
@@ -142,15 +149,14 @@ def read_config(path: str | epath.PathLike) -> ConfigDict:
     """
     folder = find_checkpoint(path)
     check_undamaged(folder, "metadata")
-    return ConfigDict(read_metadata(folder)["config"])
-
-
-def read_fingerprint(path: str | epath.PathLike) -> Fingerprint:
-    """Returns what a checkpoint says of its run's data. Arguments and errors: `read_config`."""
-    folder = find_checkpoint(path)
-    check_undamaged(folder, "metadata")
     metadata = read_metadata(folder)
-    return Fingerprint(tuple(metadata["class_names"]), metadata.get("data"))
+    data = Fingerprint(tuple(metadata["class_names"]), metadata.get("data"))
+    return ConfigDict(metadata["config"]), data
+
+
+def read_config(path: str | epath.PathLike) -> ConfigDict:
+    """Returns the configuration in a checkpoint. Arguments and errors: see `read_run`."""
+    return read_run(path)[0]
 
 
 def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
@@ -205,9 +211,14 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
         config = ConfigDict(metadata["config"])
         if not isinstance(config.model.variant, str):
             raise ValueError("config.model.variant is no text")
-        if (size := config.data.image_size) is not None:
-            image_shape(size)
-        tuple(metadata["class_names"]), int(metadata["step"])
+        if (size := config.data.image_size) is not None and min(image_shape(size)) < 1:
+            raise ValueError(f"config.data.image_size is {size}")
+        if not all(isinstance(name, str) for name in metadata["class_names"]):
+            raise ValueError("class_names are no texts")
+        int(metadata["step"])
+        for part in ("train", "test") if metadata.get("data") is not None else ():
+            if missing := {"split", "images", "ids"} - metadata["data"].get(part, {}).keys():
+                raise ValueError(f"data.{part} lacks {', '.join(sorted(missing))}")
     return metadata
 
 

@@ -94,12 +94,15 @@ def explain_damage(folder: epath.Path, item: str) -> Iterator[None]:
     Raises:
       ValueError: the subfolder is damaged.
       OSError: the system can't read it at the moment.
+      MemoryError, or XLA's RuntimeError: there is too little memory.
     """
     try:
         yield
     except Exception as error:  # Orbax and its parts raise errors of many kinds
-        passes = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        if passes or "[os_error_code=" in str(error):  # TensorStore's
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        of_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if of_system or "[os_error_code=" in str(error):  # TensorStore's
             raise OSError(f"{folder / item} can't be read: {reason_of(error)}.") from error
         reason = reason_of(error) or type(error).__name__
         raise ValueError(damage_message(folder, [f"{item} can't be read ({reason})"])) from error

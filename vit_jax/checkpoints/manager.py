@@ -143,7 +143,7 @@ class CheckpointManager:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _trees(state).items()
         }
-        with explain_damage(folder.parent, folder.name):
+        with explain_damage(folder, "params or optimizer"):
             restored = self._manager.restore(step, args=ocp.args.Composite(**arrays))
         metadata = read_metadata(folder)
         counts = {

@@ -11,8 +11,9 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
+from vit_jax.common.files import local_path
 from vit_jax.common.names import printable
-from vit_jax.data.image_files import IMAGE_SUFFIXES, count_unused, is_companion, list_images
+from vit_jax.data.image_files import IMAGE_SUFFIXES, count_unused, is_system_file, list_images
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +63,15 @@ def names_on_stdin() -> Iterator[str]:
     """Yields the names on stdin, a line each; or, if there are NULs, as of `find -print0`, by them.
 
     Names are bytes: they are decoded as those that Python lists. A list in UTF-16, as PowerShell
-    writes, begins with a byte-order mark.
+    writes, begins with a byte-order mark. Empty names are left out.
     """
     data = sys.stdin.buffer.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", "replace")
     else:
         text = os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
-    yield from text.split("\0" if "\0" in text else "\n")
+    names = text.split("\0") if "\0" in text else [x.rstrip("\r") for x in text.split("\n")]
+    yield from filter(None, names)
 
 
 def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str]:
@@ -84,12 +86,15 @@ def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str
 
     Raises:
       FileNotFoundError: a folder, a glob or the list has no images.
+      ValueError: an argument can't be a path of this machine, see `local_path`.
     """
     images = []
     for argument in arguments:
-        path, there = os.path.expanduser(argument), ""
-        if argument == "-":
-            found = [name for line in stdin if (name := line.removeprefix("\ufeff").rstrip("\r\n"))]
+        is_list, there = argument == "-", ""
+        is_literal = is_list or (argument.startswith("~") and os.path.exists(argument))
+        path = argument if is_literal else str(local_path(argument))
+        if is_list:
+            found = list(stdin)
         elif os.path.isdir(path):
             listed = list_images(pathlib.Path(path))
             found, there = [str(image) for image in listed.images], count_unused(listed.unused)
@@ -99,10 +104,10 @@ def find_images(arguments: Iterable[str], stdin: Iterable[str] = ()) -> list[str
             found = [str(pathlib.Path(path))]
         else:
             matches = sorted(glob.glob(path, recursive=True))
-            names = [x for x in matches if not is_companion(os.path.basename(x))]
+            names = [x for x in matches if not is_system_file(os.path.basename(x))]
             found = [str(pathlib.Path(x)) for x in names if os.path.isfile(x)]
         if not found:
-            where = "the list on stdin" if argument == "-" else printable(argument)
+            where = "the list on stdin" if is_list else printable(argument)
             raise FileNotFoundError(
                 f"There are no images in {where}: expected files named "
                 f"{', '.join(IMAGE_SUFFIXES)}.{f' It holds {there}.' if there else ''}"

@@ -15,38 +15,20 @@ import platform
 import re
 import shutil
 import sys
-from typing import Any, NoReturn, TextIO, cast
+from typing import NoReturn, TextIO, cast
 
 import jax
 from jax.extend.backend import register_backend_factory
 
 from vit_jax.cli.lost_process import CONNECTING
 from vit_jax.cli.memory import is_out_of_memory
+from vit_jax.cli.streams import GuardedStream
 from vit_jax.common.names import printable
 
 logger = logging.getLogger(__name__)
 
 _CPUINFO = pathlib.Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia")
-
-
-class _Stderr:
-    """A stderr that raises no error when nobody reads it any more."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
 
 
 class _Lines(logging.Formatter):
@@ -62,12 +44,18 @@ def start_logging() -> None:
     What is printed after the reader of stderr has ended is lost, and raises no error. Ctrl-C in
     `COMMAND 2>&1 | tee log` ends `tee`, too, and a run still has to draw its bar and save.
     """
-    if not isinstance(sys.stderr, _Stderr):
-        sys.stderr = cast(TextIO, _Stderr(sys.stderr))
+    if not isinstance(sys.stderr, GuardedStream):
+        sys.stderr = cast(TextIO, GuardedStream(sys.stderr, lambda error: None))
     logging.basicConfig(level=logging.WARNING, force=True)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Lines("%(message)s"))
     logging.getLogger("vit_jax").setLevel(logging.INFO)
+    logging.getLogger("matplotlib").addFilter(_is_not_of_cache)
+
+
+def _is_not_of_cache(record: logging.LogRecord) -> bool:
+    """Drops what matplotlib says without a home folder: it takes a temporary one for its cache."""
+    return not re.match("mkdir -p failed|Matplotlib created a temp", record.getMessage())
 
 
 def start_devices() -> None:
@@ -222,13 +210,14 @@ def join_processes(
       address: HOST:PORT of process 0.
       count: the number of processes.
       number: the number of this process, from 0.
-      timeout: seconds without a sign of life after which a process is lost, and for which one that
-        has ended waits for the others.
+      timeout: seconds without a heartbeat after which a process is lost, and for which one that has
+        ended waits for the others.
     """
     logger.info(
-        "Waiting for %s at %s, for 5 minutes at most.",
+        "Waiting for %s at %s, for %d minutes at most.",
         "the other processes" if count is None else f"all {count} processes",
         address or "the address that the cluster gives",
+        CONNECTING // 60,
     )
     try:
         jax.distributed.initialize(

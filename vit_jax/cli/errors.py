@@ -1,4 +1,4 @@
-"""How commands end: with one message about an error, and at once at a signal."""
+"""Describes errors in one message, and ends a command at a signal or a closed pipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import jax
 
 from vit_jax.cli.memory import is_out_of_memory, memory_paragraph
 from vit_jax.cli.streams import drop_output
+from vit_jax.common.files import current_folder_exists
 from vit_jax.common.names import printable
 from vit_jax.jobs.signals import Interrupted, exit_at_once, watch_signals
 
@@ -75,6 +76,9 @@ def stop_at_closed_pipe() -> Iterator[None]:
 
 def describe_error(error: BaseException) -> str:
     """Returns an error's kind and message, with what a terminal obeys as `printable` writes it."""
+    is_nameless = isinstance(error, FileNotFoundError) and error.errno and not error.filename
+    if is_nameless and not current_folder_exists():  # a library asked for it
+        return "The folder that this command was started in is gone. Change to another."
     return printable(f"{type(error).__name__}: {error}", keep="\n\t")
 
 
@@ -90,10 +94,10 @@ def exit_if_unreadable(problems: Sequence[str], images: int) -> None:
         sys.exit("\n".join([first, *map(printable, problems)]))
 
 
-MEMORY_ERRORS = (MemoryError, RuntimeError)  # `explain_memory` says which they are
+MEMORY_ERRORS = (MemoryError, RuntimeError)  # `describe_out_of_memory` says which they are
 
 
-def explain_memory(error: BaseException, advice: str) -> str:
+def describe_out_of_memory(error: BaseException, advice: str) -> str:
     """Returns a paragraph on an error of `MEMORY_ERRORS`; raises it if it is about something else.
 
     Args:

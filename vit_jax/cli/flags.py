@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import glob
+import itertools
 import os
 import re
 import shlex
@@ -56,7 +57,7 @@ def _find_configs(argv: list[str]) -> list[str]:
     """Returns the command line, with the package's configurations where this folder has none."""
     say = functools.partial(print, file=sys.stderr)  # logging starts later
     found = []
-    for before, argument in zip(["", *argv], argv, strict=False):
+    for before, argument in itertools.pairwise(["", *argv]):
         match = re.fullmatch("(--?config=)?(configs/[^:]+)(.*)", argument, re.DOTALL)
         if match and (match[1] or before in ("-config", "--config")):
             argument = f"{match[1] or ''}{find_in_repository(match[2], say)}{match[3]}"

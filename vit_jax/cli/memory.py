@@ -1,4 +1,4 @@
-"""How a command ends when memory runs out, at any place; imports little."""
+"""Recognises errors of too little memory, and ends a command that meets one; imports little."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import errno
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 
-# Bytes of address space that JAX, OpenBLAS and glibc reserve before any array is made.
-_AT_START, _PER_CPU, _MOST_CPUS = 2 << 30, 1 << 28, 8  # 1.8 GiB were measured on 1 CPU, 2.0 on 2
+# GiB of address space that JAX, OpenBLAS and glibc reserve before any array is made: 1.8 were
+# measured on 1 CPU, 2.0 on 2. With more CPUs it grows more slowly, and no more than this is asked.
+_AT_START, _PER_CPU, _MOST = 1.6, 0.2, 2.5
+_YNNPACK = "YNNPACK operation failed"  # XLA's library for CPUs gives no reason
 _SIGNS = (
     "RESOURCE_EXHAUSTED",  # XLA
     "Out of memory",
@@ -19,21 +22,28 @@ _SIGNS = (
     "can't start new thread",  # its stack
     "annot allocate memory",  # the system, and its loader of libraries
     "failed to map segment",
+    _YNNPACK,
 )
 _LIMITS = "`ulimit -v`, a container or a batch system may limit the memory of a process."
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns True if an error, or one that it comes from, says that there is too little memory."""
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error, the one that it comes from, and so on."""
     cause: BaseException | None = error
     while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns True if an error, or one that it comes from, says that there is too little memory."""
+    for cause in causes(error):
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
             return True
         is_known = isinstance(cause, RuntimeError | ImportError | OSError)
         is_known = is_known or type(cause).__module__ == "cv2"
         if is_known and any(sign in str(cause) for sign in _SIGNS):
             return True
-        cause = cause.__cause__ or cause.__context__
     return False
 
 
@@ -47,24 +57,27 @@ def memory_paragraph(error: BaseException, advice: str) -> str:
     text = " ".join(str(error).split()).rstrip(".") or "Python could not allocate an array"
     if len(text) > 300:  # XLA's lists of allocations
         text = f"{text[:300]}…"
-    return f"Out of memory: {text}. {advice}"
+    what = "Probably out of memory" if _YNNPACK in text else "Out of memory"
+    return f"{what}: {text}. {advice}"
 
 
-def explain_too_little_memory() -> None:
-    """Makes a command end with one paragraph if its memory is too small, from its imports on.
-
-    Where the limit on its address space is so small that C++ would abort the process when JAX
-    starts, it ends here.
-    """
+def require_address_space() -> None:
+    """Exits with one paragraph if C++ would abort the process when JAX starts, by `ulimit -v`."""
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    needed = _AT_START + _PER_CPU * min(_MOST_CPUS, os.cpu_count() or 1)
-    if limit != resource.RLIM_INFINITY and limit < needed:
+    # common.host.available_cpus can't be imported here: it imports JAX.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    needed = min(_MOST, _AT_START + _PER_CPU * cpus)
+    if limit != resource.RLIM_INFINITY and limit < needed * 2**30:
         sys.exit(
             f"Out of memory: this process may have {limit / 2**30:.2f} GiB (`ulimit -v`), and JAX "
-            f"needs {needed / 2**30:.2f} GiB to start. Raise the limit."
+            f"needs {needed:.2f} GiB to start. Raise the limit."
         )
+
+
+def install_memory_hooks() -> None:
+    """Makes errors of memory that nothing catches end the command with one paragraph."""
     default_hook, default_thread_hook = sys.excepthook, threading.excepthook
 
     def hook(

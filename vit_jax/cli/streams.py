@@ -1,4 +1,4 @@
-"""What stdin, stdout and stderr of a command do where they can't be used; imports little."""
+"""Replaces standard streams that are missing, and handles those that can't be written."""
 
 from __future__ import annotations
 
@@ -6,11 +6,58 @@ import atexit
 import io
 import os
 import sys
-from typing import Any, NoReturn, TextIO, cast
+from collections.abc import Callable
+from typing import Any, TextIO, cast
 
 
-def open_missing_streams() -> None:
-    """Opens stdin, stdout and stderr on the null device where the process was started without.
+class GuardedStream:
+    """A stream for text whose errors of the system go to a function."""
+
+    def __init__(self, stream: TextIO, handle: Callable[[OSError], None]):
+        self._stream, self._handle = stream, handle
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except OSError as error:
+            self._handle(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._handle(error)
+
+
+def prepare_streams() -> None:
+    r"""Makes stdin, stdout and stderr of a command fit to use.
+
+    Streams that the process was started without are opened on the null device. What the encoding
+    of stdout or stderr lacks is written as `\xe9` or `\u2026`. The command ends with status 1 and
+    one line if its output can't be written, as on a full disk. Without a reader, stdout raises
+    BrokenPipeError, as always.
+    """
+    _open_missing()
+    for stream in (sys.stdout, sys.stderr):
+        # Else names of files raise UnicodeEncodeError where the locale or the name is not of UTF-8.
+        cast(io.TextIOWrapper, stream).reconfigure(errors="backslashreplace")
+    sys.stdout = cast(TextIO, GuardedStream(sys.stdout, _end_unwritable))
+    atexit.register(_flush_at_exit)
+
+
+def drop_output() -> None:
+    """Lets stdout go nowhere from here on, and with it what was not written yet."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def _open_missing() -> None:
+    """Opens missing streams on the null device.
 
     Python has None for such a stream, and the next file that is opened gets its number: what
     libraries print would be written to that file.
@@ -22,64 +69,14 @@ def open_missing_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             os.set_inheritable(number, True)
-            mode = "w" if number else "r"
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)  # absl's logging closes any stream but these
 
 
-def escape_what_cannot_be_written() -> None:
-    r"""Makes stdout and stderr write as `\xe9` or `\u2026` what their encoding lacks.
-
-    They would raise UnicodeEncodeError for a name of a file where the locale is not of UTF-8, and
-    for a name that isn't UTF-8 everywhere.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None without a console
-            stream.reconfigure(errors="backslashreplace")
-
-
-class _Stdout:
-    """A stdout that ends the command with one line when it can't be written, as on a full disk.
-
-    Without a reader it raises BrokenPipeError, as always.
-    """
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _exit(error)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            _exit(error)
-
-
-def explain_unwritable_stdout() -> None:
-    """Makes a command end with status 1 and one line if its output can't be written."""
-    sys.stdout = cast(TextIO, _Stdout(sys.stdout))
-    atexit.register(_flush_at_exit)
-
-
-def drop_output() -> None:
-    """Lets stdout go nowhere from here on, and with it what was not written yet."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
-def _exit(error: OSError) -> NoReturn:
+def _end_unwritable(error: OSError) -> None:
+    if isinstance(error, BrokenPipeError):
+        raise error
     drop_output()
     sys.exit(f"The output can't be written to stdout: {error.strerror}.")
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 def progress_bar(
     iterable: Iterable[Any] | None = None, *, active: bool = True, **options: Any
 ) -> tqdm:
-    """Returns a progress bar; none is shown where there is no stderr, as under pythonw.
+    """Returns a progress bar; none is shown where sys.stderr is None.
 
     Args:
       iterable: what the bar counts as it is read; None if the caller counts.

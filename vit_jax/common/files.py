@@ -32,34 +32,55 @@ def is_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def looks_like_path(name: str) -> bool:
-    """Returns True if a name can only be a path: if it begins with "/", "." or "~"."""
-    return name.startswith(("/", ".", "~"))
+    """Returns True if a name can only be a path: it begins with "/", "." or "~", or is a URL."""
+    return name.startswith(("/", ".", "~")) or "://" in name
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the path of a file or folder on this machine, where "~" stands for the home folder.
 
     Raises:
-      ValueError: the path is empty, is an address such as s3://BUCKET/RUN, or holds a zero byte.
-      FileNotFoundError: it begins with "~", and the user has no home folder.
+      ValueError: the path is empty, is an address such as s3://BUCKET/RUN, or holds a null byte.
+      FileNotFoundError: it begins with "~", and the user has no home folder; or it is relative,
+        and the current folder is gone.
     """
     text = os.fspath(path)
     if not text.strip():
         raise ValueError("A path is empty: name a file or folder, such as runs/first.")
     if "\0" in text:
-        raise ValueError(f"{printable(text)} can't be a path: it holds a zero byte.")
+        raise ValueError(f"{printable(text)} can't be a path: it holds a null byte.")
+    if is_bucket(text):
+        raise ValueError(
+            f"{printable(text)} is in a bucket, but a path of this machine is needed here, such as "
+            f"runs/first."
+        )
     if scheme := re.match(r"(\w[\w+.-]+):/", text):
         raise ValueError(
             f"{printable(text)} can't be used: only paths of this machine can, such as runs/first, "
             f"and gs://BUCKET/PATH for what may be in a bucket, not {scheme[1]}: addresses."
         )
     try:
-        return pathlib.Path(text).expanduser()
+        found = pathlib.Path(text).expanduser()
     except RuntimeError as error:
         raise FileNotFoundError(
             f"{printable(text)} begins with ~, and this user has no home folder: set HOME, or give "
             f"a path without ~."
         ) from error
+    if not (found.is_absolute() or current_folder_exists()):
+        raise FileNotFoundError(
+            f"{printable(text)} can't be found: the folder that this command was started in is "
+            f"gone. Change to another, or give absolute paths."
+        )
+    return found
+
+
+def current_folder_exists() -> bool:
+    """Returns False if somebody removed the folder that this process is in."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def folders_beside(path: str | os.PathLike[str]) -> list[str]:
@@ -134,7 +155,7 @@ def replacing(path: PathT) -> Iterator[PathT]:
             written.rmtree()
         else:
             written.unlink(missing_ok=True)
-        _explain_failure(error, path, partial)
+        _raise_about(error, path, partial)
         raise
 
 
@@ -149,19 +170,23 @@ def filling(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       OSError: the files can't be written, as on a full disk.
     """
     with no_empty_folders(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(prefix=".partial-", dir=folder)
+        except OSError as error:
+            raise OSError(cannot_write(folder, error)) from error
+        with made as name:
             partial = pathlib.Path(name)
             try:
                 yield partial
                 for file in partial.iterdir():
                     file.replace(folder / file.name)
             except OSError as error:
-                _explain_failure(error, folder, partial)
+                _raise_about(error, folder, partial)
                 raise
 
 
-def _explain_failure(error: BaseException, path: Any, partial: Any) -> None:
+def _raise_about(error: BaseException, path: Any, partial: Any) -> None:
     """Raises OSError, which names `path`, if an error is the system's about `partial`."""
     if not isinstance(error, OSError) or error.errno in (None, errno.ENOENT):
         return

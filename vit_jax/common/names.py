@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -56,9 +56,41 @@ def class_name(name: str) -> str:
     return unicodedata.normalize("NFC", as_unicode(name))
 
 
+def from_system(name: str) -> str:
+    """Returns the name or path of a file, read as UTF-8 in every locale, in the Unicode form NFC.
+
+    Bytes that aren't UTF-8 are lone surrogates in it.
+
+    Args:
+      name: as Python's functions on files return it.
+    """
+    return unicodedata.normalize("NFC", os.fsencode(name).decode("utf-8", "surrogateescape"))
+
+
 def class_of_folder(folder: pathlib.Path) -> str:
     """Returns the class that a folder's name stands for. It is read as UTF-8 in every locale."""
-    return class_name(os.fsencode(folder.name).decode("utf-8", "surrogateescape"))
+    return class_name(from_system(folder.name))
+
+
+def check_distinct(names: Iterable[str], what: str) -> None:
+    r"""Raises ValueError if two different names are written alike, as `a\xe9` and a byte e9 are.
+
+    The Unicode form is no difference.
+
+    Args:
+      names: of classes.
+      what: what has these names, for the message.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        normal = unicodedata.normalize("NFC", name)
+        written = printable(class_name(name))
+        if found.setdefault(written, normal) != normal:
+            raise ValueError(
+                f"Two {what} are both written {written}, though their names differ: one has a "
+                f"character that can't be shown, or bytes that are not UTF-8. Give one of them "
+                f"another name."
+            )
 
 
 def short_stem(path: str) -> str:

@@ -10,7 +10,14 @@ import sys
 from collections.abc import Sequence
 
 from vit_jax.cli.environment import start_logging
-from vit_jax.cli.errors import MEMORY_ERRORS, describe_error, explain_memory, stop_at_closed_pipe
+from vit_jax.cli.errors import (
+    MEMORY_ERRORS,
+    describe_error,
+    describe_out_of_memory,
+    stop_at_closed_pipe,
+)
+from vit_jax.common.files import local_path
+from vit_jax.common.names import printable
 from vit_jax.config.keys import is_folder
 from vit_jax.data import checks
 from vit_jax.data.builders import prepare
@@ -46,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     start_logging()
     try:
-        if args.command == "check" and not is_folder(args.directory):
+        if args.command == "check" and not is_folder(str(local_path(args.directory))):
             sys.exit(
-                f"There is no folder {args.directory} to check. A data set of tfds is not checked: "
-                f"`python -m vit_jax.data prepare {args.directory}` prepares it."
+                f"There is no folder {printable(args.directory)} to check. A data set of tfds is "
+                f"not checked: `python -m vit_jax.data prepare {args.directory}` prepares it."
             )
         elif args.command == "check":
             problems, summary = checks.check_folder(args.directory)
@@ -63,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         sys.exit(describe_error(error))
     except MEMORY_ERRORS as error:
-        sys.exit(explain_memory(error, "Take a machine with more memory."))
+        sys.exit(describe_out_of_memory(error, "Take a machine with more memory."))
     with stop_at_closed_pipe():
         print(folder)
 

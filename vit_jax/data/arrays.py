@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import check_distinct, class_name
 from vit_jax.config.keys import short_repr
 from vit_jax.data import pixels
 from vit_jax.data.dataset import Example
@@ -61,6 +62,7 @@ class ArrayDataset:
         (h, w, 3), (h, w, 1) or (h, w), Pillow images, paths or encoded bytes, of any sizes.
         Integers are in 0…255. Floats are all in 0…1, or all in 0…255.
       labels: n whole numbers, 0 or more, or n texts. The classes are the distinct labels, sorted.
+        A text is taken as the name of a folder would be, see `names.class_name`.
       test: images and labels of the same kinds, where each label is one of `labels`. Or the share
         of every class, above 0 and below 1, that is held out as the split "test": rounded to whole
         images, but at least one, and one stays at least. None for no split "test".
@@ -217,7 +219,10 @@ def _read_labels(labels: Any, name: str) -> list[Any]:
                 f"{name}[{i}] is {short_repr(x)}: labels must be all whole numbers, 0 or more, or "
                 f"all texts. Of one-hot labels take labels.argmax(1)."
             )
-    return values
+    if kind is int:
+        return values
+    check_distinct(values, name)
+    return [class_name(x) for x in values]
 
 
 def _members(values: Any, name: str) -> list[Any]:

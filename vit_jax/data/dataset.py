@@ -44,26 +44,27 @@ class ExampleError(ValueError):
 
 
 class ReadError(OSError):
-    """An example can't be read at the moment, and nothing shows that it is damaged.
+    """An example or a folder can't be read, and nothing shows that it is damaged.
 
     Args:
-      id: the example's id.
+      id: the example's id, or the folder's path.
       reason: one sentence or several.
+      permanent: True if every further attempt would fail, too.
 
     Attributes:
-      id: the example's id.
+      id, permanent: as above.
     """
 
-    def __init__(self, id: str, reason: str):
+    def __init__(self, id: str, reason: str, *, permanent: bool = False):
         super().__init__(f"{id} can't be read: {reason}")
-        self.id = id
+        self.id, self.permanent = id, permanent
 
 
 class Source(Protocol):
     """A sequence of examples that are read by index, by several threads at once.
 
     Reading raises `ExampleError` if the example is damaged, and `ReadError` if it can't be read for
-    another reason, which may pass.
+    another reason, which may be transient.
     """
 
     def __len__(self) -> int: ...
@@ -75,10 +76,12 @@ class Dataset(Protocol):
     """A set of images, each of one class.
 
     Attributes:
+      name: stands for these images, and for no others: a run that is resumed compares it.
       class_names: the names of the classes, by label.
       splits: names of the splits, with their numbers of examples.
     """
 
+    name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, int]
 

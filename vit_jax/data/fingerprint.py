@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vit_jax.common.messages import first_few
-from vit_jax.common.names import class_name, printable
+from vit_jax.common.names import class_name, from_system
 from vit_jax.data.dataset import Dataset, Source
 from vit_jax.data.folders import FolderDataset, FolderSource
-from vit_jax.data.sources import TfdsDataset
 from vit_jax.data.splits import absolute_parts
 
 
@@ -53,11 +50,10 @@ def _ids(dataset: Dataset, split: str, source: Source) -> list[bytes]:
     """Returns names that tell the images of a split from others: one for each, or for all."""
     if isinstance(dataset, FolderDataset) and isinstance(source, FolderSource):
         start = len(str(dataset.folder / "x")) - 1
-        paths = (str(path)[start:].replace(os.sep, "/") for path, _ in source.files)
-        return [os.fsencode(unicodedata.normalize("NFC", path)) for path in paths]
-    name = dataset.full_name if isinstance(dataset, TfdsDataset) else getattr(dataset, "name", "")
+        paths = (from_system(str(path)[start:]) for path, _ in source.files)
+        return [path.encode("utf-8", "surrogateescape") for path in paths]
     parts = absolute_parts(split, dataset.splits)
-    return [f"{name} {p.splitname} {p.from_} {p.to}".encode() for p in parts]
+    return [f"{dataset.name} {p.splitname} {p.from_} {p.to}".encode() for p in parts]
 
 
 def find_differences(
@@ -73,7 +69,7 @@ def find_differences(
     found = []
     names, names_now = (tuple(map(class_name, x.class_names)) for x in (old, new))
     if names and names_now and names != names_now:
-        found.append(printable(_class_difference(names, names_now)))
+        found.append(_class_difference(names, names_now))
     if old.splits is None or new.splits is None:
         return found
     for part in parts:

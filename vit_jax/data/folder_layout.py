@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from vit_jax.common.messages import first_few
-from vit_jax.common.names import class_of_folder, printable
+from vit_jax.common.names import check_distinct, class_of_folder, from_system, printable
 from vit_jax.data.image_files import (
     IMAGE_SUFFIXES,
     ImageFiles,
@@ -33,14 +33,14 @@ class Layout(NamedTuple):
     Attributes:
       class_names: in order.
       files: {split: {class: paths}}, of every split that has images.
-      left_out: the images of the folder that are not used, and why, a text each.
-      passed_over: what else there is, such as "3 .txt files"; "" if there is nothing.
+      unused_images: the images of the folder that are not used, and why, a text each.
+      other_files: what else there is, such as "3 .txt files"; "" if there is nothing.
     """
 
     class_names: tuple[str, ...]
     files: Mapping[str, Mapping[str, list[pathlib.Path]]]
-    left_out: list[str]
-    passed_over: str
+    unused_images: list[str]
+    other_files: str
 
 
 def find_layout(root: pathlib.Path) -> Layout:
@@ -52,7 +52,9 @@ def find_layout(root: pathlib.Path) -> Layout:
 
     Raises:
       FileNotFoundError: there are no images, or none in folders of classes.
-      ValueError: two folders are the same split, or a folder may be a split or a class.
+      ValueError: two folders are the same split, a folder may be a split or a class, or the names
+        of two classes are written alike.
+      ReadError: a folder can't be read.
     """
     children = subfolders(root)
     named = [path for path in children if path.name.lower() in _ALL_SPLITS]
@@ -69,36 +71,38 @@ def find_layout(root: pathlib.Path) -> Layout:
             f"images, beside {_names(other_images)}. If it is a class, give it another name. If it "
             f"is a split, move the images that lie in it directly into a folder of their class."
         )
-    left_out, unused = [], direct[root].unused
+    unused_images, unused = [], direct[root].unused
     if loose[root]:
-        left_out.append(f"{loose[root]} images that lie in no folder of a class")
+        unused_images.append(f"{loose[root]} images that lie in no folder of a class")
     is_class = other_images and not filled and sum(loose[path] > 0 for path in named) <= 1
     if is_class or not named:
         others |= {path: list_images(path) for path in named}
+        classes = [*others]
         files = {"train": _merge(others, unused)}
     else:
         _check_different(path for path in named if loose[path] or path in filled)
-        left_out += [
+        unused_images += [
             f"{loose[path]} images that lie in {_names([path])} itself, in no folder of a class"
             for path in named
             if loose[path]
         ]
-        left_out += [
+        unused_images += [
             f"{count} images in {_names([path])}, which is no split, but lies beside "
             f"{_names(named)}"
             for path, count in other_images.items()
         ]
-        files = {}
+        files, classes = {}, [path for inner in inside.values() for path in inner]
         for path in named:
             files[_ALL_SPLITS[path.name.lower()]] = _merge(inside[path], unused)
             unused += direct[path].unused
-    names = sorted({name for classes in files.values() for name in classes})
+    check_distinct((from_system(path.name) for path in classes), f"folders in {printable(root)}")
+    names = sorted({name for found in files.values() for name in found})
     if all(name.isdecimal() for name in names):
         names.sort(key=int)
     with_images = {split: x for split, x in files.items() if any(x.values())}
     if not with_images:
         raise FileNotFoundError(_no_images(root, loose, unused))
-    return Layout(tuple(names), with_images, left_out, count_unused(unused))
+    return Layout(tuple(names), with_images, unused_images, count_unused(unused))
 
 
 def _merge(

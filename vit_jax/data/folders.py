@@ -8,22 +8,23 @@ import operator
 import os
 import pathlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.common.files import folders_beside
+from vit_jax.common.files import folders_beside, local_path
 from vit_jax.common.messages import closest, first_few
-from vit_jax.common.names import printable
+from vit_jax.common.names import from_system, printable
 from vit_jax.data.dataset import Example, ExampleError, ReadError
 from vit_jax.data.folder_layout import find_layout
 from vit_jax.data.reading import read_file
 from vit_jax.data.splits import absolute_parts
 
-# What `position_of` computes with. The key can be any. With this one, of three files that are
-# numbered from 0, one is in `train[85%:]`.
-_KEY = b"1000"
+# What `position_of` computes with. The key was chosen among the numbers up to 30,000. With it, of
+# files that have only numbers as names, from 0 or from 1, one of the first three is in
+# `train[85%:]`, and of the first n, for every n up to 1,000, n * 15 % within 2 files.
+_KEY = b"12706"
+_BLOCK = 32
 _BYTES = 6
 _RANGE = 256**_BYTES
 _STEP = round(_RANGE * (5**0.5 - 1) / 2)  # the golden ratio: multiples are spread most evenly
@@ -35,20 +36,25 @@ def position_of(name: str) -> float:
     The file is in `train[a%:b%]` if a/100 <= position < b/100, whatever other files there are. The
     name's suffix doesn't count, nor the form of its Unicode, nor the folder of its class.
 
-    The position is a keyed hash of the name without its last number, plus this number times the
-    golden ratio, modulo 1. So files that are numbered in sequence are spread evenly: of thousands,
-    a part of the split holds its share within 5 files. Other names get positions that are uniform
-    and independent.
+    The position is a number times the golden ratio, plus a keyed hash, modulo 1. The number is the
+    last one in the name. The hash is that of the rest of the name and of the block of 32 numbers
+    which the number is in. So files that are numbered in sequence are spread evenly. Of n of them,
+    the number in `train[85%:]` has the standard deviation 0.7 if n = 20, 1.1 if n = 100, 3.2 if
+    n = 1,000, and 13 if n = 20,000, where independent positions give 1.6, 3.6, 11 and 50. Numbers
+    in steps of 32 and more get independent positions. Those in smaller steps lie between: only for
+    8, 13 and 21 the deviation is 1.3 to 1.4 times that of independent positions, else at most 1.15
+    times. Other names get positions that are uniform and independent.
 
     Args:
       name: the file's name, without its folder.
     """
-    stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])
-    number = (re.findall("[0-9]+", stem) or [""])[-1]
-    before, _, after = stem.rpartition(number) if number else (stem, "", "")
-    text = os.fsencode(f"{before}\0{after}")
+    stem = from_system(os.path.splitext(name)[0])
+    found = re.fullmatch("(?s)(.*?)(?:([0-9]+)([^0-9]*))?", stem)
+    before, digits, after = found.groups("") if found else (stem, "", "")
+    number = int(digits or 0)
+    text = f"{before}\0{after}\0{number // _BLOCK}".encode("utf-8", "surrogateescape")
     hashed = hashlib.blake2b(text, key=_KEY, digest_size=_BYTES).digest()
-    return (int.from_bytes(hashed) + int(number or 0) * _STEP) % _RANGE / _RANGE
+    return (int.from_bytes(hashed) + number * _STEP) % _RANGE / _RANGE
 
 
 class FolderSource:
@@ -85,23 +91,28 @@ class FolderDataset:
     files that are added or removed move no other file from one slice to another. Files that are
     numbered in sequence are spread evenly over the slices. Of n other files of a class, a share s
     is n * s with the standard deviation of the binomial distribution, sqrt(n * s * (1 - s)). The
-    order inside a split is that of the positions. A slice in numbers, such as `train[:800]`, is
-    counted in this order, and changes with the files.
+    order inside a split is that of the positions, of equal ones that of the labels, and then that
+    of the paths in the folder. A slice in numbers, such as `train[:800]`, is counted in this order,
+    and changes with the files.
 
     Attributes:
       folder: the path of the folder.
       class_names: names of the class folders, of all splits together, in alphabetical order. If all
         are numbers, they are in the order of numbers: 0, 1, 2, … 10. See `names.class_of_folder`.
       splits: names of the splits that have images, with their numbers of images.
-      left_out, passed_over: what is not used, see `folder_layout.Layout`.
+      name: the path of the folder.
+      unused_images, other_files: what is not used, see `folder_layout.Layout`.
 
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
-      ValueError: it is not clear what the splits or classes are, see `find_layout`.
+      ReadError: a folder can't be read at the moment, see `reading.retry`.
+      ValueError: it is not clear what the splits or classes are, see `find_layout`; or `folder`
+        can't be a path of this machine.
     """
 
     def __init__(self, folder: str | pathlib.Path):
-        self.folder = root = pathlib.Path(os.path.expanduser(folder))
+        self.folder = root = local_path(folder)
+        self.name = str(root)
         if not root.is_dir():
             hint = closest(str(root), folders_beside(root))
             raise FileNotFoundError(
@@ -109,7 +120,7 @@ class FolderDataset:
             )
         layout = find_layout(root)
         self.class_names = layout.class_names
-        self.left_out, self.passed_over = layout.left_out, layout.passed_over
+        self.unused_images, self.other_files = layout.unused_images, layout.other_files
         self._files = {split: self._order(files) for split, files in layout.files.items()}
         self.splits: Mapping[str, int] = {name: len(files) for name, files in self._files.items()}
 
@@ -122,7 +133,7 @@ class FolderDataset:
             for label, name in enumerate(self.class_names)
             for path in files.get(name, ())
         ]
-        return sorted(found, key=lambda file: (file[0], str(file[1])))
+        return sorted(found, key=lambda file: (file[0], file[2], from_system(str(file[1]))))
 
     def count_images(self, split: str) -> dict[str, int]:
         """Returns {name of a class: number of its images in a split}, for every class."""
@@ -139,8 +150,8 @@ class FolderDataset:
 
     def describe_unused(self) -> list[str]:
         """Returns a line for each kind of images that aren't used, and one for all other files."""
-        lines = [f"not used: {text}" for text in self.left_out]
-        return lines + ([f"no images: {self.passed_over}"] if self.passed_over else [])
+        lines = [f"not used: {text}" for text in self.unused_images]
+        return lines + ([f"no images: {self.other_files}"] if self.other_files else [])
 
     def source(self, split: str) -> FolderSource:
         """Returns the examples of a split such as "train[:85%]" or "train+val".

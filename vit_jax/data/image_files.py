@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from collections import Counter
 from typing import NamedTuple
 
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import printable
+from vit_jax.data.dataset import ReadError
+from vit_jax.data.reading import PERMANENT, retry
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp"),
     *(".bmp", ".gif", ".tif", ".tiff"),
 )
 # What other systems leave beside files, in small letters. Hidden files and folders are it, too.
-_COMPANIONS = {
+_SYSTEM_FILES = {
     *("__macosx", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"),
     *("@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"),
 }
-_COMPANION_FILES = "files that other systems leave (.DS_Store, Thumbs.db…)"
+_LEFT_BY_SYSTEMS = "files that other systems leave (.DS_Store, Thumbs.db…)"
+
+logger = logging.getLogger(__name__)
 
 
 class ImageFiles(NamedTuple):
@@ -33,23 +39,28 @@ class ImageFiles(NamedTuple):
     unused: Counter[str]
 
 
-def is_companion(name: str) -> bool:
+def is_system_file(name: str) -> bool:
     """Returns True for the name of a file or folder that is hidden or left by another system."""
-    return name.startswith(".") or name.lower() in _COMPANIONS
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def list_images(folder: pathlib.Path, *, below: bool = True) -> ImageFiles:
     """Returns the images in a folder, by their suffixes, which may be in any case.
 
     Links are followed, and a folder that several links lead to is read once, so that links in a
-    circle end. A link that leads nowhere counts as an image: it is reported when it is read.
+    circle end. A link that leads nowhere counts as an image: it is reported when it is read. A
+    warning names folders that may not be read.
 
     Args:
       folder: a path.
       below: False to leave out its subfolders.
+
+    Raises:
+      ReadError, MemoryError: a folder can't be read at the moment, see `reading.retry`.
     """
     images: list[pathlib.Path] = []
     unused: Counter[str] = Counter()
+    unreadable = []
     waiting, read = [folder], set()
     while waiting:
         inside = waiting.pop()
@@ -59,16 +70,17 @@ def list_images(folder: pathlib.Path, *, below: bool = True) -> ImageFiles:
             continue
         read.add(real)
         try:
-            with os.scandir(inside) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
-        except OSError as error:
-            unused[f"folders that can't be read ({error.strerror})"] += 1
+            entries = _entries(inside)
+        except ReadError as error:
+            if not error.permanent:
+                raise
+            unreadable.append(str(error))
             continue
-        for entry in entries:
+        for entry, is_folder in entries:
             suffix = os.path.splitext(entry.name)[1].lower()
-            if is_companion(entry.name):
-                unused[_COMPANION_FILES] += 1
-            elif _is_folder(entry):
+            if is_system_file(entry.name):
+                unused[_LEFT_BY_SYSTEMS] += 1
+            elif is_folder:
                 waiting += [inside / entry.name] * below
             elif suffix not in IMAGE_SUFFIXES:
                 unused[f"{suffix} files" if suffix else "files without a suffix"] += 1
@@ -76,14 +88,23 @@ def list_images(folder: pathlib.Path, *, below: bool = True) -> ImageFiles:
                 images.append(inside / entry.name)
             else:
                 unused["pipes, sockets and devices"] += 1
+    if unreadable:
+        unused["folders that can't be read"] += len(unreadable)
+        logger.warning(
+            "%d folders can't be read, so no image in them is used: %s",
+            *(len(unreadable), first_few(unreadable, separator=" ")),
+        )
     return ImageFiles(sorted(images), unused)
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders in a folder, in order, without those that other systems leave."""
-    with os.scandir(folder) as scan:
-        names = [x.name for x in scan if _is_folder(x) and not is_companion(x.name)]
-    return [folder / name for name in sorted(names)]
+    """Returns the folders in a folder, in order, without those that other systems leave.
+
+    Raises:
+      ReadError, MemoryError: the folder can't be read, see `reading.retry`.
+    """
+    found = _entries(folder)
+    return [folder / x.name for x, is_folder in found if is_folder and not is_system_file(x.name)]
 
 
 def count_unused(unused: Counter[str]) -> str:
@@ -91,9 +112,24 @@ def count_unused(unused: Counter[str]) -> str:
     return first_few((f"{count} {what}" for what, count in unused.most_common()), most=10)
 
 
+def _entries(folder: pathlib.Path) -> list[tuple[os.DirEntry[str], bool]]:
+    """Returns what is in a folder, in the order of the names, and whether each is a folder."""
+
+    def read() -> list[tuple[os.DirEntry[str], bool]]:
+        with os.scandir(folder) as scan:
+            found = [(entry, _is_folder(entry)) for entry in scan]
+        return sorted(found, key=lambda pair: pair[0].name)
+
+    return retry(read, printable(folder))
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # DirEntry.is_dir raises an error for a link to itself.
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+    try:
+        return entry.is_dir()
+    except OSError as error:  # of a link to itself, or to what may not be looked at
+        if error.errno in PERMANENT:
+            return False
+        raise
 
 
 def _may_be_read(entry: os.DirEntry[str]) -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
+import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import grain
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.batch import Batch
 from vit_jax.data.checks import require_decodable, require_trainable, warn_of_test_split
@@ -80,8 +84,8 @@ def open_inputs(
 ) -> Inputs:
     """Opens the data set of a training run, checks its size and classes, and logs them.
 
-    No image is read. The batches are this process's part: `config.batch_size` and
-    `config.eval_batch_size` are of all processes together.
+    No image is read. All processes must call this. The batches are this process's part:
+    `config.batch_size` and `config.eval_batch_size` are of all processes together.
 
     Args:
       config: see `vit_jax.config.default`.
@@ -91,7 +95,7 @@ def open_inputs(
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
       ValueError: there is no such data set or split, the training split has fewer images than a
-        batch, or some of its classes have none.
+        batch, some of its classes have none, or the processes see different images.
       ImportError, ConnectionError: as `open_dataset`.
     """
     if dataset is None:
@@ -115,6 +119,8 @@ def open_inputs(
         labels=labels,
     )
     warn_of_test_split(dataset, train_split, test_split, labels=labels)
+    data = fingerprint(dataset, labels=labels, train=train, test=test)
+    _check_same_on_all(data, config.data.name)
     skipped = SkippedImages()
     batches = train_batches(
         train_source,
@@ -137,7 +143,7 @@ def open_inputs(
         test_batches=evaluation(test_source, num_classes=len(class_names)),
         make_eval_batches=evaluation,
         skipped_images=skipped,
-        fingerprint=fingerprint(dataset, labels=labels, train=train, test=test),
+        fingerprint=data,
     )
 
 
@@ -158,6 +164,20 @@ def evaluation_batches(
         shard=_this_shard(),
         skipped=skipped,
     )
+
+
+def _check_same_on_all(data: Fingerprint, name: str) -> None:
+    """Raises ValueError, in every process, if not all have the same fingerprint of their data."""
+    if jax.process_count() == 1:
+        return
+    hashed = np.uint32(zlib.crc32(repr(data).encode()))
+    found = np.ravel(multihost_utils.process_allgather(hashed))
+    if other := [str(process) for process, x in enumerate(found) if x != found[0]]:
+        raise ValueError(
+            f"The processes see different images: in {printable(name)}, classes or files of "
+            f"process {first_few(other)} are not those of process 0. Give all of them copies of "
+            f"the same data, or one shared folder."
+        )
 
 
 def _this_shard() -> Shard:

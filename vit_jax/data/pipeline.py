@@ -3,8 +3,8 @@
 An image that is damaged stops the run, or is skipped with `config.data.on_error="skip"`: in
 training the next image of the source takes its place, in evaluation its mask is False. Which image
 that is depends on the files alone, so that a run that is resumed still sees the same batches, bit
-for bit. What can't be read for another reason, which may pass, always stops the run, see
-`data.reading`.
+for bit. What can't be read for another reason, which may be transient, always stops the
+run, see `data.reading`.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def train_batches(
     Raises (when a batch is taken):
       ValueError: an image can't be read or decoded, or a label is out of range, and the message
         names the image; or none of all images can be used.
+      ReadError, MemoryError: an image can't be read or decoded at the moment.
     """
     size = image_shape(options.image_size)
     crop = transforms.TRAIN_CROPS[options.crop]

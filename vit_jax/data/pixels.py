@@ -1,24 +1,19 @@
-"""Pillow images and arrays of numbers as images: uint8 RGB (h, w, 3)."""
+"""Pillow images and arrays of numbers as images: uint8 RGB (h, w, 3).
+
+An exported model's program has a copy of what is said here of Pillow images, see
+`inference.program`: that needs NumPy and Pillow alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
 _TILE = 2**20  # pixels that are converted at once, so that no second copy of a large image is made
-
-# By the EXIF orientation: from an upright array to its view in which the pixels lie as in the file.
-_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: lambda x: x[:, ::-1],
-    3: lambda x: x[::-1, ::-1],
-    4: lambda x: x[::-1],
-    5: lambda x: x.swapaxes(0, 1),
-    6: lambda x: np.rot90(x),
-    7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda x: np.rot90(x, -1),
-}
 
 
 def from_pillow(image: Image.Image) -> np.ndarray:
@@ -27,31 +22,61 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     Transparent pixels are laid over white. Grey is repeated in three channels, and 12 or 16 bits
     are scaled to 8. The rotation that EXIF metadata ask for is carried out. Pixels of 32 bits have
     no fixed white: integers are taken for 0…255, and floats for 0…1 or, if one is above 2, 0…255.
+    Where a TIFF file says that zero is white, white becomes 255.
 
     Besides the Pillow image and the result, it takes some megabytes.
 
     Raises:
       ValueError: it has no pixels, or pixels of 32 bits outside these ranges, or its colours can't
-        be converted.
+        be converted; or Pillow would read this TIFF file wrongly, or take very much memory for it.
       OSError: the image's file is damaged or can't be read.
     """
     if not all(image.size):
         raise ValueError("there are no pixels")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    _check_tiff(image, tags)
     stored_as = _stored_as(image)
     image.load()
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     width, height = image.size
     rotated = orientation in (5, 6, 7, 8)
     upright = np.empty((width, height, 3) if rotated else (height, width, 3), np.uint8)
-    stored = _AS_STORED.get(orientation, lambda x: x)(upright)
-    white = 1.0 if image.mode == "F" and np.max(image.getextrema()) <= 2 else 255.0
+    # A view in which the pixels lie as in the file.
+    stored = upright.swapaxes(0, 1) if rotated else upright
+    stored = stored[:: -1 if orientation in (3, 4, 6, 7) else 1]
+    stored = stored[:, :: -1 if orientation in (2, 3, 7, 8) else 1]
+    wide = image.mode in ("I", "F")
+    white = _white(image) if wide else 255.0
+    # Pillow itself does so with at most 8 bits.
+    inverted = tags.get(262) == 0 and (wide or image.mode.startswith("I;16"))
     key = _transparent_colour(image, stored_as)
     for left, top, right, bottom in _tiles(width, height):
         tile = image.crop((left, top, right, bottom))
         if key is not None:
             tile.info["transparency"] = key
-        stored[top:bottom, left:right] = _convert(tile, 4 if stored_as == "I;12" else 8, white)
+        values = _convert(tile, 4 if stored_as == "I;12" else 8, white)
+        stored[top:bottom, left:right] = 255 - values if inverted else values
     return upright
+
+
+def _check_tiff(image: Image.Image, tags: Mapping[int, Any]) -> None:
+    """Raises ValueError for a TIFF file that Pillow reads wrongly, or with too much memory.
+
+    Args:
+      image: the file, as it was opened.
+      tags: by the numbers of TIFF 6.0; none for another format.
+    """
+    tile = [value for value in (tags.get(322), tags.get(323)) if isinstance(value, int)]
+    if math.prod(tile) > 4 * image.width * image.height + _TILE:
+        shown = " x ".join(map(str, tile))
+        raise ValueError(f"its tiles are of {shown} pixels, much larger than the image")
+    signed = image.mode == "L" and 2 in np.ravel(tags.get(339, 1))  # SampleFormat
+    # PhotometricInterpretation and Compression: YCbCr that libtiff doesn't convert.
+    if signed or (image.mode == "RGB" and tags.get(262) == 6 and tags.get(259, 1) == 1):
+        raise ValueError(
+            f"it is a TIFF file of {'signed 8-bit' if signed else 'uncompressed YCbCr'} pixels, "
+            f"which can't be read: save it as unsigned grey or RGB"
+        )
 
 
 def _stored_as(image: Image.Image) -> str:
@@ -85,6 +110,20 @@ def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
             yield left, top, min(left + columns, width), min(top + rows, height)
 
 
+def _white(image: Image.Image) -> float:
+    """Returns what a loaded image of 32-bit pixels has for white: 255 or, for floats, perhaps 1."""
+    tiles = (np.asarray(image.crop(box)) for box in _tiles(*image.size))
+    ranges = np.array([(tile.min(), tile.max()) for tile in tiles])
+    low, high = ranges.min(), ranges.max()
+    white = 1.0 if image.mode == "F" and high <= 2 else 255.0
+    if not (low >= 0 and high <= white):  # also if there is a NaN
+        raise ValueError(
+            f"its 32-bit pixels go from {low} to {high}, and what is white is not known: "
+            f"integers must be in 0…255, and floats in 0…1 or 0…255. Save it with 8 or 16 bits"
+        )
+    return white
+
+
 def _convert(image: Image.Image, shift: int, white: float) -> np.ndarray:
     """Returns a Pillow image as RGB (h, w, 3), or as grey (h, w, 1), of values in 0…255.
 
@@ -94,14 +133,7 @@ def _convert(image: Image.Image, shift: int, white: float) -> np.ndarray:
       white: what floats have for white.
     """
     if image.mode in ("I", "F"):
-        values = np.asarray(image)[..., None]
-        low, high = values.min(), values.max()
-        if not (low >= 0 and high <= white):  # also if there is a NaN
-            raise ValueError(
-                f"its 32-bit pixels go from {low} to {high}, and what is white is not known: "
-                f"integers must be in 0…255, and floats in 0…1 or 0…255. Save it with 8 or 16 bits"
-            )
-        return np.rint(values * (255 / white))
+        return np.rint(np.asarray(image)[..., None] * (255 / white))
     if image.mode.startswith("I;16"):
         values = np.asarray(image)[..., None]
         key = image.info.get("transparency")

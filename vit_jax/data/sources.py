@@ -99,7 +99,7 @@ class TfdsDataset:
     def __init__(self, name: str, data_dir: str | None = None, task: vtab.Task | None = None):
         self._builder = prepare.open_builder(name, data_dir)
         info = self._builder.info
-        self.full_name = info.full_name  # with the config and the version
+        self.name = info.full_name  # with the config and the version
         features = dict(info.features)
         image_key, label_key = info.supervised_keys or ("image", "label")
         image_bytes_of, label = (task.image, task.label) if task else (bytes, label_key)
@@ -133,7 +133,7 @@ class TfdsDataset:
             (file.filename, range(file.skip, file.skip + file.take))
             for file in info.splits[split].file_instructions
         ]
-        return TfdsSource(open_records, self._read, f"{info.full_name} {split}", files)
+        return TfdsSource(open_records, self._read, f"{self.name} {split}", files)
 
 
 def _named_labels(key: str, features: Mapping[str, Any]) -> vtab.Labels:

@@ -231,16 +231,11 @@ def open_few_shot(
       ValueError: a class has too few examples, or the data can't be used.
       FileNotFoundError: there is no data.
     """
-    splits = config.data if config.fewshot.name is None else default().data
-    name = config.fewshot.name or config.data.name
-    if dataset is None or config.fewshot.name is not None:
-        dataset = sources.open_dataset(name, config.data.dir)
-    train_split, train = sources.open_source(dataset, "train", config.fewshot.train or splits.train)
-    test_split, test = sources.open_source(dataset, "test", config.fewshot.test or splits.test)
+    dataset, (train_split, train), (test_split, test) = few_shot_splits(config, dataset)
     logger.info(
         "few-shot evaluation on %s: examples are drawn from %s (%d images), tested on %s (%d "
         "images)",
-        *(name, train_split, len(train), test_split, len(test)),
+        *(config.fewshot.name or config.data.name, train_split, len(train), test_split, len(test)),
     )
     return FewShot(
         train,
@@ -252,6 +247,22 @@ def open_few_shot(
         skip=config.data.on_error == "skip",
         test_split=test_split,
     )
+
+
+def few_shot_splits(
+    config: ConfigDict, dataset: Dataset | None = None
+) -> tuple[Dataset, tuple[str, Source], tuple[str, Source]]:
+    """Returns the data set of `config.fewshot`, and its two splits with their examples.
+
+    Arguments and errors: see `open_few_shot`.
+    """
+    splits = config.data if config.fewshot.name is None else default().data
+    if dataset is None or config.fewshot.name is not None:
+        name = config.fewshot.name or config.data.name
+        dataset = sources.open_dataset(name, config.data.dir)
+    train = sources.open_source(dataset, "train", config.fewshot.train or splits.train)
+    test = sources.open_source(dataset, "test", config.fewshot.test or splits.test)
+    return dataset, train, test
 
 
 def on_devices(program: Parallel, params: Any) -> Callable[[Batch], Batch]:

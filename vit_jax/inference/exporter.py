@@ -74,20 +74,21 @@ def export(
       `platforms`, in the format "stablehlo" only.
 
     Raises:
-      ValueError: there is no such format, the model has 2 GiB of parameters or more, its image size
-        is not known or not possible, or it can't be converted to ONNX.
+      ValueError: there is no such format, `destination` is no local path, or, of "stablehlo", not
+        UTF-8; the model has 2 GiB of parameters or more, its image size is not known or not
+        possible, or it can't be converted to ONNX.
       FileExistsError: there is something at `destination` or beside it, which is left as it is.
       ImportError: jax2onnx is not installed.
       OSError: a file can't be written; then none of them is there.
     """
-    is_bucket = files.is_bucket(destination)  # refused below
-    path = pathlib.Path(destination) if is_bucket else files.local_path(destination)
-    require_unicode(path)
+    path = files.local_path(destination)
     format = format or ("onnx" if path.suffix == ".onnx" else "stablehlo")
     if format not in FORMATS:
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
+    if format == "stablehlo":
+        require_unicode(path)  # JAX can't run a program there, and the one beside the file needs it
     json_path, program_path = path.with_suffix(".json"), path.with_suffix(".py")
-    if "://" in os.fspath(destination) or path in (json_path, program_path):
+    if path in (json_path, program_path):
         raise ValueError(
             f"{destination}: give a local path, such as model.stablehlo, which gets a model.json "
             f"and a model.py beside it."
@@ -196,8 +197,9 @@ def _write_onnx(checkpoint: Checkpoint, description: dict[str, Any], path: pathl
     onnx.helper.set_model_props(
         model, {k: v if isinstance(v, str) else json.dumps(v) for k, v in description.items()}
     )
-    path.write_bytes(model.SerializeToString())
-    _check_outputs(checkpoint, path)
+    serialized = model.SerializeToString()
+    path.write_bytes(serialized)
+    _check_outputs(checkpoint, serialized)
 
 
 @contextlib.contextmanager
@@ -213,7 +215,7 @@ def _conversion_errors(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _check_outputs(checkpoint: Checkpoint, path: pathlib.Path) -> None:
+def _check_outputs(checkpoint: Checkpoint, serialized: bytes) -> None:
     """Raises ValueError if onnxruntime's outputs for two images of noise differ from JAX's."""
     import onnxruntime
 
@@ -224,7 +226,9 @@ def _check_outputs(checkpoint: Checkpoint, path: pathlib.Path) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors are raised, too
     with _conversion_errors(checkpoint):
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            serialized, options, providers=["CPUExecutionProvider"]
+        )
         (found,) = session.run(None, {"images": images})
     difference, largest = np.abs(found - wanted).max(), np.abs(wanted).max()
     if not difference <= _TOLERANCE * largest:

@@ -12,7 +12,8 @@ import string
 import sys
 from typing import Any
 
-from vit_jax.data.transforms import resize, resize_window
+from vit_jax.data import pixels
+from vit_jax.data.transforms import FORMATS, resize, resize_window
 
 # A file of one of these names would be imported in the place of what the program needs.
 HIDING = {*sys.stdlib_module_names, "PIL", "cv2", "flatbuffers", "jax", "jaxlib", "ml_dtypes"}
@@ -26,12 +27,17 @@ It needs these packages, and not vit_jax:
   pip install $packages
 """
 
+from __future__ import annotations
+
 import json
+import math
 import pathlib
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 $imports
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 MODEL = pathlib.Path(__file__).with_name($file)
 SIZE = $size  # height and width, in pixels, of the model's images
@@ -45,16 +51,14 @@ def run(images):
 
 def read_image(file):
     """Returns an image as uint8 RGB (height, width, 3), upright, over white."""
-    image = ImageOps.exif_transpose(Image.open(file))
-    if image.mode in ("I", "F"):
-        raise OSError("pixels of 32 bits have no known range: save it with 8 or 16 bits")
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    try:
+        with Image.open(file, formats=$formats) as image:
+            return from_pillow(image)
+    except Exception as error:  # damaged files make decoders raise errors of many kinds
+        raise OSError(str(error) or type(error).__name__) from error
 
+
+$pixels
 
 $resize
 
@@ -78,8 +82,8 @@ if __name__ == "__main__":
     for file in sys.argv[1:]:
         try:
             print(*map(shown, [file, *answer(file)]), sep="  ")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            sys.exit(f"{file}: {error}")
+        except OSError as error:
+            sys.exit(f"{shown(file)}: {shown(error)}")
 ''')
 
 _JAX = {
@@ -95,7 +99,9 @@ _ONNX = {
     "packages": "onnxruntime",
     "imports": "import cv2\nimport numpy as np\nimport onnxruntime",
     "load": """\
-session = onnxruntime.InferenceSession(MODEL, providers=onnxruntime.get_available_providers())
+session = onnxruntime.InferenceSession(
+    MODEL.read_bytes(), providers=onnxruntime.get_available_providers()
+)
 NAMES = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])""",
     "run": 'session.run(None, {"images": images})[0]',
 }
@@ -154,7 +160,15 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
         output=outputs["name"],
         outputs=outputs["shape"][1],
         shape=", ".join(map(str, images["shape"])),
+        formats=FORMATS,
+        pixels=_source_of_pixels(),
         resize=f"{inspect.getsource(resize)}\n\n{inspect.getsource(resize_window)}",
         crop=CROPS[description["eval_crop"]].format_map(description),
         answer=_CLASSES if has_head else _REPRESENTATION,
     )
+
+
+def _source_of_pixels() -> str:
+    """Returns the source of `from_pillow` and of all that it calls."""
+    source = inspect.getsource(pixels)
+    return source[source.index("_TILE = ") : source.index("def from_array")].rstrip() + "\n"

@@ -17,6 +17,8 @@ import numpy as np
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.names import printable
 from vit_jax.data.builders import rendered_flowers
+from vit_jax.data.dataset import ExampleError
+from vit_jax.data.reading import read_file
 from vit_jax.inference.classifier import (
     Classifier,
     prepare,
@@ -246,7 +248,8 @@ def _read_upload(upload: Mapping[str, Any], folder: str, max_megabytes: float) -
 
     Args:
       upload: what the browser sends: `path`, on this machine, and `orig_name`.
-      folder: where uploads are. A forged request could name any file of this machine.
+      folder: where uploads are. A forged request could name any file of this machine, or an address
+        that Gradio has downloaded to `folder`, whatever its size.
       max_megabytes: as for `build_page`.
 
     Raises:
@@ -262,7 +265,9 @@ def _read_upload(upload: Mapping[str, Any], folder: str, max_megabytes: float) -
             f"{name} has {megabytes:.1f} MB: files of more than {max_megabytes:g} MB are refused."
         )
     try:
-        return read_image(path.read_bytes())
+        return read_image(read_file(path))
+    except ExampleError as error:  # of `read_file`: its message has the path on this machine
+        raise ValueError(f"{name} {error.reason}.") from error
     except ValueError as error:
         raise ValueError(f"{name} is {error}. Try a photo as JPEG, PNG or WebP.") from error
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 MEGABYTE = 2**20
 _PREFIX = "vit_jax-page-"  # of the folders of uploads
 _SESSIONS = 100  # visitors whose last image is kept for the sliders: about 1 MB each
-_SETTING = re.compile(
+_NETWORK_VARIABLES = re.compile(
     "_proxy$|^ssl_cert_(file|dir)$|^gradio_(server_name|server_port|num_ports)$", re.IGNORECASE
 )
 
@@ -49,34 +49,32 @@ def private_uploads() -> Iterator[str]:
             if is_locked:
                 shutil.rmtree(left)
     while True:
-        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-        with _locked(folder, wait=True):
+        new = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True)
+        with new as folder, _locked(folder, wait=True):
             if not os.path.isdir(folder):
                 continue  # a page that started at the same time has removed it
             os.environ["GRADIO_TEMP_DIR"] = folder
             try:
                 yield folder
             finally:
-                os.environ.pop("GRADIO_TEMP_DIR")
-                if given:
+                del os.environ["GRADIO_TEMP_DIR"]
+                if given is not None:
                     os.environ["GRADIO_TEMP_DIR"] = given
-                shutil.rmtree(folder, ignore_errors=True)
             return
 
 
 @contextlib.contextmanager
 def _locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[bool]:
     """Locks a folder within the block; yields False if that can't be done."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             is_locked = True
-        except OSError:  # it is locked, or its file system has no locks
+        except OSError:  # it is gone or locked, or its file system has no locks
             is_locked = False
         yield is_locked
-    finally:
-        os.close(descriptor)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -124,7 +122,7 @@ def serve(
       host: the address to listen on, or a name of it.
       port: the port to listen on; 0 takes one that is free.
       allowed_hosts: other names under which browsers reach the page.
-      max_megabytes: largest size of an upload, in 2^20 bytes; a larger one is broken off.
+      max_megabytes: largest size of an upload, in 2^20 bytes; a larger upload is refused.
 
     Raises:
       OSError: this address and port can't be listened on.
@@ -166,7 +164,9 @@ def without_network_settings() -> Iterator[None]:
     Gradio makes clients of HTTP when it is imported, and raises an error where these are wrong. The
     page connects to nothing but itself, and its address is that of the command line.
     """
-    hidden = {name: os.environ.pop(name) for name in [*os.environ] if _SETTING.search(name)}
+    hidden = {
+        name: os.environ.pop(name) for name in [*os.environ] if _NETWORK_VARIABLES.search(name)
+    }
     try:
         yield
     finally:
@@ -196,47 +196,48 @@ def refuse_other_sites(
     from starlette.responses import PlainTextResponse
 
     allowed = {name.lower() for name in allowed_hosts}
-    names = {"localhost", socket.gethostname().lower(), host.lower(), *allowed}
+    names = {"localhost", socket.gethostname().lower(), host.lower(), *allowed} - {""}
     own = ipaddress.ip_address(address)
-    is_said = False
+    has_warned = False
 
-    def is_own_address(name: str | None) -> bool:
+    def is_own_address(name: str) -> bool:
         try:
-            found = ipaddress.ip_address(name or "")
+            found = ipaddress.ip_address(name)
         except ValueError:
             return False
         return found == own or found.is_loopback or own.is_unspecified
 
     def refusal(headers: Headers) -> str | None:
-        asked = ",".join(headers.getlist("host")).lower()
-        name = _name(asked)
+        host_header = ",".join(headers.getlist("host")).lower()
+        name = _name(host_header)
         if name not in names and not is_own_address(name):
-            return f"it asked for the host {asked!r}"
+            return f"it asked for the host {host_header!r}"
         for origin in map(str.lower, headers.getlist("origin")):
-            scheme, _, place = origin.partition("://")
-            if scheme not in ("http", "https") or (place != asked and _name(place) not in allowed):
-                return f"a page of {origin!r} sent it to {asked!r}"
+            scheme, _, authority = origin.partition("://")
+            is_right = authority == host_header or _name(authority) in allowed
+            if scheme not in ("http", "https") or not is_right:
+                return f"a page of {origin!r} sent it to {host_header!r}"
         return None
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        nonlocal is_said
+        nonlocal has_warned
         reason = refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
         if reason is None:
             await app(scope, receive, send)
             return
         message = f"Refused a request: {reason}. --allow_host=NAME allows another host."
-        if not is_said:
+        if not has_warned:
             logger.warning("%s", message)
-            is_said = True
+            has_warned = True
         await PlainTextResponse(message, 403)(scope, receive, send)
 
     return answer
 
 
-def _name(place: str) -> str | None:
-    """Returns the name or address in NAME[:PORT]; None if it is not of this form."""
-    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^][:/@?#\\\s]+))(?::\d+)?", place)
-    return match and (match[1] or match[2])
+def _name(authority: str) -> str:
+    """Returns the name or address in NAME[:PORT]; "" if it is not of this form."""
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^][:/@?#\\\s]+))(?::\d+)?", authority)
+    return (match[1] or match[2]) if match else ""
 
 
 if TYPE_CHECKING:

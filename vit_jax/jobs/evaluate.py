@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from typing import Any
 
@@ -17,17 +16,15 @@ from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.common.files import write_csv
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import class_name, printable
-from vit_jax.config.keys import comparable_name, is_folder
+from vit_jax.config.keys import is_folder
 from vit_jax.data import sources, splits
-from vit_jax.data.builders import vtab
-from vit_jax.data.dataset import Dataset, Source
-from vit_jax.data.fingerprint import Fingerprint, find_differences, fingerprint
+from vit_jax.data.dataset import Dataset
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
 from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
-from vit_jax.jobs.resume import OTHER_DIVISION, divided_otherwise
 from vit_jax.jobs.runs import write_tables
+from vit_jax.jobs.same_data import splits_of_run, warn_of_other_images
 from vit_jax.jobs.validation import validate
 from vit_jax.training.classification import classification
 from vit_jax.training.fit_memory import fit_evaluation
@@ -96,7 +93,7 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "%s: evaluated on %s, %s (%d images). %s",
         *(printable(checkpoint.path), printable(config.data.name), split, len(source), reason),
     )
-    _warn_of_other_data(config, checkpoint, dataset, split, source)
+    warn_of_other_images(checkpoint, config.data.name, dataset, split, source)
     options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
     objective = classification(checkpoint.model(dtype=config.dtype), confusion=True)
     config = fit_evaluation(config, objective.evaluate, checkpoint.params, options.image_size)
@@ -152,62 +149,17 @@ def choose_split(config: ConfigDict, checkpoint: Checkpoint, dataset: Dataset) -
     """
     if config.data.test is not None:
         return config.data.test, "data.test names this split."
-    trained_on = checkpoint.config.data if checkpoint.step else None
+    if of_run := splits_of_run(checkpoint, config.data.name, dataset):
+        return of_run[1], "It is the test split of the checkpoint's training."
     own, held_out = splits.own_test_split(dataset.splits), splits.default_splits(dataset.splits)[1]
-    if trained_on and _is_same_data(trained_on.name, config.data.name):
-        return trained_on.test or held_out, "It is the test split of the checkpoint's training."
     if own is not None:
         return own, "It is the data set's own split for this."
-    training = trained_on.name if trained_on else "data that its file doesn't name"
+    known = checkpoint.step > 0
+    training = checkpoint.config.data.name if known else "data that its file doesn't name"
     return "+".join(dataset.splits), (
         f"These are all its images, because the checkpoint was trained on {training}. If that "
         f"included some of these images, set data.test to a split without them, such as {held_out}."
     )
-
-
-def _warn_of_other_data(
-    config: ConfigDict, checkpoint: Checkpoint, dataset: Dataset, split: str, source: Source
-) -> None:
-    """Warns if a checkpoint is evaluated on the test split of its run, and its data have changed.
-
-    Args:
-      config: names the data set.
-      checkpoint: as for `choose_split`.
-      dataset: the data set that is opened.
-      split: what it is evaluated on.
-      source: the split's examples.
-    """
-    trained_on = checkpoint.config.data if checkpoint.step else None
-    if not trained_on or not _is_same_data(trained_on.name, config.data.name):
-        return
-    train, test = splits.default_splits(dataset.splits)
-    train, test = trained_on.train or train, trained_on.test or test
-    if split != test:
-        return
-    old = Fingerprint((), checkpoint.data)
-    new = fingerprint(dataset, labels=False, test=(split, source))
-    found = find_differences(old, new, parts=("test",))
-    if old.splits is None and divided_otherwise(dataset, train, test):
-        found = [OTHER_DIVISION]
-    if found:
-        logger.warning(
-            "%s may have been trained on some images of %s, and the accuracy may be too high. They "
-            "are not those that its run held out: %s.",
-            *(checkpoint.path, split, found[0]),
-        )
-
-
-def _is_same_data(a: str, b: str) -> bool:
-    """Returns True if two values of `data.name` name the same data, in any version or config."""
-
-    def bare(name: str) -> str:
-        if is_folder(name):
-            return comparable_name(name)
-        if name.startswith("vtab/"):
-            name = vtab.task(name.removeprefix("vtab/")).dataset
-        return re.split("[:/]", name)[0]
-
-    return bare(a) == bare(b)
 
 
 def _with_intervals(metrics: dict[str, float], images: int) -> dict[str, float]:

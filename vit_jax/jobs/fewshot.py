@@ -10,10 +10,17 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.data.inputs import evaluation_batches
-from vit_jax.evaluation.fewshot import feature_extractor, on_devices, open_few_shot, summarize
+from vit_jax.evaluation.fewshot import (
+    feature_extractor,
+    few_shot_splits,
+    on_devices,
+    open_few_shot,
+    summarize,
+)
 from vit_jax.evaluation.intervals import with_interval
 from vit_jax.jobs.evaluate import checkpoint_view
 from vit_jax.jobs.runs import write_tables
+from vit_jax.jobs.same_data import warn_of_other_images
 from vit_jax.jobs.validation import validate
 from vit_jax.training.fit_memory import fit_evaluation
 from vit_jax.training.parallel import make_program
@@ -53,12 +60,14 @@ def _few_shot(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     options, model = checkpoint_view(config, checkpoint), checkpoint.model(dtype=config.dtype)
     extract = feature_extractor(model)
     config = fit_evaluation(config, extract, checkpoint.params, options.image_size)
+    data = config.fewshot.name or config.data.name
+    dataset, _, test = few_shot_splits(config)
+    warn_of_other_images(checkpoint, data, dataset, *test)
     probe = open_few_shot(config, evaluation_batches(config, options))
     program = make_program(config, extract_features=extract)
     scores = probe.measure(on_devices(program, program.place(checkpoint.params)))
 
     table, images = folder / "fewshot.csv", scores[0].images
-    data = config.fewshot.name or config.data.name
     columns: dict[str, float] = {}
     shown = []
     for name, (mean, deviation) in summarize(scores).items():

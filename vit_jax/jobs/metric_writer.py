@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from vit_jax.common.files import is_bucket, replacing
+from vit_jax.common.files import is_bucket, reason_of, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +107,11 @@ class MetricWriter:
         try:
             yield
         except OSError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             raise OSError(
                 f"{self._path} or the TensorBoard events beside it can't be written: "
-                f"{error.strerror or error}. The checkpoints are as they were; the same command "
-                f"goes on from the newest."
+                f"{reason_of(cause)}. Checkpoints, if there are any, are as they were. When there "
+                f"is space, and permission, the same command goes on."
             ) from error
 
 
@@ -180,10 +181,10 @@ def _keep_rows(path: pathlib.Path, steps_done: int, columns: Sequence[str]) -> N
     """Rewrites the file with the rows up to `steps_done`. The file is whole at every moment."""
     rows = []
     if path.exists():
-        lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):  # it was being written when the run ended
-            lines.pop()
         try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines(keepends=True)
+            if lines and not lines[-1].endswith("\n"):  # it was being written when the run ended
+                lines.pop()
             rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= steps_done]
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise ValueError(

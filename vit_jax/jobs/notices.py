@@ -79,22 +79,23 @@ def _log_other_rate(
     old = default()
     keys = ("total_steps", "epochs", "batch_size", *(f"optim.{key}" for key in old.optim))
     old.update_from_flattened_dict({key: look_up(saved, key, old[key]) for key in keys})
-    if old.total_steps is None and old.epochs is None:
+    if old.total_steps is None and old.epochs is None:  # no run wrote it, but `convert`
         return
     old_steps = run_length(old, images)
-    before = learning_rate_schedule(old.optim, old_steps)
-    after = learning_rate_schedule(config.optim, total_steps)
-    last, expected, found = (f"{x:.3g}" for x in (before(step - 1), before(step), after(step)))
-    if expected != found:
+    before, after = (
+        f"{learning_rate_schedule(optim, steps)(step):.3g}"
+        for optim, steps in ((old.optim, old_steps), (config.optim, total_steps))
+    )
+    if before != after:
+        reason = "keys of optim were changed"
+        if old_steps != total_steps:
+            reason = (
+                f"its schedule was for a run of {old_steps} steps, and is now for one of "
+                f"{total_steps}"
+            )
         logger.warning(
-            "The learning rate goes from %s in step %d to %s in step %d: its schedule was for a "
-            "run of %d steps, and is now for one of %d.",
-            last,
-            step,
-            found,
-            step + 1,
-            old_steps,
-            total_steps,
+            "The learning rate is %s in step %d, and would have been %s: %s.",
+            *(after, step + 1, before, reason),
         )
 
 
@@ -107,12 +108,16 @@ def _log_new_head(pretrained: Checkpoint, class_names: Sequence[str] | None) -> 
     """
     where = pretrained.path
     if class_names is None:
-        logger.info("The layers that predict patches start anew: those of %s are not used.", where)
+        logger.info(
+            "The layers that predict patches are initialised at random: those of %s are not used.",
+            where,
+        )
         return
     if not pretrained.num_classes:
         reason = f"{where} has none"
     elif sorted(pretrained.class_names) == sorted(class_names):
         reason = f"that of {where} is not used, though it is for the same classes"
     else:
-        reason = f"that of {where} is for {pretrained.num_classes} others"
-    logger.info("The head for %d classes starts anew: %s.", len(class_names), reason)
+        reason = f"that of {where}, for {pretrained.num_classes} classes, is not used"
+    count = len(class_names)
+    logger.info("The head for %d classes is initialised at random: %s.", count, reason)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints.checkpoint import Checkpoint, read_config, read_fingerprint
+from vit_jax.checkpoints.checkpoint import Checkpoint, read_run
 from vit_jax.checkpoints.manager import CheckpointManager
-from vit_jax.common.names import printable
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import (
     all_keys,
@@ -22,23 +20,19 @@ from vit_jax.config.keys import (
     overlap,
     short_repr,
 )
-from vit_jax.data.dataset import Dataset
-from vit_jax.data.fingerprint import Fingerprint, find_differences
-from vit_jax.data.folders import FolderDataset
+from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.data.inputs import Inputs
-from vit_jax.data.splits import is_sliced
 from vit_jax.jobs.pending import HostMetrics
+from vit_jax.jobs.same_data import find_changes, refuse_changes, warn_of_other_images
 from vit_jax.models import attributes
 from vit_jax.training.parallel import Parallel
-from vit_jax.training.setup import Setup
+from vit_jax.training.setup import Setup, run_length
 from vit_jax.training.step import TrainState
 from vit_jax.weights import surgery
 from vit_jax.weights.api import load_for_new_head
 from vit_jax.weights.catalogue import published_source
 
 logger = logging.getLogger(__name__)
-
-OTHER_DIVISION = "an earlier version of vit_jax trained it, which divided folders in another way"
 
 
 class Start(NamedTuple):
@@ -49,38 +43,63 @@ class Start(NamedTuple):
         or the pretrained weights.
       checkpoints: the run's.
       latest: the step of the newest checkpoint, None if there is none.
-      accumulate_steps: the number of micro-batches up to that checkpoint, None if there is none.
       pretrained: the weights that `init_from` names, None if they are not needed.
       saved: the configuration of that checkpoint, None if there is none.
       data: the fingerprint of the data that the checkpoint was trained on, None if there is none.
-      same_test: False if `config.data.test` is not the checkpoint's.
     """
 
     config: ConfigDict
     checkpoints: CheckpointManager
-    latest: int | None
-    accumulate_steps: int | None
-    pretrained: Checkpoint | None
-    saved: ConfigDict | None
-    data: Fingerprint | None
-    same_test: bool
+    latest: int | None = None
+    pretrained: Checkpoint | None = None
+    saved: ConfigDict | None = None
+    data: Fingerprint | None = None
 
     @property
     def step(self) -> int:
         """The number of updates that are done."""
         return self.latest or 0
 
-    def check_same_data(self, inputs: Inputs) -> None:
-        """Refuses data that are not those which the checkpoint was trained on; see the function."""
-        if self.data is not None:
-            check_same_data(
-                self.config,
-                self.data,
-                inputs.fingerprint,
-                inputs.dataset,
-                where=self.checkpoints.path(self.step),
-                parts=("train", "test") if self.same_test else ("train",),
-            )
+    @property
+    def accumulate_steps(self) -> int | None:
+        """The number of micro-batches up to the newest checkpoint, None if there is none."""
+        # A checkpoint of an early version has no such key.
+        return None if self.saved is None else self.saved.get("accumulate_steps") or 1
+
+    def check_same_data(self, inputs: Inputs) -> bool:
+        """Refuses data that are not those of the run so far, see `same_data.refuse_changes`.
+
+        It warns if the pretrained weights may have been trained on images of the test split.
+
+        Returns:
+          True if a run goes on with other data, because the user says so.
+        """
+        dataset, now = inputs.dataset, inputs.fingerprint
+        if self.pretrained is not None:
+            test = (inputs.test_split, inputs.test_source)
+            warn_of_other_images(self.pretrained, self.config.data.name, dataset, *test)
+        if self.data is None or self.saved is None:
+            return False
+        same_test = self.config.data.test == self.saved.data.test
+        found = find_changes(
+            self.data,
+            now,
+            dataset,
+            parts=("train", "test") if same_test else ("train",),
+            is_finished=self.step >= run_length(self.config, len(inputs.train_source)),
+        )
+        where = self.checkpoints.path(self.step)
+        before, classes = len(self.data.class_names), len(now.class_names)
+        fits = before == classes or not (before and classes)
+        advice = (
+            "Take the run's own data, or another --workdir, or go on with these: "
+            "--config.checkpoint.other_data=true."
+            if fits
+            else f"Its head is for {before} classes, and these data have {classes}: take the run's "
+            f"own data, or another --workdir, with --config.init_from={where}."
+        )
+        refuse_changes(self.config, found, where=where, advice=advice, may_go_on=fits)
+        return bool(found)
 
     def first_state(self, setup: Setup, program: Parallel) -> tuple[TrainState, list[HostMetrics]]:
         """Returns the state, placed on the devices, and the pending metrics.
@@ -115,18 +134,16 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
     checkpoints = CheckpointManager(
         workdir, config.checkpoint.keep, fallback=config.checkpoint.fallback
     )
-    latest, accumulate_steps, pretrained = checkpoints.latest_step(), None, None
-    saved, data, same_test = None, None, True
-    if latest is not None:
-        saved = read_config(workdir)
-        accumulate_steps = saved.get("accumulate_steps") or 1  # an old checkpoint may have none
+    if (latest := checkpoints.latest_step()) is not None:
+        saved, data = read_run(workdir)
         config = _with_attributes_of(saved, config)
         check_same_run(config, saved, checkpoints.path(latest))
-        data, same_test = read_fingerprint(workdir), config.data.test == saved.data.test
-    elif config.init_from is not None:
+        return Start(config, checkpoints, latest=latest, saved=saved, data=data)
+    if config.init_from is not None:
         pretrained = _load_pretrained(config)
         config = _with_attributes_of(pretrained.config, config)
-    elif config.init_expected:
+        return Start(config, checkpoints, pretrained=pretrained)
+    if config.init_expected:
         logger.warning(
             "Fine-tuning starts from random parameters, because init_from is None. To start from "
             "weights of %s, add for example --config.init_from=%s. It takes a published name, "
@@ -134,7 +151,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
             config.model.variant,
             published_source(config.model.variant) or "WORKDIR",
         )
-    return Start(config, checkpoints, latest, accumulate_steps, pretrained, saved, data, same_test)
+    return Start(config, checkpoints)
 
 
 # ------------------------------------------------------------------------------ pretrained weights
@@ -242,55 +259,11 @@ def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
     message = "".join(f"\n- {change}" for change in changes(config, saved))
     if message and not config.checkpoint.other_config:
         raise ValueError(
-            f"{where} is of another configuration:{message}\nTake the run's own values, or another "
-            f"--workdir, or go on with these: --config.checkpoint.other_config=true."
+            f"{where} was trained with another configuration:{message}\nTake the run's own values, "
+            f"or another --workdir, or go on with these: --config.checkpoint.other_config=true."
         )
     if message:
         logger.info("going on with another configuration:%s", message)
-
-
-def check_same_data(
-    config: ConfigDict,
-    old: Fingerprint,
-    new: Fingerprint,
-    dataset: Dataset,
-    *,
-    where: str,
-    parts: Sequence[str] = ("train", "test"),
-) -> None:
-    """Refuses data that are not those of an earlier run.
-
-    Args:
-      config: the run's. With `checkpoint.other_data` nothing is refused.
-      old: of the data of the earlier run.
-      new: of the data as they are now.
-      dataset: the data set as it is now.
-      where: the checkpoint or result of the earlier run, for the message.
-      parts: the splits that must be the same.
-
-    Raises:
-      ValueError: the data differ; lists the differences, and says what can be done. Or the run is
-        of a version that divided folders in another way.
-    """
-    found = find_differences(old, new, parts)
-    if old.splits is None and new.splits is not None:
-        split = new.splits["train"]["split"]
-        if divided_otherwise(dataset, split):
-            found.append(f"{OTHER_DIVISION}, so {split} now has images that the run held out")
-    message = "".join(f"\n- {difference}" for difference in found)
-    if message and not config.checkpoint.other_data:
-        raise ValueError(
-            f"{where} is of other data than {printable(config.data.name)} has now:{message}\nTake "
-            f"the run's own data, or another --workdir, or go on with these: "
-            f"--config.checkpoint.other_data=true."
-        )
-    if message:
-        logger.info("going on with other data:%s", message)
-
-
-def divided_otherwise(dataset: Dataset, *splits: str) -> bool:
-    """Returns True if version 0.1 took other images for some splits: parts of a folder's images."""
-    return isinstance(dataset, FolderDataset) and all(map(is_sliced, splits))
 
 
 def _comparable(key: str, value: Any) -> Any:

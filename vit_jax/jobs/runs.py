@@ -17,13 +17,16 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.checkpoint import read_config
-from vit_jax.common.files import write_csv, write_file
+from vit_jax.common.files import replacing, write_csv, write_file
 from vit_jax.common.names import printable
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up, short_repr
 from vit_jax.data import sources
+from vit_jax.data.dataset import Dataset
 from vit_jax.data.fingerprint import Fingerprint, fingerprint
-from vit_jax.jobs.resume import changes, check_same_data, divided_otherwise
+from vit_jax.evaluation.fewshot import few_shot_splits
+from vit_jax.jobs.resume import changes
+from vit_jax.jobs.same_data import find_changes, refuse_changes
 from vit_jax.jobs.signals import Interrupted
 from vit_jax.jobs.train import train
 from vit_jax.training.setup import needs_labels
@@ -36,6 +39,8 @@ _OF_THE_RESULT = (
     *("data.test", "data.eval_crop", "data.on_error", "on_nonfinite"),
     *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "name", "train", "test")),
 )
+# What it depends on of the data, see `_fingerprint`.
+_PARTS = ("train", "test", "few-shot train", "few-shot test")
 
 
 def train_once(
@@ -57,28 +62,27 @@ def train_once(
 
     Raises:
       ValueError: the folder holds the result of another configuration, see `result_changes`, or of
-        other data, see `resume.check_same_data`; or as `train`.
+        other data, see `same_data.refuse_changes`, or is damaged; or as `train`.
       Interrupted: a signal came. If the run was complete all the same, its result is written.
     """
     path = workdir / "summary.json"
     dataset = sources.open_dataset(config.data.name, config.data.dir)
-    splits = {x: sources.open_source(dataset, x, config.data[x]) for x in ("train", "test")}
-    data = fingerprint(dataset, labels=needs_labels(config), **splits)
+    data = _fingerprint(config, dataset)
     if path.exists():
-        stored = json.loads(path.read_bytes())
+        stored = _read_result(path)
         if found := result_changes(config, ConfigDict(stored["config"])):
             raise ValueError(
                 f"{workdir} holds the result of another configuration: {'; '.join(found)}. Take a "
                 f"new workdir, or remove this folder to train again."
             )
-        if "data" in stored:
-            check_same_data(config, Fingerprint(**stored["data"]), data, dataset, where=str(path))
-        elif divided_otherwise(dataset, splits["train"][0]):
-            logger.warning(
-                "%s has the result of an earlier version of vit_jax, which held out other images "
-                "of %s than today's: don't compare it with new results.",
-                *(path, printable(config.data.name)),
-            )
+        old = Fingerprint(**stored.get("data", {"class_names": (), "splits": None}))
+        refuse_changes(
+            config,
+            find_changes(old, data, dataset, parts=_PARTS, is_finished=True),
+            where=str(path),
+            advice="Take a new workdir, remove this folder to train again, or keep this result of "
+            "the other data: --config.checkpoint.other_data=true.",
+        )
         return stored["summary"]
     logger.info("run %s", workdir)
     checked = set() if checked is None else checked
@@ -89,7 +93,7 @@ def train_once(
         run.accumulate_steps = _micro_batches_of(like, run.batch_size)
     number = None
     try:
-        summary = train(run, workdir)
+        summary = train(run, workdir, dataset)
     except Interrupted as error:
         if error.summary is None:
             raise
@@ -128,6 +132,43 @@ def result_changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
     return found
 
 
+def _fingerprint(config: ConfigDict, dataset: Dataset) -> Fingerprint:
+    """Returns the fingerprint of all data that the result of a run depends on, by `_PARTS`."""
+    splits = {x: sources.open_source(dataset, x, config.data[x]) for x in ("train", "test")}
+    found = fingerprint(dataset, labels=needs_labels(config), **splits)
+    if config.fewshot.every:
+        dataset, train, test = few_shot_splits(config, dataset)
+        few_shot = fingerprint(dataset, labels=False, train=train, test=test).splits or {}
+        named = {f"few-shot {part}": values for part, values in few_shot.items()}
+        found = found._replace(splits={**(found.splits or {}), **named})
+    return found
+
+
+def _read_result(path: epath.Path) -> dict[str, Any]:
+    """Returns what `train_once` wrote to a summary.json.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_bytes())
+        config, summary = ConfigDict(stored["config"]), stored["summary"]
+        if not isinstance(config.model.variant, str):
+            raise TypeError("config.model.variant is no text")
+        config.data.name, config.optim.lr, int(summary["step"])
+        if config.get("objective", "classification") == "classification":
+            float(summary["test_accuracy"])
+        if "data" in stored:
+            Fingerprint(**stored["data"])
+            [(x["split"], x["images"], x["ids"]) for x in stored["data"]["splits"].values()]
+    except (LookupError, AttributeError, TypeError, ValueError, IsADirectoryError) as error:
+        raise ValueError(
+            f"{printable(path)} is damaged: remove it, and the run is evaluated again from its "
+            f"checkpoint."
+        ) from error
+    return stored
+
+
 def _micro_batches_of(workdir: epath.Path, batch_size: int) -> int | None:
     """Returns a run's `accumulate_steps`; None if it is unknown or doesn't divide the batch."""
     try:
@@ -147,7 +188,7 @@ def find_test_split(config: ConfigDict) -> tuple[str, int]:
 def write_tables(
     path: epath.Path, rows: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]
 ) -> None:
-    """Writes a CSV file and, beside it, a Markdown table, which is logged.
+    """Writes a CSV file and, beside it, a Markdown table, which is logged; both or neither.
 
     Args:
       path: where the CSV file goes.
@@ -156,10 +197,11 @@ def write_tables(
     """
     if jax.process_index() != 0:
         return
-    write_csv(path, [rows[0], *(row.values() for row in rows)])
     lines = [shown[0], ["---"] * len(shown[0]), *(row.values() for row in shown)]
     text = "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
-    write_file(path.with_suffix(".md"), text)
+    with replacing(path.with_suffix(".md")) as partial:
+        partial.write_bytes(text.encode())
+        write_csv(path, [rows[0], *(row.values() for row in rows)])
     logger.info("%s\n%s", printable(path), text)
 
 

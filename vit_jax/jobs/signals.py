@@ -181,8 +181,9 @@ class StopSignals:
         if first is None:
             again = "press Ctrl-C" if number == signal.SIGINT else "send SIGTERM"
             # `tqdm.write` clears the bar and draws it again below.
-            with contextlib.suppress(OSError, AttributeError):  # nobody reads stderr; there is none
-                tqdm.write(f"{self._work_left()}; {again} again to stop now", file=sys.stderr)
+            if sys.stderr is not None:  # else `tqdm.write` would take stdout
+                with contextlib.suppress(OSError):  # nobody reads stderr any more
+                    tqdm.write(f"{self._work_left()}; {again} again to stop now", file=sys.stderr)
             if self._several:
                 os.kill(os.getpid(), signal.SIGTERM)
         elif now - first[1] > _REPEATED:

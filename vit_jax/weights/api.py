@@ -49,7 +49,8 @@ def load(
     Parameters that need no change are read when NumPy asks for them.
 
     Args:
-      source: one of these. Downloads are kept in the repository's folder `checkpoints/`.
+      source: one of these. Downloads are kept in the folder `checkpoints/` of a clone of the
+        repository; of an installed wheel, in `~/.cache/vit_jax/checkpoints/`.
         - a run's workdir, or the folder of one of its checkpoints; also in a bucket
           (`gs://BUCKET/PATH`)
         - an `.npz` file with the names of the published JAX checkpoints
@@ -264,11 +265,11 @@ def _lost_in(checkpoint: Checkpoint, row: Format, written: TensorFile) -> list[s
       ValueError: whoever reads the file finds another model in it, or none.
     """
     found = recognise.to_checkpoint(written)
-    model, image_shape = checkpoint.model(), checkpoint.image_shape
+    model, other, image_shape = checkpoint.model(), found.model(), checkpoint.image_shape
     differences = [
         f"{key}={getattr(model, key)!r}"
         for key in ("num_classes", *attributes.names("size", "weights", "mathematics"))
-        if getattr(model, key, None) != getattr(found.model(), key, None)
+        if getattr(model, key, None) != getattr(other, key, None)
     ]
     if image_shape is not None and found.image_shape != image_shape:
         differences.append(f"image_size={image_shape}")

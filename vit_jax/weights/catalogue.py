@@ -18,7 +18,7 @@ from vit_jax.weights.formats import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = REPOSITORY / "checkpoints"  # downloads go there, see `_downloads`
+CHECKPOINTS = REPOSITORY / "checkpoints"  # of a clone: downloads go there, see `_downloads`
 _AUGREG = "vit_models/augreg"  # BUCKET/FOLDER in Google Cloud Storage
 
 
@@ -171,7 +171,7 @@ def _storage() -> str:
 
 
 def _downloads() -> pathlib.Path:
-    """Returns the folder of downloads: a wheel's own is no place for them.
+    """Returns the folder of downloads: of a clone, `checkpoints/`; of a wheel, the user's cache.
 
     Raises:
       FileNotFoundError: the user has no home folder, see `local_path`.

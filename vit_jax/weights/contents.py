@@ -12,8 +12,8 @@ Kind = Literal["npz", "safetensors", "pytorch"]
 _OTHERS = {
     b"version https://git-lfs": "it is a Git LFS pointer, a text in place of the weights: run "
     "`git lfs pull`",
-    b"\x80": "it is a pickle, and no zip file, as PyTorch's are since version 1.6: load and save "
-    "it with today's PyTorch",
+    b"\x80": "it is a pickle, perhaps of PyTorch before 1.6: load it with PyTorch and save it "
+    "again",
     b"\x89HDF": "it is an HDF5 file, as Keras writes",
     b"\x93NUMPY": "it is a single array of NumPy",
     b"\x1f\x8b": "it is compressed by gzip: unpack it",
@@ -42,15 +42,12 @@ def kind_of(path: pathlib.Path) -> Kind | None:
 
 def explain_other(path: pathlib.Path) -> str:
     """Returns a sentence that says what a path is for which `kind_of` is None."""
-    return (
-        f"{path} is no file of weights, it can't be read as safetensors, .npz or PyTorch's: "
-        f"{_what_else(path)}."
-    )
+    return f"{path} is not a file of weights (safetensors, .npz or PyTorch): {_what_else(path)}."
 
 
 def _what_else(path: pathlib.Path) -> str:
     if not path.is_file():
-        return "it is no file"
+        return "it is not a regular file"
     with open(path, "rb") as file:
         start = file.read(_BEGINNING)
     if not start:
@@ -63,7 +60,7 @@ def _what_else(path: pathlib.Path) -> str:
     text = start.decode("utf-8", "replace").strip()
     if text.startswith("<"):
         return f"it is a page of HTML or XML, as servers send in place of a file: {text[:60]!r}"
-    if text.isprintable() or "\n" in text:
+    if "\0" not in text and "\ufffd" not in text[:-1]:  # the last character may be cut off
         return f"it is text: {text[:60]!r}"
     return f"it begins with the bytes {start[:8].hex(' ')}"
 

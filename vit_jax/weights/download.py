@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import re
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -43,12 +44,19 @@ def fetch(url: str, path: str | os.PathLike) -> None:
       FileNotFoundError: the server has no such file.
       ValueError: the address is of another kind, the server refuses it or breaks off again and
         again, or the file is not what the server announced.
-      OSError: the disk is full; then nothing is left of the file.
+      OSError: the folder can't be written; or the disk is full, then nothing is left of the file.
     """
     _require_secure(url)
     path = pathlib.Path(path)
     with no_empty_folders(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise OSError(
+                f"{cannot_write(path.parent, error)} Downloads are kept there: make it writable, "
+                f"or download {url} to another folder and give the path of the file."
+            ) from error
         partial, announced = _receive_all(url, path)
         _check(partial, url, announced)
     partial.rename(path)

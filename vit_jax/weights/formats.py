@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from vit_jax.checkpoints.checkpoint import Checkpoint, write_checkpoint
+from vit_jax.models.resnet import ResNet
 from vit_jax.weights import contents, hugging_face, layout, npz, parameter_names, safetensors, timm
 from vit_jax.weights.checked_json import parse_json
 from vit_jax.weights.tensor_file import TensorFile
+
+BIT_EPSILON = 1e-10  # what a ResNet with kernel_epsilon=None adds to the variance of kernels
 
 
 class Format(NamedTuple):
@@ -61,18 +64,19 @@ def _read_folder(folder: pathlib.Path) -> TensorFile:
     if not found:
         names = " nor ".join(file.name for file in weights)
         raise ValueError(f"{folder} has a config.json, but neither {names}.")
-    is_timm = "architecture" in config
-    return _read_state_dict(found[0]) if is_timm else hugging_face.read_hugging_face(found[0])
+    if "architecture" in config:
+        return _read_state_dict(found[0])
+    return hugging_face.read_hugging_face(found[0])
 
 
 def _read_state_dict(path: pathlib.Path) -> TensorFile:
     """Opens a state dict, of timm or, if its names are those, of transformers."""
-    names = safetensors.open_tensors(path).shapes
-    found = layout.recognise_layout(parameter_names.TIMM + parameter_names.HUGGING_FACE, names)
-    if found not in parameter_names.HUGGING_FACE:
-        return timm.read_timm(path)
+    tensors = safetensors.open_tensors(path)
+    known = parameter_names.TIMM + parameter_names.HUGGING_FACE
+    if layout.recognise_layout(known, tensors.shapes) not in parameter_names.HUGGING_FACE:
+        return timm.read_timm(path, tensors)
     if path.with_name(hugging_face.CONFIG).is_file():
-        return hugging_face.read_hugging_face(path)
+        return hugging_face.read_hugging_face(path, tensors)
     raise ValueError(
         f"{path} has Hugging Face's names, but no config.json beside it, which records its "
         f"GELU and layer-norm epsilon: give the model's whole folder."
@@ -152,4 +156,11 @@ def differences_for_readers(model: nn.Module, format: str) -> str:
     if getattr(model, "stem", ()) is None:  # a plain ViT has no kernels to standardise
         assumed.pop("kernel_epsilon", None)
     own = {key: getattr(model, key, value) for key, value in assumed.items()}
-    return " and ".join(f"{key}={value}" for key, value in own.items() if value != assumed[key])
+    texts = {key: f"{key}={value}" for key, value in own.items() if value != assumed[key]}
+    if "kernel_epsilon" in texts and own["kernel_epsilon"] is None:
+        texts["kernel_epsilon"] = (
+            f"kernel_epsilon={BIT_EPSILON}"
+            if isinstance(model, ResNet)
+            else "1e-05 added to the deviation of kernels"  # not to their variance
+        )
+    return " and ".join(texts.values())

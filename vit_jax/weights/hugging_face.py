@@ -12,7 +12,7 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.weights import parameter_names
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
 from vit_jax.weights.recognise import side_or_sides
-from vit_jax.weights.safetensors import open_tensors, write_tensors
+from vit_jax.weights.safetensors import Tensors, open_tensors, write_tensors
 from vit_jax.weights.tensor_file import CLASSES, TensorFile, file_arrays
 
 CONFIG = "config.json"
@@ -30,7 +30,7 @@ _REQUIRED = {"model_type": "vit", "num_channels": 3, "qkv_bias": True, "pooler_a
 _ARCHITECTURES = ("ViTForImageClassification", "ViTModel")  # with a head, and without one
 
 
-def read_hugging_face(path: str | os.PathLike) -> TensorFile:
+def read_hugging_face(path: str | os.PathLike, tensors: Tensors | None = None) -> TensorFile:
     """Opens a file of weights that has transformers' config.json beside it.
 
     The model's sizes, GELU and layer-norm epsilon, the image size and the class names are those of
@@ -38,6 +38,7 @@ def read_hugging_face(path: str | os.PathLike) -> TensorFile:
 
     Args:
       path: `model.safetensors` or `pytorch_model.bin`.
+      tensors: the same file, if it is open already.
 
     Raises:
       ValueError: config.json is not that of a ViT, or asks for something that our models don't
@@ -53,7 +54,7 @@ def read_hugging_face(path: str | os.PathLike) -> TensorFile:
         raise ValueError(f"{beside} lacks the key {error}, so it isn't that of a ViT.") from None
     except ValueError as error:
         raise ValueError(f"{beside}: {error}") from None
-    shapes, read_array, _ = open_tensors(path)
+    shapes, read_array, _ = tensors or open_tensors(path)
     return TensorFile(
         str(path),
         shapes,

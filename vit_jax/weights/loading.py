@@ -14,7 +14,7 @@ from typing import Any
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.models.resnet import ResNet
-from vit_jax.weights.formats import FORMATS
+from vit_jax.weights.formats import BIT_EPSILON, FORMATS
 from vit_jax.weights.recognise import side_or_sides
 
 # timm's models by our variants. Others are the first one of the same kind, with other sizes.
@@ -142,7 +142,7 @@ def _timm_vit(checkpoint: Checkpoint, image_shape: tuple[int, int]) -> str:
 
 def _timm_resnet(model: Any) -> str:
     """Returns the call that makes a BiT ResNet of any size."""
-    epsilon = FORMATS["timm"].assumed["kernel_epsilon"]
+    epsilon = BIT_EPSILON if model.kernel_epsilon is None else model.kernel_epsilon
     return _call(
         "timm.models.ResNetV2",
         layers=model.layers,

@@ -19,7 +19,7 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.weights import parameter_names
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.record import read_comment, read_record, write_comment
-from vit_jax.weights.tensor_file import CLASSES, TensorFile, file_arrays
+from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
     path = str(path)
     shapes: dict[str, Shape] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as opened, zipfile.ZipFile(opened) as archive:
             most = _INFLATION * os.path.getsize(path)
-            text = read_comment(path)
+            text = read_comment(opened, archive)
             for entry in archive.infolist():
                 if not entry.filename.endswith(".npy"):
                     continue
@@ -80,14 +80,7 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
         # NumPy stores a bfloat16 as two bytes without a type.
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
-    return TensorFile(
-        path,
-        shapes,
-        read_array,
-        parameter_names.NPZ,
-        *record,
-        CLASSES if record.model else None,
-    )
+    return TensorFile(path, shapes, read_array, parameter_names.NPZ, *record)
 
 
 def _read_shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Shape:

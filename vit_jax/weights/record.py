@@ -1,7 +1,7 @@
-"""What names and shapes of arrays don't show: the file records the model, image size and classes.
+"""The record in a file of weights: its model, image size and classes, which no array shows.
 
-The record lies where programs that don't know it pass over it: in the metadata of a safetensors
-file, or in the comment of a zip file, as `.npz` files and PyTorch's are.
+Other programs ignore it. It is in the metadata of a safetensors file, or in the comment of a zip
+file, which `.npz` files and those of PyTorch are.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import os
 import pathlib
 import zipfile
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.keys import model_attributes
 from vit_jax.models import attributes
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
+from vit_jax.weights.tensor_file import CLASSES
 
 KEY = "vit_jax"  # of the record, in the metadata of safetensors
 _COMMENT_START = b'{"vit_jax": '  # tells our comment of a zip file from those of other programs
@@ -29,11 +30,13 @@ class Record(NamedTuple):
       model: "variant", and attributes as `models.build` takes them. {} if there is no record.
       image_size: (height, width) in pixels. None if it is not recorded.
       class_names: names of the classes, in the order of the logits. () if they are not recorded.
+      problem_type: what the head answers, `CLASSES`. None if there is no record.
     """
 
     model: dict[str, Any]
     image_size: tuple[int, int] | None
     class_names: tuple[str, ...]
+    problem_type: str | None
 
 
 def write_record(checkpoint: Checkpoint) -> str:
@@ -71,28 +74,30 @@ def read_record(path: pathlib.Path, text: str | bytes) -> Record:
         class_names = tuple(map(str, get_typed(record, "class_names", [])))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Record(model, image_size, class_names)
+    return Record(model, image_size, class_names, CLASSES if model else None)
 
 
 def write_comment(checkpoint: Checkpoint) -> bytes:
     """Returns the comment of a zip file: the record, without class names if it has no room."""
-    comment = _COMMENT_START + write_record(checkpoint).encode() + b"}"
-    if len(comment) <= _MOST_BYTES:
-        return comment
-    return _COMMENT_START + write_record(checkpoint._replace(class_names=())).encode() + b"}"
+    text = write_record(checkpoint)
+    if len(_COMMENT_START) + len(text) + 1 > _MOST_BYTES:
+        text = write_record(checkpoint._replace(class_names=()))
+    return _COMMENT_START + text.encode() + b"}"
 
 
-def read_comment(path: str | os.PathLike) -> str:
+def read_comment(file: BinaryIO, archive: zipfile.ZipFile) -> str:
     """Returns the record in the comment of a zip file, "{}" if it is another comment or none.
+
+    Args:
+      file: the opened file.
+      archive: the same, as a zip file.
 
     Raises:
       ValueError: the file is cut off in the comment, which the zip format allows.
     """
-    with zipfile.ZipFile(path) as archive:
-        comment = archive.comment
-    with open(path, "rb") as file:
-        file.seek(-len(comment) - 22, os.SEEK_END)
-        end = file.read(22)  # of the directory; its last two bytes are the length of the comment
+    comment = archive.comment
+    file.seek(-len(comment) - 22, os.SEEK_END)
+    end = file.read(22)  # of the directory; its last two bytes are the length of the comment
     if end.startswith(b"PK\5\6") and int.from_bytes(end[20:], "little") > len(comment):
         raise ValueError("its last bytes are missing")
     if not comment.startswith(_COMMENT_START):

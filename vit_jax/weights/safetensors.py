@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax.common.names import as_unicode
 from vit_jax.weights.contents import explain_other, kind_of
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.record import KEY, read_comment
@@ -91,14 +91,15 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
             f"or save it as safetensors."
         ) from None
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which PyTorch's own files are not")
-            record = read_comment(path)
-        # PyTorch takes whatever has this suffix for safetensors, so it gets the bytes alone.
-        misnamed = path.suffix.lower() == ".safetensors"
-        source = io.BytesIO(path.read_bytes()) if misnamed else path
-        state = torch.load(source, map_location="cpu", weights_only=True, mmap=not misnamed)
+            record = read_comment(file, archive)
+        if path.suffix.lower() != ".safetensors" and as_unicode(str(path)) == str(path):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        else:  # PyTorch takes that suffix for safetensors, and can't open names that aren't UTF-8
+            with open(path, "rb") as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises whatever its parts do
         raise ValueError(
             f"{path} can't be read as a PyTorch state dict: {_reason(error)}."

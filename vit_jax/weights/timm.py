@@ -9,11 +9,17 @@ from typing import Any
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.weights import parameter_names
 from vit_jax.weights.record import KEY, read_record, write_comment, write_record
-from vit_jax.weights.safetensors import PICKLED, open_tensors, write_pickled, write_tensors
-from vit_jax.weights.tensor_file import CLASSES, TensorFile, file_arrays
+from vit_jax.weights.safetensors import (
+    PICKLED,
+    Tensors,
+    open_tensors,
+    write_pickled,
+    write_tensors,
+)
+from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
 
-def read_timm(path: str | os.PathLike) -> TensorFile:
+def read_timm(path: str | os.PathLike, tensors: Tensors | None = None) -> TensorFile:
     """Opens a state dict of timm; its arrays are read when they are used.
 
     timm computes the exact GELU, and adds 1e-8 to the variance of standardised kernels. Weights are
@@ -21,12 +27,13 @@ def read_timm(path: str | os.PathLike) -> TensorFile:
 
     Args:
       path: a `.safetensors` file, or one that PyTorch pickled, which needs PyTorch.
+      tensors: the same file, if it is open already.
 
     Raises:
       ValueError: the file can't be read.
     """
     path = pathlib.Path(path)
-    shapes, read_array, text = open_tensors(path)
+    shapes, read_array, text = tensors or open_tensors(path)
     record = read_record(path, text)
     model: dict[str, Any] = {}
     if any("conv" in name for name in shapes):
@@ -39,9 +46,7 @@ def read_timm(path: str | os.PathLike) -> TensorFile:
         read_array,
         parameter_names.TIMM,
         model | record.model,
-        record.image_size,
-        record.class_names,
-        CLASSES if record.model else None,
+        *record[1:],
     )
 
 

@@ -186,7 +186,7 @@ def _open(folder: epath.Path) -> tfds.core.DatasetBuilder:
         )
     for split in builder.info.splits.values():
         for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
-            check_count(path, count, path)
+            check_count(path, count)
     return builder
 
 

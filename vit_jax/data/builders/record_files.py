@@ -41,12 +41,18 @@ def system_errors() -> Iterator[None]:
         raise
 
 
-def check_count(path: epath.PathLike, count: int, named: epath.PathLike) -> None:
-    """Raises DataError, which says `named`, if an array_record file doesn't hold `count` records.
+def check_count(path: epath.PathLike, count: int, named: epath.PathLike | None = None) -> None:
+    """Raises DataError if an array_record file doesn't hold `count` records.
+
+    Args:
+      path: the file.
+      count: the number of its records.
+      named: the file that messages name. None for `path`.
 
     Raises:
-      ReadError: the file can't be read at the moment.
+      ReadError: the file can't be read.
     """
+    named = named or path
 
     def count_records() -> int:
         with system_errors(), contextlib.closing(ArrayRecordReader(str(path))) as reader:

@@ -16,7 +16,7 @@ from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import ExampleError, ReadError
 from vit_jax.inference.classifier import read_image
 
-PASSING = ("ESTALE", "EIO", "ENOMEM", "EMFILE", "ENFILE", "ETIMEDOUT", "EAGAIN", "ENOTCONN")
+TRANSIENT = ("ESTALE", "EIO", "ENOMEM", "EMFILE", "ENFILE", "ETIMEDOUT", "EAGAIN", "ENOTCONN")
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +71,38 @@ def batch_of(source, options, skipped=None):
     return next(batches)
 
 
-@pytest.mark.parametrize("name", PASSING)
-def test_an_error_that_passes_changes_nothing(folder, options, fail, name):
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_each_transient_error_is_tried_again(name):
+    errors = [error_of(name)] * 3
+
+    def read():
+        if errors:
+            raise errors.pop()
+        return 5
+
+    assert reading.retry(read, "x") == 5
+    errors += [error_of(name)] * 4
+    with pytest.raises(ReadError, match=r"^x can't be read: .* 4 attempts in ") as error:
+        reading.retry(read, "x")
+    assert not error.value.permanent
+
+
+@pytest.mark.parametrize("name", ["EACCES", "ENOENT", "ELOOP"])
+def test_a_permanent_error_is_not_tried_again(name):
+    calls = []
+
+    def read():
+        calls.append(1)
+        raise error_of(name)
+
+    with pytest.raises(ReadError) as error:
+        reading.retry(read, "x")
+    assert str(error.value) == f"x can't be read: {os.strerror(getattr(errno, name))}."
+    assert error.value.permanent and len(calls) == 1
+
+
+@pytest.mark.parametrize("name", ["ESTALE", "EIO"])
+def test_a_transient_error_changes_nothing(folder, options, fail, name):
     expected = batch_of(source_of(folder), options)
     skipped = pipeline.SkippedImages()
     fail(folder / "b" / "2.jpg", error_of(name), times=3)
@@ -83,7 +113,7 @@ def test_an_error_that_passes_changes_nothing(folder, options, fail, name):
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-@pytest.mark.parametrize("name", PASSING)
+@pytest.mark.parametrize("name", ["ESTALE", "EIO"])
 def test_an_error_that_stays_ends_the_run_and_skips_nothing(folder, options, fail, name, on_error):
     options.on_error = on_error
     path, skipped = folder / "b" / "2.jpg", pipeline.SkippedImages()
@@ -172,6 +202,58 @@ def test_ids_of_a_batch_are_told_though_a_file_can_t_be_read(folder, fail):
     expected = pipeline.batch_ids(source, 1, batch_size=8, seed=0)
     fail(folder / "b" / "2.jpg", error_of("ESTALE"))
     assert pipeline.batch_ids(source, 1, batch_size=8, seed=0) == expected
+
+
+@pytest.fixture
+def fail_to_list(monkeypatch):
+    """Makes the next listings of a folder fail with an error."""
+
+    def start(folder, error, times=10**6):
+        scandir, left = os.scandir, [times]
+
+        def failing(path):
+            if str(path) == str(folder) and left[0]:
+                left[0] -= 1
+                raise error
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", failing)
+
+    return start
+
+
+@pytest.mark.parametrize("name", [".", "b"])
+def test_a_folder_that_can_t_be_listed_for_a_moment_loses_no_image(folder, fail_to_list, name):
+    fail_to_list(folder / name, error_of("ESTALE"), times=3)
+    assert len(source_of(folder)) == 8
+    fail_to_list(folder / name, error_of("ESTALE"))
+    with pytest.raises(ReadError, match=f"{folder / name} can't be read: Stale file handle. 4 at"):
+        source_of(folder)
+
+
+def test_a_folder_that_may_not_be_listed_is_warned_of(folder, fail_to_list, caplog):
+    fail_to_list(folder / "b", error_of("EACCES"))
+    assert len(source_of(folder)) == 4
+    assert [x.getMessage() for x in caplog.records if x.levelname == "WARNING"] == [
+        f"1 folders can't be read, so no image in them is used: {folder / 'b'} can't be read: "
+        f"Permission denied."
+    ]
+
+
+def test_a_file_too_large_for_an_image_is_not_read(folder, options):
+    path, skipped = folder / "b" / "2.jpg", pipeline.SkippedImages()
+    with open(path, "wb") as file:
+        file.truncate(30 * 2**30)  # a sparse file
+    with pytest.raises(ExampleError, match=r"it has 30\.0 GiB, and no image has above 1"):
+        reading.read_file(path)
+    assert batch_of(source_of(folder), options, skipped)["mask"].all() and len(skipped) == 1
+
+
+def test_a_pipe_or_device_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", pathlib.Path("/dev/zero")):
+        with pytest.raises(ExampleError, match=f"{path}: can't be read: it is a pipe, a socket"):
+            reading.read_file(path)
 
 
 def test_the_check_of_a_folder_ends_with_one_message(folder, fail, capsys):
