@@ -187,7 +187,7 @@ def test_devices_that_are_not_there_get_one_paragraph(tmp_path):
 
 
 def test_a_start_of_several_processes_says_that_it_waits(monkeypatch, caplog):
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise RuntimeError("DEADLINE_EXCEEDED.")
 
     monkeypatch.setattr(jax.distributed, "initialize", refuse)

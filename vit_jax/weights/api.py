@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vit_jax.common.files import is_bucket, local_path, no_empty_folders, replacing
+from vit_jax.common.names import printable
 from vit_jax.config import keys
 from vit_jax.config.defaults import default
 from vit_jax.models import attributes
@@ -242,18 +243,19 @@ def save(
             with replacing(pathlib.Path(path)) as partial:
                 row.write(checkpoint, partial)
                 lost = _lost_in(checkpoint, row, row.read(partial))
+    shown = printable(path)
     if lost:
-        logger.warning("%s: this format has no place for %s.", path, " and ".join(lost))
+        logger.warning("%s: this format has no place for %s.", shown, " and ".join(lost))
     if checkpoint.average is not None:
         logger.warning(
             "%s: the Polyak average is left out; to write it in place of the parameters: "
             "convert --average, or Checkpoint.averaged().",
-            path,
+            shown,
         )
     if unrecorded := differences_for_readers(checkpoint.model(), format):
         logger.warning(
             "%s: the file can't say that its model has %s, which other readers have to be told.",
-            path,
+            shown,
             unrecorded,
         )
 

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.names import printable
 from vit_jax.weights import parameter_names
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.record import read_comment, read_record, write_comment
@@ -68,7 +69,7 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
     record = read_record(pathlib.Path(path), text)
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
     if others := [name for name in shapes if not name.startswith(prefix)]:
-        logger.info("%s: %d arrays beside %s are left out", path, len(others), prefix)
+        logger.info("%s: %d arrays beside %s are left out", printable(path), len(others), prefix)
     shapes = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
 
     def read_array(name: str) -> np.ndarray:
