@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -27,6 +26,7 @@ from vit_jax.checkpoints.integrity import (
     explain_damage,
     write_manifest,
 )
+from vit_jax.checkpoints.metadata import metadata_of, read_metadata
 from vit_jax.common.files import absolute, cannot_write, is_bucket, replacing
 from vit_jax.config.keys import image_shape, model_attributes
 from vit_jax.data.fingerprint import Fingerprint
@@ -192,36 +192,6 @@ def is_checkpoint(folder: epath.Path) -> bool:
     return any((folder / name).exists() for name in ("params", MANIFEST))
 
 
-def read_metadata(folder: epath.Path) -> dict[str, Any]:
-    """Returns a checkpoint's JSON: what `metadata_of` returns, and what a `CheckpointManager` adds.
-
-    Args:
-      folder: the checkpoint's folder.
-
-    Raises:
-      ValueError: the JSON is damaged.
-      OSError: the system can't read it at the moment.
-    """
-    with explain_damage(folder, "metadata"):
-        args = ocp.args.JsonRestore()
-        metadata = ocp.JsonCheckpointHandler().restore(folder / "metadata", args=args)
-        missing = {"config", "class_names", "step"} - metadata.keys()
-        if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        config = ConfigDict(metadata["config"])
-        if not isinstance(config.model.variant, str):
-            raise ValueError("config.model.variant is no text")
-        if (size := config.data.image_size) is not None and min(image_shape(size)) < 1:
-            raise ValueError(f"config.data.image_size is {size}")
-        if not all(isinstance(name, str) for name in metadata["class_names"]):
-            raise ValueError("class_names are no texts")
-        int(metadata["step"])
-        for part in ("train", "test") if metadata.get("data") is not None else ():
-            if missing := {"split", "images", "ids"} - metadata["data"].get(part, {}).keys():
-                raise ValueError(f"data.{part} lacks {', '.join(sorted(missing))}")
-    return metadata
-
-
 def stored_shapes(folder: epath.Path) -> Any:
     """Returns the tree that is stored in a folder such as STEP/params; each leaf has a `shape`.
 
@@ -337,18 +307,3 @@ def _explain_failure(path: epath.Path) -> Iterator[None]:
         raise
     except Exception as error:  # of many kinds: TensorStore reports a full disk as ValueError
         raise OSError(cannot_write(path, error)) from error
-
-
-def metadata_of(
-    config: ConfigDict,
-    class_names: tuple[str, ...],
-    step: int,
-    data: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns what a checkpoint's JSON says beside the arrays. Arguments: see `Checkpoint`."""
-    return {
-        "config": json.loads(config.to_json()),
-        "class_names": list(class_names),
-        "step": step,
-        "data": data,
-    }

@@ -18,8 +18,6 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit_jax.checkpoints.checkpoint import (
     is_checkpoint,
-    metadata_of,
-    read_metadata,
     steps_in,
     stored_shapes,
 )
@@ -29,6 +27,7 @@ from vit_jax.checkpoints.integrity import (
     find_damage,
     write_manifest,
 )
+from vit_jax.checkpoints.metadata import metadata_of, read_metadata
 from vit_jax.common.files import absolute, is_bucket, reason_of
 from vit_jax.models.params import check_same
 from vit_jax.training.step import TrainState
