@@ -82,7 +82,7 @@ def peak(function):
 
 
 def test_the_package_has_no_words_that_unpickle():
-    """PyTorch's loader is called once, restricted to tensors, and NumPy's never with pickles."""
+    """PyTorch's loader is restricted to tensors, and NumPy's is never called with pickles."""
     calls = []
     for path in (REPOSITORY / "vit_jax").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -95,7 +95,7 @@ def test_the_package_has_no_words_that_unpickle():
                 assert keywords.get("allow_pickle", "False") == "False", path
                 if ast.unparse(node.func) in ("torch.load", "np.load", "yaml.load"):
                     calls.append((ast.unparse(node.func), keywords.get("weights_only")))
-    assert calls == [("torch.load", "True")]
+    assert set(calls) == {("torch.load", "True")}
 
 
 @pytest.mark.parametrize("kind", ["objects", "objects in a structure"])
