@@ -11,7 +11,8 @@ import jax
 import pytest
 from conftest import REPOSITORY, environment
 
-from vit_jax.cli.memory import is_out_of_memory, memory_paragraph, require_address_space
+from vit_jax.cli.memory import memory_paragraph, require_address_space
+from vit_jax.common.memory import is_out_of_memory
 
 
 class OpenCvError(Exception):

@@ -83,7 +83,12 @@ def test_every_kind_of_damage_is_reported_by_file(run, item, damage):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError("no"), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9")]
+    "error",
+    [
+        MemoryError("no"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9"),
+        RuntimeError("std::bad_alloc"),
+    ],
 )
 def test_too_little_memory_is_no_damage(run, monkeypatch, error):
     def fail(*_, **__):

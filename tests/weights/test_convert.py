@@ -132,9 +132,11 @@ def test_l16_converts_fast_and_in_little_memory(tmp_path):
             [sys.executable, "-c", program, tmp_path / source, tmp_path / destination],
             capture_output=True,
             text=True,
-            check=True,
             env=environment,
         )
+        assert done.returncode == 0, done.stderr
         assert time.monotonic() - start < 60
         assert "304,326,632 parameters" in done.stdout
         assert 1024 * int(done.stdout.split()[-1]) < 2 * size
+        if source == "l16.npz":
+            (tmp_path / source).unlink()  # three copies would take 3.6 GB

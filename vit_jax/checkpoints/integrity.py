@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from etils import epath
 
 from vit_jax.common.files import is_bucket, reason_of
+from vit_jax.common.memory import is_out_of_memory
 from vit_jax.common.messages import first_few
 
 MANIFEST = "manifest.json"
@@ -94,16 +95,16 @@ def explain_damage(folder: epath.Path, item: str) -> Iterator[None]:
     Raises:
       ValueError: the subfolder is damaged.
       OSError: the system can't read it at the moment.
-      MemoryError, or XLA's RuntimeError: there is too little memory.
+      Exception: as it is, if there is too little memory; see `is_out_of_memory`.
     """
     try:
         yield
     except Exception as error:  # Orbax and its parts raise errors of many kinds
-        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise
         of_system = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         if of_system or "[os_error_code=" in str(error):  # TensorStore's
             raise OSError(f"{folder / item} can't be read: {reason_of(error)}.") from error
+        if is_out_of_memory(error) or "RESOURCE_EXHAUSTED" in str(error):  # a ValueError, too
+            raise
         reason = reason_of(error) or type(error).__name__
         raise ValueError(damage_message(folder, [f"{item} can't be read ({reason})"])) from error
 

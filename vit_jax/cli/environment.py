@@ -21,8 +21,8 @@ import jax
 from jax.extend.backend import register_backend_factory
 
 from vit_jax.cli.lost_process import CONNECTING
-from vit_jax.cli.memory import is_out_of_memory
 from vit_jax.cli.streams import GuardedStream
+from vit_jax.common.memory import is_out_of_memory
 from vit_jax.common.names import printable
 
 logger = logging.getLogger(__name__)

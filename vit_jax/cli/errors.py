@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 
-from vit_jax.cli.memory import is_out_of_memory, memory_paragraph
+from vit_jax.cli.memory import memory_paragraph
 from vit_jax.cli.streams import drop_output
 from vit_jax.common.files import current_folder_exists
+from vit_jax.common.memory import is_out_of_memory
 from vit_jax.common.names import printable
 from vit_jax.jobs.signals import Interrupted, exit_at_once, watch_signals
 

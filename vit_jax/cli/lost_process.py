@@ -65,7 +65,7 @@ def describe_lost_connection(error: BaseException, timeout: int) -> str | None:
       error: what ended the job. The first error of communication among its causes is told.
       timeout: as in `filter_stderr`.
     """
-    from vit_jax.cli.memory import causes  # `forward` can't import the package
+    from vit_jax.common.memory import causes  # `forward` can't import the package
 
     found = None
     for cause in causes(error):

@@ -1,50 +1,19 @@
-"""Recognises errors of too little memory, and ends a command that meets one; imports little."""
+"""Ends a command that meets an error of too little memory; imports little."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from types import TracebackType
+
+from vit_jax.common.memory import YNNPACK, is_out_of_memory
 
 # GiB of address space that JAX, OpenBLAS and glibc reserve before any array is made: 1.8 were
 # measured on 1 CPU, 2.0 on 2. With more CPUs it grows more slowly, and no more than this is asked.
 _AT_START, _PER_CPU, _MOST = 1.6, 0.2, 2.5
-_YNNPACK = "YNNPACK operation failed"  # XLA's library for CPUs gives no reason
-_SIGNS = (
-    "RESOURCE_EXHAUSTED",  # XLA
-    "Out of memory",
-    "bad_alloc",  # C++
-    "Insufficient memory",  # OpenCV
-    "can't start new thread",  # its stack
-    "annot allocate memory",  # the system, and its loader of libraries
-    "failed to map segment",
-    _YNNPACK,
-)
 _LIMITS = "`ulimit -v`, a container or a batch system may limit the memory of a process."
-
-
-def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error, the one that it comes from, and so on."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns True if an error, or one that it comes from, says that there is too little memory."""
-    for cause in causes(error):
-        if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
-            return True
-        is_known = isinstance(cause, RuntimeError | ImportError | OSError)
-        is_known = is_known or type(cause).__module__ == "cv2"
-        if is_known and any(sign in str(cause) for sign in _SIGNS):
-            return True
-    return False
 
 
 def memory_paragraph(error: BaseException, advice: str) -> str:
@@ -57,7 +26,7 @@ def memory_paragraph(error: BaseException, advice: str) -> str:
     text = " ".join(str(error).split()).rstrip(".") or "Python could not allocate an array"
     if len(text) > 300:  # XLA's lists of allocations
         text = f"{text[:300]}…"
-    what = "Probably out of memory" if _YNNPACK in text else "Out of memory"
+    what = "Probably out of memory" if YNNPACK in text else "Out of memory"
     return f"{what}: {text}. {advice}"
 
 

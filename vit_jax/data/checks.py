@@ -14,9 +14,9 @@ from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import Dataset, ExampleError, Source
-from vit_jax.data.folders import FolderDataset, FolderSource
+from vit_jax.data.folders import FolderDataset, FolderSource, parts_of
 from vit_jax.data.pipeline import check_label, decode_example
-from vit_jax.data.splits import absolute_parts, count_shared, default_splits
+from vit_jax.data.splits import count_shared, default_splits
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +73,7 @@ def warn_of_test_split(dataset: Dataset, train: str, test: str, *, labels: bool)
       test: the split to test on.
       labels: False if training does not use the classes.
     """
-    if isinstance(dataset, FolderDataset):
-        trained, tested = (dataset.parts(split) for split in (train, test))
-    else:
-        trained, tested = (absolute_parts(split, dataset.splits) for split in (train, test))
+    trained, tested = (parts_of(dataset, split) for split in (train, test))
     if shared := count_shared(trained, tested, dataset.splits):
         logger.warning(
             "%d of the %d test images (%s) are among those to train on (%s): the test metrics are "

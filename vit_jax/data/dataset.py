@@ -52,12 +52,12 @@ class ReadError(OSError):
       permanent: True if every further attempt would fail, too.
 
     Attributes:
-      id, permanent: as above.
+      id, reason, permanent: as above.
     """
 
     def __init__(self, id: str, reason: str, *, permanent: bool = False):
         super().__init__(f"{id} can't be read: {reason}")
-        self.id, self.permanent = id, permanent
+        self.id, self.reason, self.permanent = id, reason, permanent
 
 
 class Source(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 from vit_jax.common.files import folders_beside, local_path
 from vit_jax.common.messages import closest, first_few
 from vit_jax.common.names import from_system, printable
-from vit_jax.data.dataset import Example, ExampleError, ReadError
+from vit_jax.data.dataset import Dataset, Example, ExampleError, ReadError
 from vit_jax.data.folder_layout import find_layout
 from vit_jax.data.reading import read_file
 from vit_jax.data.splits import absolute_parts
@@ -170,3 +170,14 @@ class FolderDataset:
     def _first_from(self, split: str, position: float) -> int:
         """Returns the number of the first file of a split that has at least a position."""
         return bisect.bisect_left(self._files[split], position, key=operator.itemgetter(0))
+
+
+def parts_of(dataset: Dataset, split: str) -> list[Any]:
+    """Returns the parts of a split, see `absolute_parts`; those of a folder in its own way.
+
+    Raises:
+      ValueError: the syntax is wrong, or there is no such split.
+    """
+    if isinstance(dataset, FolderDataset):
+        return dataset.parts(split)
+    return absolute_parts(split, dataset.splits)

@@ -95,5 +95,5 @@ def read_file(path: pathlib.Path) -> bytes:
     except ReadError as error:
         if not error.permanent:
             raise
-        reason = str(error).removesuffix(".").removeprefix(f"{error.id} ")
-        raise ExampleError(error.id, reason) from error.__cause__
+        reason = error.reason.rstrip(".")
+        raise ExampleError(error.id, f"can't be read: {reason}") from error.__cause__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -86,6 +87,16 @@ def _percentages(part: tfds.core.ReadInstruction) -> tuple[float, float]:
     return start or 0, 100 if end is None else end
 
 
+def borders(part: Any, splits: Mapping[str, int]) -> tuple[int, int]:
+    """Returns the numbers of the first example of a part, and of the one after its last.
+
+    Args:
+      part: one of `absolute_parts`.
+      splits: names of the data set's splits, with their numbers of examples.
+    """
+    return part.from_ or 0, splits[part.splitname] if part.to is None else part.to
+
+
 def count_shared(parts: Sequence[Any], others: Sequence[Any], splits: Mapping[str, int]) -> int:
     """Returns the number of examples that two splits share, from their `absolute_parts`.
 
@@ -94,14 +105,11 @@ def count_shared(parts: Sequence[Any], others: Sequence[Any], splits: Mapping[st
       others: of the other, without overlaps.
       splits: names of the data set's splits, with their numbers of examples.
     """
-
-    def borders(part: Any) -> tuple[int, int]:
-        return part.from_ or 0, splits[part.splitname] if part.to is None else part.to
-
-    pairs = [(a, b) for a in parts for b in others if a.splitname == b.splitname]
     found = 0
-    for (start, end), (other_start, other_end) in ((borders(a), borders(b)) for a, b in pairs):
-        found += max(0, min(end, other_end) - max(start, other_start))
+    for a, b in itertools.product(parts, others):
+        if a.splitname == b.splitname:
+            (start, end), (other_start, other_end) = borders(a, splits), borders(b, splits)
+            found += max(0, min(end, other_end) - max(start, other_start))
     return found
 
 
@@ -110,8 +118,8 @@ def split_size(split: str, splits: Mapping[str, int]) -> int:
 
     Of a folder, take `len(dataset.source(split))`: its parts in per cent aren't exact.
     """
-    parts = absolute_parts(split, splits)
-    return sum((splits[p.splitname] if p.to is None else p.to) - (p.from_ or 0) for p in parts)
+    parts = (borders(part, splits) for part in absolute_parts(split, splits))
+    return sum(end - start for start, end in parts)
 
 
 def own_test_split(splits: Iterable[str]) -> str | None:
@@ -154,8 +162,7 @@ def hold_out(
             start, end = _percentages(part)
             cut, unit = round(end - share * (end - start), 4), "%"
         else:
-            found, unit = _absolute(part, splits), ""
-            start, end = found.from_ or 0, splits[part.split_name] if found.to is None else found.to
+            (start, end), unit = borders(_absolute(part, splits), splits), ""
             if end - start < 2:
                 raise ValueError(f"{split}: {part.split_name} is too small to be divided.")
             cut = end - min(max(1, round(share * (end - start))), end - start - 1)

@@ -14,8 +14,8 @@ from vit_jax.config.keys import comparable_name, is_folder
 from vit_jax.data.builders import vtab
 from vit_jax.data.dataset import Dataset, Source
 from vit_jax.data.fingerprint import Fingerprint, find_differences, fingerprint
-from vit_jax.data.folders import FolderDataset
-from vit_jax.data.splits import absolute_parts, default_splits, is_sliced
+from vit_jax.data.folders import FolderDataset, parts_of
+from vit_jax.data.splits import borders, default_splits, is_sliced
 
 logger = logging.getLogger(__name__)
 
@@ -174,16 +174,10 @@ def _is_folder_of(checkpoint: Checkpoint, dataset: Dataset) -> bool:
 def _borders(dataset: Dataset, split: str) -> list[tuple[str, int, int]]:
     """Returns (name, first example, end) of each part of a split; [] if there is no such split."""
     try:
-        if isinstance(dataset, FolderDataset):
-            parts = dataset.parts(split)
-        else:
-            parts = absolute_parts(split, dataset.splits)
+        parts = parts_of(dataset, split)
     except ValueError:  # the run's folder had other splits
         return []
-    sizes = dataset.splits
-    return sorted(
-        (p.splitname, p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts
-    )
+    return sorted((part.splitname, *borders(part, dataset.splits)) for part in parts)
 
 
 def _moves_images(dataset: Dataset, split: str) -> bool:

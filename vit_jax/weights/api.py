@@ -228,7 +228,7 @@ def save(
         raise ValueError(f"There is no format {format!r}: {', '.join(FORMATS)}.")
     row = FORMATS[format]
     path = epath.Path(destination if is_bucket(destination) else local_path(destination))
-    if "://" in os.fspath(path) and not row.buckets:
+    if is_bucket(path) and not row.buckets:
         raise ValueError(f"{path}: only Orbax checkpoints are written to a bucket.")
     if path.exists():
         raise FileExistsError(f"There is something at {path} already; it is left as it is.")
