@@ -66,7 +66,7 @@ setup(
     # package.
     package_dir={"": "."},
     packages=find_packages(include=["vit_jax", "vit_jax.*"]),
-    package_data={"vit_jax": ["py.typed"]},
+    package_data={"vit_jax": ["py.typed", "weights/imagenet2012.tsv"]},
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[
@@ -78,6 +78,7 @@ setup(
         "flax",
         "google-crc32c",
         "grain",
+        "huggingface_hub>=1",
         "importlib_resources",  # tensorflow-datasets needs it and does not require it
         "jax>=0.10",
         "matplotlib",

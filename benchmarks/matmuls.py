@@ -53,7 +53,8 @@ def measure(variant: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     images = array((args.batch, args.image_size, args.image_size, 3))
     params = jax.jit(model.init)(jax.random.key(0), images)["params"]
     rows, columns = model.grid((args.image_size, args.image_size))
-    kinds = matmuls(model, args.batch, rows * columns + (model.pool == "token"))
+    tokens = model.num_class_tokens + rows * columns
+    kinds = matmuls(model, args.batch, tokens)
     kinds[PEAK] = (0, (2048, 2048), (2048, 2048))
     multiply = jax.jit(jnp.matmul)
     runs: dict[str, Callable[[], jax.Array]] = {

@@ -33,11 +33,11 @@ def _layer_norm() -> dict[str, Any]:
     """The LayerNorm of "custom_vjp" in every implementation."""
     from vit_jax.models import encoder, layers
 
-    def layer_norm(epsilon, *, implementation, dtype, name=None):
+    def norm_layer(*args, implementation, dtype):
         del implementation
-        return layers.LayerNorm(epsilon, implementation="custom_vjp", dtype=dtype, name=name)
+        return layers.norm_layer(*args, implementation="custom_vjp", dtype=dtype)
 
-    encoder.LayerNorm = layer_norm
+    encoder.norm_layer = norm_layer
     return {}
 
 

@@ -22,7 +22,7 @@ CONFIGS = (
 def parsed(config, *arguments):
     """The configuration of a command line."""
     values = flags.FlagValues()
-    argv = ["python -m vit_jax.main", f"--config={REPOSITORY}/configs/{config}", *arguments]
+    argv = ["python -m vit_jax.main", f"--config={REPOSITORY / 'configs' / config}", *arguments]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     parse_flags(argv, values)
     return holder.value
@@ -76,3 +76,20 @@ def test_a_missing_configuration_is_asked_for():
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     with pytest.raises(SystemExit, match=r"^--config=FILE is needed\. .*--help"):
         parse_flags(argv, values)
+
+
+@pytest.mark.parametrize("job", ["evaluate", "fewshot"])
+def test_a_recipe_of_training_has_no_view_of_other_weights(job, tmp_path):
+    """A key on the command line stays, and so does that of a file for this job."""
+    recipe, for_job = "finetune.py:S/16,cifar10", f"--config.job={job}"
+    assert parsed(recipe).data.eval_crop == "whole"
+    assert parsed(recipe, for_job).data.eval_crop is None
+    assert parsed("quickstart.py").data.crop_fraction == 1.0
+    assert parsed("quickstart.py", for_job).data.crop_fraction is None
+    own = parsed(recipe, for_job, "--config.data.eval_crop=squash")
+    assert (own.data.eval_crop, own.data.crop_fraction) == ("squash", None)
+    (tmp_path / "own.py").write_text(
+        f"from vit_jax import config\n\ndef get_config():\n    found = config.default()\n"
+        f"    found.job, found.data.eval_crop = {job!r}, 'whole'\n    return found\n"
+    )
+    assert parsed(tmp_path / "own.py").data.eval_crop == "whole"

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vit_jax.config.defaults import default
-from vit_jax.data import transforms
+from vit_jax.data import resizing, transforms
 from vit_jax.models.patches import to_float
 
 
@@ -98,7 +98,7 @@ def test_resize_samples_pixel_centres():
     """Halving with bilinear interpolation at pixel centres averages 2x2 blocks."""
     image = np.random.default_rng(0).integers(0, 256, (8, 12, 3)).astype(np.uint8)
     blocks = image.reshape(4, 2, 6, 2, 3).mean((1, 3))
-    assert np.abs(transforms.resize(image, (4, 6)) - blocks).max() <= 0.5
+    assert np.abs(resizing.resize(image, (4, 6)) - blocks).max() <= 0.5
 
 
 def test_inception_crop_stays_within_area_and_aspect(rng):
@@ -134,7 +134,7 @@ def test_random_crops_cover_the_image_and_keep_its_pixels(rng):
 def test_central_crop_keeps_the_centre_and_the_aspect(shape, size):
     y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
     image = np.stack([x * 2, y * 2, x * 0], axis=-1).astype(np.uint8)
-    crop = transforms.central_crop(image, size, fraction=0.875).astype(float)
+    crop = resizing.central_crop(image, size, fraction=0.875).astype(float)
     assert crop.shape == (*size, 3)
     centre = crop[size[0] // 2 - 1 : size[0] // 2 + 1, size[1] // 2 - 1 : size[1] // 2 + 1]
     np.testing.assert_allclose(centre.mean((0, 1))[:2], [shape[1] - 1, shape[0] - 1], atol=5)

@@ -69,6 +69,7 @@ def test_a_crop_has_the_pixels_of_the_resized_image(crop, rng):
 def test_strips_are_interpolated_as_float64_would(shape, rng):
     image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
     size, options = (48, 32), default().data
+    options.crop_fraction = 0.875
     scale = max(x / y for x, y in zip(size, shape, strict=True)) / options.crop_fraction
     expected = image.astype(np.float64)
     for axis, (new, old) in enumerate(zip(size, shape, strict=True)):
@@ -119,9 +120,11 @@ def run_limited(code, *arguments):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced")
-def test_no_crop_takes_more_than_a_few_targets():
+@pytest.mark.parametrize(("resizing", "mebibytes"), [("bilinear", 16), ("lanczos_antialias", 64)])
+def test_no_crop_takes_more_than_a_few_targets(resizing, mebibytes):
     code = f"""
 size = (224, 224)
+options.eval_resize = sys.argv[1]
 for shape in [(1, 20_000), (20_000, 1), (1, 1), (2, 3_000_000), (3_000_000, 2), (40, 160_000)]:
     image = np.zeros((*shape, 3), np.uint8)
     for fraction in (0.875, 0.01):
@@ -129,15 +132,15 @@ for shape in [(1, 20_000), (20_000, 1), (1, 1), (2, 3_000_000), (3_000_000, 2), 
         rng = np.random.default_rng(0)
         crops = [(name, lambda f=f: f(image, size, rng, options))
                  for name, f in transforms.TRAIN_CROPS.items()]
-        crops += [(name, lambda f=f: f(image, size, options))
+        crops += [(name, lambda f=f: f(image, size, fraction, options.eval_resize))
                   for name, f in transforms.EVAL_CROPS.items()]
         for name, crop in crops:
-            found = limited({16 * MIB}, crop)
+            found = limited({mebibytes * MIB}, crop)
             ok = isinstance(found, np.ndarray) and found.shape == (*size, 3)
             print("ok" if ok else (shape, fraction, name, found))
 """
-    assert set(lines := run_limited(code)) == {"ok"}, lines
-    assert len(lines) == 6 * 2 * 4
+    assert set(lines := run_limited(code, resizing)) == {"ok"}, lines
+    assert len(lines) == 6 * 2 * 5
 
 
 @pytest.fixture(scope="module")

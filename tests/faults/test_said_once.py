@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import types
 
 import jax
 import numpy as np
@@ -33,12 +32,12 @@ def lines(caplog, word):
     return [text for record in records if word in (text := record.getMessage())]
 
 
-def said(config, caplog, *, step=0, saved=None, pretrained=None, names=("a", "b"), images=80):
+def said(config, caplog, *, step=0, saved=None, images=80):
     """The lines of `log_notices`."""
     caplog.set_level(logging.INFO)
     caplog.clear()
-    start = Start(config, None, latest=step or None, pretrained=pretrained, saved=saved)
-    log_notices(config, start, names, images)
+    start = Start(config, None, latest=step or None, saved=saved)
+    log_notices(config, start, images)
     return [record.getMessage() for record in caplog.records]
 
 
@@ -121,15 +120,6 @@ def run(folder, tmp_path_factory):
     return workdir
 
 
-def test_a_new_head_is_said(run, folder, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    train(tiny(**{"data.name": str(folder), "init_from": str(run), "total_steps": 1}), tmp_path)
-    (line,) = lines(caplog, "head")
-    assert line.startswith("The head for 2 classes is initialised at random: that of ")
-    assert str(run) in line
-    assert line.endswith(" is not used, though it is for the same classes.")
-
-
 def test_a_finished_run_made_longer_says_that_the_rate_jumps(run, folder, caplog):
     """It says the rates that metrics.csv has."""
     caplog.set_level(logging.INFO)
@@ -186,28 +176,6 @@ def test_the_rate_is_told_when_it_is_another(before, now, step, jumps, caplog):
         changed = "optim.lr" in now
         assert line.endswith("keys of optim were changed.") == changed
         assert (", and is now for one of " in line) != changed
-
-
-# -------------------------------------------------------------------------------------- head
-
-
-@pytest.mark.parametrize(
-    ("objective", "weights", "message"),
-    [
-        ("classification", ("a", "b"), "that of W is not used, though it is for the same classes."),
-        ("classification", ("b", "a"), "that of W is not used, though it is for the same classes."),
-        ("classification", ("a", "c"), "at random: that of W, for 2 classes, is not used."),
-        ("classification", None, "at random: that of W, for 2 classes, is not used."),
-        ("classification", (), "initialised at random: W has none."),
-        ("masked_patches", ("a", "b"), "patches are initialised at random: those of W are not"),
-    ],
-)
-def test_every_new_head_is_told(objective, weights, message, caplog):
-    """Of weights that are None, the classes have no names."""
-    count = 2 if weights is None else len(weights)
-    pretrained = types.SimpleNamespace(path="W", num_classes=count, class_names=weights or ())
-    (line,) = said(tiny(objective=objective), caplog, pretrained=pretrained)
-    assert message in line
 
 
 def test_a_usual_run_says_nothing(caplog):

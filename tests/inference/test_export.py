@@ -18,11 +18,11 @@ from small_images import GREY, png, raw_tiff
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.data.transforms import EVAL_CROPS
+from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES
 from vit_jax.export import main
 from vit_jax.inference.classifier import read_image, view_image
 from vit_jax.inference.exporter import export
-from vit_jax.inference.program import CROPS
+from vit_jax.inference.program import program
 from vit_jax.models.params import parameter_shapes
 from vit_jax.models.patches import to_float
 from vit_jax.weights import recognise
@@ -160,16 +160,24 @@ def write_photos(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", BOTH)
-@pytest.mark.parametrize("crop", CROPS)
-def test_the_printed_program_says_what_predict_says(format, crop, tmp_path, need):
+@pytest.mark.parametrize(
+    ("crop", "resizing"), [("central", "bicubic_antialias"), ("whole", "bilinear")]
+)
+def test_the_printed_program_says_what_predict_says(format, crop, resizing, tmp_path, need):
     """From a run's folder, by both commands, to the likeliest classes of photos of all kinds."""
     need(format)
     checkpoint, path = adapt(make(), image_size=(24, 16)), tmp_path / "export" / f"model.{format}"
-    checkpoint.config.data.update(eval_crop=crop, crop_fraction=0.7)
+    view = dict(eval_crop=crop, crop_fraction=0.7, eval_resize=resizing)
+    checkpoint.config.data.update(view)
     save(checkpoint, tmp_path / "run", format="orbax")
     command = [sys.executable, "-m", "vit_jax.export", tmp_path / "run", path]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(
+        rf"Images are seen as .*run.* says: data.eval_crop='{crop}', "
+        rf"(data.crop_fraction=0.7, )?data.eval_resize='{resizing}'\.\n",
+        done.stderr,
+    )
     assert done.stdout.startswith(f"{path}: Ti/16, 0.1 MB.\nBeside it: {path.with_suffix('.py')}")
     assert done.stdout.endswith("\n\n" + path.with_suffix(".py").read_text())
 
@@ -225,8 +233,24 @@ def test_the_program_reads_the_pixels_that_predict_reads(tmp_path):
             read(tmp_path / told)
 
 
-def test_the_program_knows_every_crop_of_evaluation():
-    assert CROPS.keys() == EVAL_CROPS.keys()
+@pytest.mark.parametrize("crop", EVAL_CROPS)
+def test_the_program_cuts_out_what_evaluation_does(crop, tmp_path, rng):
+    """The same bits, whatever the view; the description tells it."""
+    checkpoint = make(image_size=(24, 16))
+    images = [rng.integers(0, 256, (*s, 3)).astype(np.uint8) for s in [(50, 70), (3, 900), (9, 5)]]
+    for number, resizing in enumerate(EVAL_RESIZES):
+        view = dict(eval_crop=crop, crop_fraction=0.7, eval_resize=resizing)
+        checkpoint.config.data.update(view)
+        path = tmp_path / f"model{number}.stablehlo"
+        description = {"platforms": [], "class_names": [], **view}
+        description |= {"variant": "Ti/16", "input": {"shape": ["b", 24, 16, 3]}}
+        description |= {"output": {"name": "logits", "shape": ["b", CLASSES]}}
+        source = program(path, description).replace("call = jax.jit", "call = lambda: jax.jit")
+        path.with_suffix(".json").write_text(json.dumps(description))
+        path.with_suffix(".py").write_text(source)
+        cut = runpy.run_path(str(path.with_suffix(".py")))["crop"]
+        for image in images:
+            np.testing.assert_array_equal(cut(image), view_image(image, checkpoint))
 
 
 @pytest.mark.slow
@@ -257,6 +281,7 @@ def test_an_artifact_of_jax_is_for_all_devices_and_has_notes_beside_it(tmp_path)
     assert json.loads((tmp_path / "model.json").read_text()) == about
     assert about["variant"] == "Ti/16" and about["class_names"] == list(NAMES)
     assert (about["eval_crop"], about["crop_fraction"]) == ("central", 0.875)
+    assert about["eval_resize"] == "bilinear"
     artifact = jax.export.deserialize((tmp_path / "model.stablehlo").read_bytes())
     assert list(artifact.platforms) == about["platforms"] == ["cpu", "cuda", "tpu"]
     (images,), (logits,) = artifact.in_avals, artifact.out_avals

@@ -13,7 +13,12 @@ from sklearn.decomposition import PCA
 from vit_jax import models
 from vit_jax.data.builders import rendered_flowers
 from vit_jax.inference.classifier import prepare
-from vit_jax.interpret.attention import attention_distances, attention_maps, rollout
+from vit_jax.interpret.attention import (
+    attention_distances,
+    attention_maps,
+    rollout,
+    rollout_and_heads,
+)
 from vit_jax.interpret.class_maps import grad_cam
 from vit_jax.interpret.filters import first_layer_filters, position_similarity
 from vit_jax.models.patches import to_float
@@ -52,6 +57,9 @@ def first_attention(params, images, relative=None):
     encoder = params["Transformer"]
     if "posembed_input" in encoder:
         z = z + encoder["posembed_input"]["pos_embedding"]
+    if "registers" in encoder:
+        registers = np.repeat(encoder["registers"], b, 0)
+        z = np.concatenate([z[:, :-6], registers, z[:, -6:]], axis=1)
     return attention_of(encoder["encoderblock_0"], z)
 
 
@@ -89,6 +97,51 @@ def test_attention_is_that_of_equation_6(images, attributes):
     assert expected.std() > 0.02  # of 1/7: not all alike
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        dict(class_tokens=2, registers=2),
+        dict(pool="gap", class_tokens=1, registers=1),
+        dict(pool="gap", registers=2),
+        dict(pool="token+gap"),
+        dict(pool="map", registers=1),
+    ],
+    ids=str,
+)
+def test_what_is_pooled_is_followed_and_other_tokens_come_first(images, attributes):
+    model = tiny(**attributes)
+    params = random_tree(model, images)
+    expected = first_attention(params, images)
+    maps = attention_maps(model, params, images)
+    np.testing.assert_allclose(maps[0], expected, atol=1e-5)
+    shares = np.zeros(expected.shape[-1])  # of tokens, in what the head reads
+    if model.pool == "map":
+        shares[-6:] = probe_attention(model, params, images)[0]
+    else:
+        k, n = model.num_class_tokens, len(shares)
+        read = list(range(k)) if "token" in model.pool else []
+        shares[read] = 1 / (len(read) + ("gap" in model.pool))
+        shares[n - 6 :] = (1 - shares.sum()) / 6
+    found, heads = rollout_and_heads(model, params, images[0])
+    layer = 0.5 * expected[0].mean(0) + 0.5 * np.eye(len(shares))
+    np.testing.assert_allclose(found.reshape(6), (shares @ layer)[-6:], atol=1e-5)
+    expected = np.einsum("q,hqk->hk", shares, expected[0])[:, -6:]
+    np.testing.assert_allclose(heads[0].reshape(2, 6), expected, atol=1e-5)
+
+
+def probe_attention(model, params, images):
+    """What the probe reads in each image's patches, the mean over the heads: (b, 6)."""
+    _, state = captured(model, params, images, "Transformer")
+    patches = np.asarray(state["Transformer"]["__call__"][0], np.float64)[:, -6:]
+    attention = params["MAPHead_0"]["MultiHeadDotProductAttention_0"]
+    q, k = (
+        np.einsum("bnd,dkh->bknh", z, attention[name]["kernel"]) + attention[name]["bias"][:, None]
+        for name, z in (("query", params["MAPHead_0"]["probe"]), ("key", patches))
+    )
+    scores = np.exp((q @ k.swapaxes(-1, -2))[:, :, 0] / np.sqrt(q.shape[-1]))
+    return (scores / scores.sum(-1, keepdims=True)).mean(1)
 
 
 @pytest.mark.peers

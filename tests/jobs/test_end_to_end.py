@@ -29,7 +29,8 @@ def test_training_learns_and_writes_what_it_promises(settings, tmp_path):
     assert summary["step"] == 60
     assert summary["test_accuracy"] > 0.9
     assert summary["images_per_second"] > 0
-    assert read_checkpoint(summary["checkpoint"]).step == 60
+    saved = read_checkpoint(summary["checkpoint"])
+    assert (saved.step, saved.config.data.eval_resize) == (60, "bilinear")  # None in `settings`
 
     table = rows(tmp_path)
     assert [row["step"] for row in table] == ["15", "30", "45", "60"]

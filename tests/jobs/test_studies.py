@@ -144,6 +144,7 @@ def test_a_study_of_an_earlier_version_goes_on(finished):
         ("data.randaugment", 2, "0"),  # the file lacks it
         ("init_from", "B/16", "None"),
         ("init_average", True, "False"),
+        ("init_head", "new", "None"),
         ("fewshot.shots", (3,), r"\[1, 5, 10, 25\]"),
         ("on_nonfinite", "skip", "'stop'"),
     ],

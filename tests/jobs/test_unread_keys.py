@@ -40,6 +40,7 @@ OTHERS = {
     "eval_every": 1,
     "on_nonfinite": "skip",
     "init_resize": "cubic",
+    "init_head": "new",
 }
 
 
@@ -70,7 +71,7 @@ def test_what_is_not_read_changes_nothing(settings, tmp_path, caplog, job, run):
 def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
     config = default()
     config.objective, config.init_from = "classification", "x"
-    config.update(total_steps=3, on_nonfinite="skip")
+    config.update(total_steps=3, on_nonfinite="skip", init_head="keep")
     config.fewshot.every, config.data.randaugment = 5, 2
     found = unread(config, all_keys(config), caplog)
     sections = {key for key in found if key.split(".")[0] in ("sweep", "compare", "masked")}
@@ -89,6 +90,8 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"data.eval_crop": "whole"}, "data.crop_fraction", "neither data.crop is 'resize' nor"),
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
         ({"job": "evaluate"}, "init_average", "tests the average, if there is one"),
+        ({}, "data.class_map", "only job='evaluate' and init_head='keep' pair classes"),
+        ({}, "init_head", "init_from is None"),
         ({"job": "fewshot", "fewshot.name": "x"}, "data.name", "fewshot.name names the data"),
     ],
 )

@@ -77,6 +77,7 @@ def test_the_default_with_a_length_is_valid(config):
         ("model.stochastic_depth", 1.5, "stochastic_depth=1.5 must be a number in [0, 1)"),
         ("model.positions_at", "layer", "model: positions_at='layer' is unknown"),
         ("data.eval_crop", "center", "data.eval_crop='center' is unknown"),
+        ("data.eval_resize", "bicubic", "data.eval_resize='bicubic' is unknown"),
         ("data.mixup", -0.1, "data.mixup=-0.1 must be 0 or more"),
         ("data.randaugment", -1, "data.randaugment=-1 must be 0 or more"),
         ("data.randaugment_magnitude", 31.0, "randaugment_magnitude=31.0 must be in [0, 30]"),
@@ -108,6 +109,9 @@ def test_each_problem_is_explained(config, key, value, message):
     [
         ({"model.variant": "R50x1"}, "needs a ViT or a hybrid, not R50x1"),
         ({"model.pre_logits": True}, "has no use for model.pre_logits"),
+        ({"model.projection": 7}, "has no use for model.projection"),
+        ({"model.pool": "map"}, "has no use for model.pool='map'"),
+        ({"model.final_norm": "after_pool"}, "has no use for model.final_norm='after_pool'"),
         (
             {"model.variant": "R50+B/16", "data.image_size": 220},
             "multiples of a patch's 16x16 pixels",

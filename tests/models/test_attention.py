@@ -96,12 +96,13 @@ def test_a_model_with_cudnns_attention_is_that_of_the_plain_formulation(
     assert bool(xla_as_cudnn) == (options != dict(positions="relative"))
 
 
-def test_tokens_are_filled_up_once_for_all_blocks(images, xla_as_cudnn):
-    model = tiny(depth=3).clone(implementation="cudnn")
+@pytest.mark.parametrize("options", [dict(), dict(registers=2), dict(registers=1, pool="gap")])
+def test_tokens_are_filled_up_once_for_all_blocks(images, xla_as_cudnn, options):
+    model = tiny(depth=3, **options).clone(implementation="cudnn")
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     del xla_as_cudnn[:]
     program = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, train=True))(params, images)
-    n = math.prod(model.grid(images.shape[1:3])) + 1
+    n = math.prod(model.grid(images.shape[1:3])) + model.num_class_tokens + model.registers
     assert n % 2
     assert xla_as_cudnn == 3 * [("cudnn", n + 1, True)]
     assert (

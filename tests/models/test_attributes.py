@@ -17,11 +17,19 @@ from vit_jax.models.vit import VisionTransformer
 OTHER_VALUES = {
     "positions": "2d",
     "positions_at": "layers",
+    "class_tokens": 2,
+    "registers": 2,
+    "patch_norm": True,
+    "pre_norm": True,
+    "final_norm": "none",
+    "norm": "rms",
+    "mlp": "swiglu",
     "pool": "gap",
     "gelu": "exact",
     "norm_epsilon": 1e-3,
     "dropout": 0.5,
     "stochastic_depth": 0.5,
+    "projection": 7,
     "pre_logits": True,
     "remat": "full",
     "scan": True,
@@ -39,7 +47,7 @@ def test_every_attribute_is_of_one_kind():
     kinds = ("size", "weights", "mathematics", "run", "device")
     assert attributes.names(*kinds) == tuple(attributes.ATTRIBUTES)
     assert sum(len(attributes.names(kind)) for kind in kinds) == len(attributes.ATTRIBUTES)
-    assert attributes.names("weights")[:2] == ("positions", "positions_at")
+    assert attributes.names("weights")[-2:] == ("positions", "positions_at")
     assert attributes.names("device", "mathematics")[:2] == ("pool", "gelu")
     rows = {name for row in models.VARIANTS.values() for name in row}
     assert rows - {"pool"} <= set(attributes.names("size"))  # what makes a variant
@@ -60,7 +68,7 @@ def test_an_attribute_does_what_its_kind_says(rng, name):
     kind = attributes.ATTRIBUTES[name].kind
     params, others = random_params(model, images), random_params(other, images)
     same_tree = jax.tree.map(np.shape, params) == jax.tree.map(np.shape, others)
-    if name in ("pool", "pre_logits"):  # they have the class token or a layer to themselves
+    if name in ("pool", "projection", "pre_logits"):  # they have a token or layer to themselves
         assert kind in ("mathematics", "run") and not same_tree
         return
     assert same_tree == (kind != "weights")
@@ -77,6 +85,9 @@ def test_an_attribute_does_what_its_kind_says(rng, name):
         ("patch_size", [4, (4, 6)], [0, (4,), (4, 0)], "patch_size=0 must be one side or two"),
         ("stem", [None, (), (3, 4)], [3, (0,)], "stem=3 must be numbers of units, or None"),
         ("layers", [(1,)], [(), None], "layers=() must be numbers of units"),
+        ("registers", [0, 4], [-1, 0.0, False, None], "registers=-1 must be a whole number of a"),
+        ("class_tokens", [None, 0, 2], [-1, True], "must be a whole number of at least 0, or No"),
+        ("final_norm", ["before_pool", "after_pool", "none"], [None], "unknown: 'before_pool' or"),
         ("axial", [True, False], [1, None], "axial=1 must be True or False"),
         ("dropout", [0, 0.5], [1, -0.1, False], "dropout=1 must be a number in [0, 1)"),
         ("kernel_epsilon", [None, 1e-8], [2], "kernel_epsilon=2 must be a number in [0, 1), or No"),

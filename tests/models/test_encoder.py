@@ -51,6 +51,31 @@ def test_dropout_works_in_training_only_and_repeats_with_its_key(images):
     assert (run(0, True) != run(1, True)).any() and (run(0, True) != plain).any()
 
 
+@pytest.mark.parametrize("registers", [1, 3])
+def test_the_encoder_reads_registers_and_leaves_them_out(images, registers):
+    """Nobody else can tell a register from a class token whose position is zero."""
+    with_registers = tiny(depth=1, registers=registers)
+    with_tokens = tiny(depth=1, class_tokens=1 + registers)
+    params = random_params(with_registers, images)
+    encoder = params["Transformer"]
+    table = encoder["posembed_input"]["pos_embedding"]
+    zeros = np.zeros((1, registers, table.shape[-1]), np.float32)
+    same = {
+        **params,
+        "cls": np.concatenate([params["cls"], encoder["registers"]], axis=1),
+        "Transformer": {
+            **{name: x for name, x in encoder.items() if name != "registers"},
+            "posembed_input": {
+                "pos_embedding": np.concatenate([table[:, :1], zeros, table[:, 1:]], axis=1)
+            },
+        },
+    }
+    found = with_registers.clone(num_classes=0).apply({"params": params}, images)
+    expected = with_tokens.clone(num_classes=0).apply({"params": same}, images)
+    expected = expected[:, : table.shape[-1]]  # the first class token's
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.slow
 def test_stochastic_depth_drops_whole_branches_more_often_deeper():
     """Each branch adds a power of 4 to every number, so that the sum shows which were kept."""
@@ -114,7 +139,12 @@ def test_remat_keeps_less_and_changes_neither_parameters_nor_gradients(rng):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(remat="full", positions="relative"), dict(axial=True, pool="gap")],
+    [
+        dict(),
+        dict(remat="full", positions="relative"),
+        dict(axial=True, pool="gap"),
+        dict(registers=2, pre_norm=True, mlp="swiglu", norm="rms"),
+    ],
     ids=str,
 )
 def test_a_loop_over_layers_changes_neither_parameters_nor_gradients(images, options):

@@ -26,6 +26,9 @@ def tokens_by_blocks(params, images, options):
     encoder, found = params["Transformer"], []
     if "posembed_input" in encoder:
         z = z + encoder["posembed_input"]["pos_embedding"]
+    shown = z.shape[1]
+    if "registers" in encoder:
+        z = np.concatenate([z, np.repeat(encoder["registers"], 2, axis=0)], axis=1)
     sizes = dict(mlp_dim=TINY["mlp_dim"], num_heads=TINY["num_heads"])
     sizes["relative"] = options.get("positions") == "relative"
     block = AxialEncoderBlock((3, 2), sizes) if options.get("axial") else EncoderBlock(**sizes)
@@ -33,7 +36,7 @@ def tokens_by_blocks(params, images, options):
         if f"posembed_{i}" in encoder:
             z = z + encoder[f"posembed_{i}"]["pos_embedding"]
         z = block.apply({"params": encoder[f"encoderblock_{i}"]}, z, train=False)
-        found.append(z)
+        found.append(z[:, :shown])
     return found
 
 
@@ -45,6 +48,7 @@ def tokens_by_blocks(params, images, options):
         dict(positions="relative"),
         dict(positions_at="layers"),
         dict(axial=True, pool="gap"),
+        dict(registers=3, class_tokens=2),
         dict(implementation="custom_vjp", remat="full", scan=True),
     ],
     ids=str,

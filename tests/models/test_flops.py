@@ -111,6 +111,24 @@ def test_relative_positions_and_axial_blocks_are_counted():
     assert flops(axial=True) == embedding + 2 * mlp_and_projections + rows_and_columns
 
 
+def test_parts_of_later_models_are_counted():
+    d, mlp, n = 12, 20, 15
+    options = dict(width=d, depth=2, mlp_dim=mlp, num_heads=3, patch_size=4)
+
+    def flops(**more):
+        return forward_flops("B/16", (12, 20), **options, **more)
+
+    def blocks(n, layers=2):  # two blocks, of n tokens
+        return 2 * 2 * (4 * n * d * d + 2 * n * n * d + layers * n * d * mlp)
+
+    embedding = 2 * n * 4 * 4 * 3 * d
+    assert flops(registers=4) == embedding + blocks(n + 5)
+    assert flops(class_tokens=2, projection=7) == embedding + blocks(n + 2) + 2 * 2 * d * 7
+    assert flops(pool="gap", mlp="swiglu") == embedding + blocks(n, layers=3)
+    probe = 2 * (2 * d * d + 2 * n * d * d + 2 * n * d + 2 * d * mlp)
+    assert flops(pool="map") == embedding + blocks(n) + probe
+
+
 def test_loops_count_as_often_as_they_run():
     def function(x, w):
         return jax.lax.scan(lambda x, _: (x @ w, None), x, length=5)[0]

@@ -1,5 +1,6 @@
 """The encoder's layers in every implementation, and which implementation a device gets."""
 
+import functools
 import types
 
 import jax
@@ -7,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from equations import assert_same, forward_and_gradients, random_params, tiny
+from scipy import special, stats
 
 from vit_jax import models
-from vit_jax.models.layers import best_implementation
+from vit_jax.models.layers import IMPLEMENTATIONS, best_implementation, gelu
 
 
 @pytest.fixture
@@ -23,6 +25,10 @@ def images(rng):
         dict(),
         pytest.param(dict(gelu="exact", norm_epsilon=1e-3, dropout=0.3), marks=pytest.mark.slow),
         dict(positions="relative"),
+        pytest.param(
+            dict(gelu="quick", registers=2, pre_norm=True, pool="map", final_norm="after_pool"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(dict(axial=True, pool="gap"), marks=pytest.mark.slow),
         pytest.param(dict(remat="dots"), marks=pytest.mark.slow),
     ],
@@ -35,6 +41,26 @@ def test_derivatives_of_our_own_are_those_of_the_plain_formulation(images, optio
         forward_and_gradients(m, params, images) for m in (model, models.plain(model))
     )
     assert_same(found, expected, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function"),
+    [
+        ("tanh", lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))),
+        ("exact", lambda x: x * stats.norm.cdf(x)),
+        ("quick", lambda x: x * special.expit(1.702 * x)),
+    ],
+)
+def test_gelus_and_their_derivatives_are_those_of_the_formulas(kind, function):
+    """Far from zero, too. The derivative is that of differences, in float64."""
+    x = np.concatenate([np.linspace(-6, 6, 100), [-1e4, -90, 90, 1e4]])
+    slope = (function(x + 1e-5) - function(x - 1e-5)) / 2e-5
+    for implementation in IMPLEMENTATIONS:
+        found, derivative = jax.vmap(
+            jax.value_and_grad(functools.partial(gelu, kind=kind, implementation=implementation))
+        )(jnp.float32(x))
+        np.testing.assert_allclose(found, function(x), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(derivative, slope, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -101,7 +101,8 @@ def test_parameters_are_read_when_they_are_needed(tmp_path):
     published(tmp_path)
     found = load(tmp_path / "published.npz", variant="B/16", **VIT)
     (tmp_path / "published.npz").unlink()
-    assert describe(found).startswith("B/16, 32 x 32 pixels, 3 classes: ")
+    assert describe(found).startswith("B/16 with depth=2 and ")
+    assert ", 32 x 32 pixels, 3 classes: " in describe(found)
     assert "head/kernel  " in describe(found, parameters=True)
     with pytest.raises(ValueError, match=r"is damaged: .*No such file"):
         np.asarray(found.params["head"]["kernel"])

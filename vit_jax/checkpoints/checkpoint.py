@@ -49,6 +49,7 @@ class Checkpoint(NamedTuple):
       average: the Polyak average of the parameters, a tree like `params`. None if there is none.
       data: fingerprints of the splits that the run read, see `Fingerprint.splits`. None if they
         are not known.
+      changes: what was done to weights of another code base as they were read, a sentence each.
     """
 
     path: str
@@ -58,6 +59,7 @@ class Checkpoint(NamedTuple):
     step: int
     average: Any = None
     data: Mapping[str, Any] | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

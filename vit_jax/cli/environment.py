@@ -51,6 +51,7 @@ def start_logging() -> None:
         handler.setFormatter(_Lines("%(message)s"))
     logging.getLogger("vit_jax").setLevel(logging.INFO)
     logging.getLogger("matplotlib").addFilter(_is_not_of_cache)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself
 
 
 def _is_not_of_cache(record: logging.LogRecord) -> bool:

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict, config_flags
 from vit_jax.common.repository import REPOSITORY, find_in_repository
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up, no_such_key, what_fits
+from vit_jax.data.transforms import View
+from vit_jax.models import attributes
 
 SEE_KEYS = "`python -m vit_jax.main --help` lists the configurations and keys."
 _ABSENT = object()  # the value of keys that have no default: those of `compare.runs`
@@ -38,6 +40,7 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
         if values["config"].value is None:
             sys.exit(f"--config=FILE is needed. {SEE_KEYS}")
         _replace_lengths(values["config"])
+        _forget_recipe(values["config"])
         return left
     except flags.Error as error:
         message = re.sub("^flags .*?: ", "", str(error).strip())  # a head that lists several flags
@@ -78,6 +81,23 @@ def _replace_lengths(flag: flags.Flag) -> None:
     if given.keys() & lengths:
         unset = {key: value for key, value in lengths.items() if key not in given}
         config.update_from_flattened_dict(unset)
+
+
+def _forget_recipe(flag: flags.Flag) -> None:
+    """Unsets what a recipe of training says of the model and of the view, to test other weights.
+
+    `--config=configs/finetune.py:… --config.job=evaluate` shows images as the weights say, not as
+    that recipe does. Keys on the command line stay, and so do those of a file with this job.
+    """
+    config: Any = flag.value
+    given = config_flags.get_override_values(flag)
+    if given.get("job") not in ("evaluate", "fewshot"):
+        return
+    keys = [("data", key) for key in View._fields]
+    keys += [("model", key) for key in attributes.names("size", "weights", "mathematics")]
+    for part, key in keys:
+        if part in config and key in config[part] and f"{part}.{key}" not in given:
+            config[part][key] = None
 
 
 def _config_message(argv: list[str], error: BaseException) -> str:

@@ -40,22 +40,34 @@ def default() -> ConfigDict:
     config.model.variant = "B/16"  # a row of models.VARIANTS, in any common spelling
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
     config.model.stochastic_depth = placeholder(float)  # probability at the last block; paper: 0
-    config.model.pool = placeholder(str)  # the head reads the "token" (paper) or the "gap" (mean)
+    # The head reads the class token, "token" (paper), the mean of the patches, "gap", both,
+    # "token+gap", or what a query reads in the patches, "map".
+    config.model.pool = placeholder(str)
     config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training
+    config.model.projection = placeholder(int)  # size of a linear layer after pooling; paper: 0
     config.model.positions = placeholder(str)  # "1d" (paper), "2d", "relative", "sincos", "none"
     # Where positions are added: before the encoder, "stem" (paper), or before every block, from a
     # table for each, "layers", or from one table, "shared".
     config.model.positions_at = placeholder(str)
-    config.model.patch_size = placeholder(int)  # pixels; of the feature map if there is a stem
+    # Pixels, one side or (height, width); of the feature map if there is a stem.
+    config.model.patch_size = placeholder(object)
     config.model.width = placeholder(int)  # size of a token (paper: D)
     config.model.depth = placeholder(int)  # encoder blocks (paper: L)
     config.model.mlp_dim = placeholder(int)  # hidden size of the MLP
     config.model.num_heads = placeholder(int)  # attention heads
     config.model.stem = placeholder(tuple)  # of a hybrid: units of each stage of its ResNet
     config.model.axial = placeholder(bool)  # attention along rows, then along columns (paper: D.6)
-    # For these three, and for positions, positions_at and pool, None takes the value that the
-    # weights in init_from were trained with.
-    config.model.gelu = placeholder(str)  # the "tanh" approximation (published), or "exact"
+    # Parts of later ViTs, see VisionTransformer in models/vit.py. The paper has none of them.
+    config.model.class_tokens = placeholder(int)  # paper: 1 if the pool reads it, else 0
+    config.model.registers = placeholder(int)  # tokens that have no positions and aren't pooled
+    config.model.patch_norm = placeholder(bool)  # normalises the patch embeddings
+    config.model.pre_norm = placeholder(bool)  # normalises the tokens before the first block
+    config.model.final_norm = placeholder(str)  # "before_pool" (paper), "after_pool" or "none"
+    config.model.norm = placeholder(str)  # "layer" (paper) or "rms"
+    config.model.mlp = placeholder(str)  # "plain" (paper) or "swiglu", which has a gate
+    # For these three and those above, and for positions, positions_at and pool, None takes the
+    # value that the weights in init_from were trained with.
+    config.model.gelu = placeholder(str)  # the "tanh" approximation (published), "exact", "quick"
     config.model.norm_epsilon = placeholder(float)  # added to LayerNorm's variance; published: 1e-6
     config.model.kernel_epsilon = placeholder(float)  # added to a standardised kernel's variance
     # What the backward pass computes a second time, to save memory: "none", "dots" (all but matmuls
@@ -82,10 +94,22 @@ def default() -> ConfigDict:
     # part of the image; "resize" resizes, then crops at a random place.
     config.data.crop = "inception"
     config.data.crop_area = 0.05  # of "inception": smallest share of the image's area
-    config.data.crop_fraction = 0.875  # of "resize" and "central": side of the crop / side resized
-    # How images are cropped in evaluation, in data.transforms.EVAL_CROPS: "central" keeps the
-    # aspect; "whole" resizes the whole image.
-    config.data.eval_crop = "central"
+    # Side of the crop / side that the image is resized to; of "resize", "central" and "squash".
+    # None: 0.875 in training; else as for eval_crop.
+    config.data.crop_fraction = placeholder(float)
+    # How images are cropped in evaluation, in data.resizing.EVAL_CROPS: "central" keeps the aspect;
+    # "squash" doesn't; "whole" resizes the whole image. None: "central" in training; with
+    # job="evaluate" and "fewshot", as the weights in init_from say.
+    config.data.eval_crop = placeholder(str)
+    # How images are resized in evaluation, in data.resizing.EVAL_RESIZES: "bilinear", without
+    # antialiasing (published), or Pillow's "bilinear_antialias", "bicubic_antialias"
+    # (timm, transformers), "lanczos_antialias" or "box_antialias". None: "bilinear" in training;
+    # else as for eval_crop.
+    config.data.eval_resize = placeholder(str)
+    # A CSV file that pairs the data's classes with those of a checkpoint: columns class and
+    # model_class, a name or the number of a logit. None: class_map.csv in the data's folder, or by
+    # their names, see evaluation.pairing.pair_classes.
+    config.data.class_map = placeholder(str)
     config.data.flip = True  # mirrors half of the training images
     config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
     config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
@@ -161,4 +185,7 @@ def default() -> ConfigDict:
     config.init_expected = False  # warns if a run starts without init_from; True in fine-tuning
     config.init_resize = "linear"  # how the positions of init_from are resized; or "cubic"
     config.init_average = False  # starts from the Polyak average of init_from
+    # The first head: "keep" is that of init_from, if it is for the run's classes; or "new". None:
+    # "keep" if both have the same names of classes, else "new".
+    config.init_head = placeholder(str)
     return config.lock()

@@ -60,7 +60,7 @@ _TYPES: Mapping[type, tuple[Callable[[Any], bool], str]] = {
     float: (_is_number, "a finite number"),
     str: (lambda x: isinstance(x, str), "text"),
     tuple: _WHOLES,
-    object: (_is_image_size, "pixels: one side or (height, width)"),  # only data.image_size
+    object: (_is_image_size, "pixels: one side or (height, width)"),  # of images and patches
     ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
 }
 _TUPLES_OF_NUMBERS = ("sweep.lr", "compare.epochs")
@@ -107,6 +107,7 @@ def short_repr(value: Any) -> str:
         text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except Exception:  # such as a number with more digits than Python writes
         text = f"<{type(value).__name__}>"
+    text = text.replace("\n", "")  # of a section within a tuple
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 

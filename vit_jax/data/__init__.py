@@ -48,15 +48,17 @@ with epy.lazy_api_imports(globals()):
     # splits, in the syntax of tfds
     from vit_jax.data.splits import default_splits, hold_out, parse_split, split_size
 
+    # how images are resized, and the crops of evaluation
+    from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES, central_crop, resize
+
     # operations on one image
     from vit_jax.data.transforms import (
-        EVAL_CROPS,
         TRAIN_CROPS,
-        central_crop,
+        View,
         decode,
         evaluation_view,
         inception_crop,
         random_flip,
-        resize,
         resize_and_random_crop,
+        view_of,
     )

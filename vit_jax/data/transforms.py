@@ -1,11 +1,11 @@
 """Operations on one image, on the host: decode, resize, crop and flip.
 
 Images are uint8 RGB arrays (h, w, 3). Sizes are (height, width) in pixels. Every random operation
-takes the `numpy.random.Generator` that it draws from. Resizing is bilinear without antialiasing:
-the published models were trained on images resized in that way.
+takes the `numpy.random.Generator` that it draws from. In training, resizing is bilinear without
+antialiasing: the published models were trained on images resized in that way.
 
-`TRAIN_CROPS` and `EVAL_CROPS` are the crops that `config.data.crop` and `config.data.eval_crop`
-choose from. A further crop is a function and a row here.
+`TRAIN_CROPS` are the crops that `config.data.crop` chooses from. A further crop is a function and a
+row here. Those of evaluation are in `data.resizing`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 
 from vit_jax.data.pixels import from_pillow
+from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES, resize, resize_window
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens no larger image
@@ -124,55 +126,12 @@ def _plain_jpeg(data: bytes) -> bool:
     return height * width <= _MAX_PIXELS
 
 
-# ------------------------------------------------------------------------------ resize and flip
-
-
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns the image resized to `size`, which may have another aspect ratio."""
-    if image.shape[:2] == size:
-        return image
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
-
-
-def resize_window(
-    image: np.ndarray, whole: tuple[int, int], corner: tuple[int, int], size: tuple[int, int]
-) -> np.ndarray:
-    """Returns a part of the image resized to `whole`.
-
-    Where `whole` is much larger than `size`, it is never made: each pixel of the part is computed
-    from the four around it, in the fixed-point numbers of OpenCV's resize, and has the same bits.
-
-    Args:
-      image: uint8 RGB (height, width, 3).
-      whole: (h, w) that the image would be resized to.
-      corner: (top, left) of the part, in `whole`.
-      size: (h, w) of the part.
-    """
-    (top, left), (height, width) = corner, size
-    if whole[0] * whole[1] <= 4 * height * width:
-        return resize(image, whole)[top : top + height, left : left + width]
-    neighbours, shares = [], []
-    for first, count, new, old in zip(corner, size, whole, image.shape[:2], strict=True):
-        at = ((np.arange(first, first + count) + 0.5) * (old / new) - 0.5).astype(np.float32)
-        low = np.floor(at)
-        neighbours.append([(low.astype(int) + i).clip(0, old - 1) for i in (0, 1)])
-        shares.append(np.rint((at - low) * 2048).astype(np.int32))
-    (above, below), (before, after) = neighbours
-    down, right = shares[0][:, None, None], shares[1][:, None]
-    upper, lower = (
-        (image[rows[:, None], before] * (2048 - right) + image[rows[:, None], after] * right) >> 4
-        for rows in (above, below)
-    )
-    part = (((2048 - down) * upper >> 16) + (down * lower >> 16) + 2) >> 2
-    return part.astype(np.uint8)
+# ----------------------------------------------------------------------------- crops in training
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the image mirrored left to right, with probability one half."""
     return cv2.flip(image, 1) if rng.random() < 0.5 else image
-
-
-# ----------------------------------------------------------------------------- crops in training
 
 
 def inception_crop(
@@ -222,39 +181,67 @@ TRAIN_CROPS: dict[
         image, size, rng, area=(options.crop_area, 1.0)
     ),
     "resize": lambda image, size, rng, options: resize_and_random_crop(
-        image, size, rng, options.crop_fraction
+        image, size, rng, view_of(options).crop_fraction
     ),
 }
 
 
-# --------------------------------------------------------------------------- crops in evaluation
+# ----------------------------------------------------------------------------- view in evaluation
 
 
-def central_crop(image: np.ndarray, size: tuple[int, int], fraction: float) -> np.ndarray:
-    """Resizes the image until it just covers `size` / `fraction`, and returns its centre of `size`.
+class View(NamedTuple):
+    """What a model sees of an image in evaluation: the keys of `config.data` that say it.
 
-    The aspect ratio stays the same.
+    The defaults hold where nothing says something else.
+
+    Attributes:
+      eval_crop: a row of `EVAL_CROPS`.
+      crop_fraction: side of the crop / side that the image is resized to.
+      eval_resize: a name in `EVAL_RESIZES`.
     """
-    height, width = image.shape[:2]
-    scale = max(size[0] / height, size[1] / width) / fraction
-    whole = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    return resize_window(image, whole, ((whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2), size)
+
+    eval_crop: str = "central"
+    crop_fraction: float = 0.875
+    eval_resize: str = "bilinear"
+
+    def __str__(self) -> str:
+        keys = [key for key in self._fields if (self.eval_crop, key) != ("whole", "crop_fraction")]
+        return ", ".join(f"data.{key}={getattr(self, key)!r}" for key in keys)
 
 
-# From an image, the result's (h, w) and `config.data` to a part of the image, uint8 (h, w, 3), by
-# the names that `config.data.eval_crop` takes.
-EVAL_CROPS: dict[str, Callable[[np.ndarray, tuple[int, int], ConfigDict], np.ndarray]] = {
-    "central": lambda image, size, options: central_crop(image, size, options.crop_fraction),
-    "whole": lambda image, size, options: resize(image, size),
-}
+def view_of(*options: Mapping[str, Any] | ConfigDict) -> View:
+    """Returns the view that sections of configurations ask for; the first that sets a key decides.
+
+    Args:
+      *options: each is a `config.data` or some keys of it. None sets nothing, as a missing key.
+
+    Raises:
+      ValueError: a value is unknown, as in a damaged file of weights.
+    """
+    found: dict[str, Any] = {}
+    for section in options:
+        values = {key: section.get(key) for key in View._fields if key not in found}
+        found |= {key: value for key, value in values.items() if value is not None}
+    view = View(**found)
+    is_share = isinstance(view.crop_fraction, int | float) and 0 < view.crop_fraction <= 1
+    if view.eval_crop not in EVAL_CROPS or view.eval_resize not in EVAL_RESIZES or not is_share:
+        raise ValueError(
+            f"{view}: images can't be shown in this way. data.eval_crop must be one of "
+            f"{', '.join(EVAL_CROPS)}; data.crop_fraction in (0, 1]; data.eval_resize one of "
+            f"{', '.join(EVAL_RESIZES)}."
+        )
+    return view
 
 
-def evaluation_view(image: np.ndarray, size: tuple[int, int], options: ConfigDict) -> np.ndarray:
+def evaluation_view(
+    image: np.ndarray, size: tuple[int, int], options: Mapping[str, Any] | ConfigDict
+) -> np.ndarray:
     """Returns what a model sees of an image in evaluation, uint8 (h, w, 3).
 
     Args:
       image: uint8 RGB (height, width, 3).
       size: (h, w) of the result.
-      options: `config.data`; its `eval_crop` names a row of `EVAL_CROPS`.
+      options: `config.data`, see `view_of`.
     """
-    return EVAL_CROPS[options.eval_crop](image, size, options)
+    view = view_of(options)
+    return EVAL_CROPS[view.eval_crop](image, size, view.crop_fraction, view.eval_resize)

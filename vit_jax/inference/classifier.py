@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.names import printable
 from vit_jax.data import pixels, transforms
 from vit_jax.data.dataset import ExampleError
 from vit_jax.data.reading import read_file, retry
@@ -22,6 +24,9 @@ from vit_jax.models.features import Features, token_features
 from vit_jax.models.patches import to_float
 from vit_jax.training import parallel
 from vit_jax.weights.api import adapt, load
+from vit_jax.weights.class_names import check_head, with_class_names
+
+logger = logging.getLogger(__name__)
 
 Readable = str | os.PathLike | bytes | np.ndarray | Image.Image
 _THREADS = 4  # that read and decode images
@@ -62,7 +67,8 @@ class Classifier:
     Attributes:
       checkpoint: the weights, at this image size.
       class_names: names of the classes, in the order of the logits; "class 0", "class 1", … if the
-        checkpoint has none.
+        checkpoint has none. 1,000 logits without names have those of ImageNet-1k, see
+        `weights.class_names.with_class_names`.
 
     Raises:
       ValueError: the source can't be read, or there is no model for images of this size.
@@ -86,9 +92,10 @@ class Classifier:
     ):
         checkpoint = source if isinstance(source, Checkpoint) else load(source)
         self.checkpoint = prepare(checkpoint, image_size)
-        self.class_names = checkpoint.class_names or tuple(
+        self.class_names = self.checkpoint.class_names or tuple(
             f"class {i}" for i in range(checkpoint.num_classes)
         )
+        self._check_head = functools.cache(functools.partial(check_head, self.checkpoint))
         self._batch_size = batch_size
         self._model = self.checkpoint.model()
         self._probabilities = self._on_all_devices(self._compute_probabilities)
@@ -129,6 +136,7 @@ class Classifier:
         if not self.checkpoint.num_classes:
             path = self.checkpoint.path
             raise ValueError(f"{path} has no head to classify with: fine-tune from it.")
+        self._check_head()
         return self._stream(images, top)
 
     def features(self, images: Iterable[Readable], layers: Sequence[int] = ()) -> Features:
@@ -224,13 +232,16 @@ class Classifier:
 def prepare(checkpoint: Checkpoint, image_size: int | Sequence[int] | None = None) -> Checkpoint:
     """Returns a checkpoint with a known image size and with its parameters in memory.
 
+    The log tells how images are cropped and resized, if weights of another code base say it.
+
     Args:
       checkpoint: what `weights.api.load` returns.
       image_size: pixels, a side or (h, w), which the position embeddings are resized for (paper
         3.2). None keeps the checkpoint's own.
 
     Returns:
-      The checkpoint; its parameters are float32 NumPy arrays.
+      The checkpoint; its parameters are float32 NumPy arrays, and 1,000 logits have names, see
+      `weights.class_names.with_class_names`.
 
     Raises:
       ValueError: `image_size` is None and the checkpoint doesn't say its own, or the model can't
@@ -238,6 +249,11 @@ def prepare(checkpoint: Checkpoint, image_size: int | Sequence[int] | None = Non
     """
     checkpoint = adapt(checkpoint, image_size=image_size)
     checkpoint.model().grid(require_image_shape(checkpoint))  # raises if patches don't fit
+    checkpoint = with_class_names(checkpoint)
+    view = transforms.view_of(checkpoint.config.data)
+    is_new = not all(isinstance(x, np.ndarray) for x in jax.tree.leaves(checkpoint.params))
+    if is_new and checkpoint.step == 0 and view != transforms.View():  # else it was logged before
+        logger.info("Images are seen as %s says: %s.", printable(checkpoint.path), view)
     return checkpoint._replace(params=jax.tree.map(np.asarray, checkpoint.params))
 
 
@@ -295,7 +311,7 @@ def view_image(
 
     Args:
       image: uint8 RGB (height, width, 3).
-      checkpoint: says which part, by `config.data`.
+      checkpoint: says which part, by `config.data`, and how it is resized.
       shape: (h, w) of the result. None for the size of the model's images.
     """
     shape = shape or require_image_shape(checkpoint)

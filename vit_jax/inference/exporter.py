@@ -22,10 +22,11 @@ from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common import files
 from vit_jax.common.names import require_unicode
+from vit_jax.data.transforms import view_of
 from vit_jax.inference.classifier import prepare, require_image_shape
 from vit_jax.inference.program import HIDING, program
 from vit_jax.models.patches import to_float
-from vit_jax.weights.api import with_learned_positions
+from vit_jax.weights.surgery import with_learned_positions
 
 FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")  # which a StableHLO file is lowered for
@@ -69,7 +70,8 @@ def export(
       `variant`;
       `input` and `output`, each with `name`, `dtype` and `shape`;
       `class_names`, in the order of the logits, empty if they are not known;
-      `eval_crop` and `crop_fraction`: how an image gets the input's size, see `config/defaults.py`;
+      `eval_crop`, `crop_fraction` and `eval_resize`: how an image gets the input's size, see
+      `config/defaults.py`;
       `parameters`, their number;
       `platforms`, in the format "stablehlo" only.
 
@@ -165,8 +167,7 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any]:
         "input": {"name": "images", "dtype": "uint8", "shape": ["b", *shape], "channels": "RGB"},
         "output": {"name": name, "dtype": "float32", "shape": ["b", outputs]},
         "class_names": list(checkpoint.class_names),
-        "eval_crop": checkpoint.config.data.eval_crop,
-        "crop_fraction": checkpoint.config.data.crop_fraction,
+        **view_of(checkpoint.config.data)._asdict(),
         "parameters": _parameter_count(checkpoint),
     }
 

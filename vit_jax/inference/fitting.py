@@ -29,6 +29,7 @@ class Settings(TypedDict, total=False):
 
     variant: str
     init_from: str | os.PathLike
+    init_head: str
     image_size: int | tuple[int, int]
     epochs: float
     steps: int
@@ -38,6 +39,7 @@ class Settings(TypedDict, total=False):
 _KEYS = {
     "variant": ("model.variant",),
     "init_from": ("init_from",),
+    "init_head": ("init_head",),
     "image_size": ("data.image_size",),
     "epochs": ("epochs",),
     "steps": ("total_steps",),
@@ -83,6 +85,8 @@ def fit(
       **settings: these have priority over `config`.
         - variant: a name in `VARIANTS`. If it isn't given: that of `init_from`, or "Nano/8".
         - init_from: weights to start from, as `load` takes them.
+        - init_head: "keep" starts with the head of `init_from`, "new" with a new one. If it isn't
+          given: "keep" if both have the same names of classes, else "new".
         - image_size: pixels, one side or (height, width), which all images are resized to. If it
           isn't given: that of `init_from`; else 64 for Nano/8, and 224 for other variants.
         - epochs, steps: the length, in passes over the images or in updates; one of them.

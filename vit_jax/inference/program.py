@@ -1,6 +1,6 @@
 """The program that is written beside an exported model: it classifies images without this package.
 
-It reads an image and cuts out what evaluation does, see `data.transforms`.
+It reads an image and cuts out what evaluation does, see `data.pixels` and `data.resizing`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import os
 import pathlib
 import string
 import sys
+import types
 from typing import Any
 
-from vit_jax.data import pixels
-from vit_jax.data.transforms import FORMATS, resize, resize_window
+from vit_jax.data import pixels, resizing
+from vit_jax.data.transforms import FORMATS, View
 
 # A file of one of these names would be imported in the place of what the program needs.
 HIDING = {*sys.stdlib_module_names, "PIL", "cv2", "flatbuffers", "jax", "jaxlib", "ml_dtypes"}
@@ -33,8 +34,8 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 $imports
 from PIL import ExifTags, Image
@@ -60,11 +61,11 @@ def read_image(file):
 
 $pixels
 
-$resize
+$resizing
 
 def crop(image):
     """Returns the part of the image that the model sees, resized to SIZE."""
-$crop
+    return EVAL_CROPS[$eval_crop](image, SIZE, $crop_fraction, $eval_resize)
 
 
 $answer
@@ -104,17 +105,6 @@ session = onnxruntime.InferenceSession(
 )
 NAMES = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])""",
     "run": 'session.run(None, {"images": images})[0]',
-}
-
-# What `crop` does, by the names that `config.data.eval_crop` takes.
-CROPS = {
-    "central": """\
-    height, width = image.shape[:2]
-    scale = max(SIZE[0] / height, SIZE[1] / width) / {crop_fraction}
-    height, width = max(SIZE[0], round(height * scale)), max(SIZE[1], round(width * scale))
-    corner = (height - SIZE[0]) // 2, (width - SIZE[1]) // 2
-    return resize_window(image, (height, width), corner, SIZE)""",
-    "whole": "    return resize(image, SIZE)",
 }
 
 _CLASSES = '''\
@@ -161,14 +151,15 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
         outputs=outputs["shape"][1],
         shape=", ".join(map(str, images["shape"])),
         formats=FORMATS,
-        pixels=_source_of_pixels(),
-        resize=f"{inspect.getsource(resize)}\n\n{inspect.getsource(resize_window)}",
-        crop=CROPS[description["eval_crop"]].format_map(description),
+        pixels=_source(pixels, "_TILE = ", "def from_array"),
+        resizing=_source(resizing, "def resize("),
+        **{key: repr(description[key]) for key in View._fields},
         answer=_CLASSES if has_head else _REPRESENTATION,
     )
 
 
-def _source_of_pixels() -> str:
-    """Returns the source of `from_pillow` and of all that it calls."""
-    source = inspect.getsource(pixels)
-    return source[source.index("_TILE = ") : source.index("def from_array")].rstrip() + "\n"
+def _source(module: types.ModuleType, first: str, after: str = "") -> str:
+    """Returns the source of a module from one text to before another, or to its end."""
+    source = inspect.getsource(module)
+    end = source.index(after) if after else len(source)
+    return source[source.index(first) : end].rstrip() + "\n"

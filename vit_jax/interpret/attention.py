@@ -1,7 +1,7 @@
 """Attention as arrays: of every layer and head, through all layers (rollout), and its distances.
 
 Images are uint8 (b, h, w, 3) of the size that the parameters are for. n counts the tokens: first
-the class token, if there is one, then the patches row by row.
+the class tokens and registers, if there are any, then the patches row by row.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vit_jax import models
 from vit_jax.models import attention as attention_lib
 from vit_jax.models.patches import to_float
+from vit_jax.models.pooling import MAPHead
 from vit_jax.models.vit import VisionTransformer
 
 
@@ -32,9 +34,21 @@ def attention_maps(model: VisionTransformer, params: Any, images: jax.Array) -> 
       params: its parameters.
       images: uint8 (b, h, w, 3).
     """
+    return _attention_and_pooling(model, params, images)[0]
+
+
+def _attention_and_pooling(
+    model: VisionTransformer, params: Any, images: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns `attention_maps`, and the weights of tokens in the pooled representation (b, n).
+
+    The weights sum to 1. All vectors that pooling concatenates have the same share. Those of
+    attention pooling are the mean over its heads.
+    """
     grid = model.grid((images.shape[1], images.shape[2]))
     projected: dict[tuple[str, ...], dict[str, jax.Array]] = {}
-    weights = []
+    weights: list[jax.Array] = []
+    of_probe: list[jax.Array] = []
 
     def record(call, args, kwargs, context):
         module = context.module
@@ -45,12 +59,26 @@ def attention_maps(model: VisionTransformer, params: Any, images: jax.Array) -> 
             found = projected[module.path]
             relative = getattr(module.attention_fn, "keywords", {})
             own = attention_lib.attention_weights(found["query"], found["key"], **relative)
-            weights.append(_between_all_tokens(own, module.path, grid))
+            if isinstance(module.parent, MAPHead):
+                of_probe.append(own[:, :, 0].mean(1))  # (b, patches)
+            else:
+                weights.append(_between_all_tokens(own, module.path, grid))
         return result
 
     with nn.intercept_methods(record):
         models.plain(model).apply({"params": params}, to_float(images), train=False)
-    return jnp.stack(weights)
+    k, r, patches = model.num_class_tokens, model.registers, grid[0] * grid[1]
+    # In the encoder, registers are the last tokens.
+    order = np.r_[:k, k + patches : k + patches + r, k : k + patches]
+    maps = jnp.stack(weights)[..., order[:, None], order]
+    if of_probe:
+        return maps, jnp.pad(of_probe[0], ((0, 0), (k + r, 0)))
+    pooled = np.zeros(len(order))
+    if "token" in model.pool:
+        pooled[:k] = 1
+    if "gap" in model.pool:
+        pooled[k + r :] = 1 / patches
+    return maps, jnp.broadcast_to(pooled / pooled.sum(), (len(images), len(order)))
 
 
 def _between_all_tokens(
@@ -76,35 +104,43 @@ def _between_all_tokens(
     return full.reshape(*full.shape[:2], rows * columns, rows * columns)
 
 
-def output_attention(weights: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def output_attention(
+    weights: jax.Array, grid: tuple[int, int], pooled: jax.Array | None = None
+) -> jax.Array:
     """Returns the output's attention to each patch: (…, rows, columns).
-
-    It is that of the class token or, if there is none, the mean over the patches.
 
     Args:
       weights: (…, n, n), see `attention_maps`.
       grid: (rows, columns) of the patches.
+      pooled: (…, n), the weights of tokens in the pooled representation, which sum to 1. None for
+        those of the first token, the class token, or of the mean if there are patches alone.
     """
     patches = grid[0] * grid[1]
-    has_token = weights.shape[-1] > patches
-    output = weights[..., 0, :] if has_token else weights.mean(-2)
+    if pooled is not None:
+        output = jnp.einsum("...q,...qk->...k", pooled, weights)
+    else:
+        output = weights[..., 0, :] if weights.shape[-1] > patches else weights.mean(-2)
     return output[..., -patches:].reshape(*output.shape[:-1], *grid)
 
 
-def rollout(weights: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def rollout(
+    weights: jax.Array, grid: tuple[int, int], pooled: jax.Array | None = None
+) -> jax.Array:
     """Returns how much each patch contributes to the output: (b, rows, columns) float32.
 
     For each layer, the heads are averaged, and the identity is added for the residual connection,
     each with weight one half. The layers' matrices are multiplied, from the output back to the
-    patches (paper D.8; Abnar and Zuidema, arXiv 2005.00928). The shares of the patches and that of
-    the class token sum to 1.
+    patches (paper D.8; Abnar and Zuidema, arXiv 2005.00928). The shares of the patches and those of
+    the class tokens and registers sum to 1.
 
     Args:
       weights: (layers, b, k, n, n), see `attention_maps`.
       grid: (rows, columns) of the patches.
+      pooled: (b, n), see `output_attention`.
     """
     layers = 0.5 * weights.mean(2) + 0.5 * jnp.eye(weights.shape[-1])  # (layers, b, n, n)
-    return output_attention(functools.reduce(lambda below, layer: layer @ below, layers), grid)
+    through = functools.reduce(lambda below, layer: layer @ below, layers)
+    return output_attention(through, grid, pooled)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -123,8 +159,8 @@ def rollout_and_heads(
       (layers, k, rows, columns), see `output_attention`. Both float32.
     """
     grid = model.grid((image.shape[0], image.shape[1]))
-    weights = attention_maps(model, params, image[None])
-    return rollout(weights, grid)[0], output_attention(weights[:, 0], grid)
+    weights, pooled = _attention_and_pooling(model, params, image[None])
+    return rollout(weights, grid, pooled)[0], output_attention(weights[:, 0], grid, pooled[0])
 
 
 def attention_distances(
@@ -134,7 +170,7 @@ def attention_distances(
 
     They are in pixels. The distance of a patch is that of its centre to those of all patches,
     averaged with the attention between them as weights; the result is the mean over the patches
-    (paper 4.5 and figure 11). The class token is left out, and the rest of each row is scaled to
+    (paper 4.5 and figure 11). Other tokens are left out, and the rest of each row is scaled to
     sum to 1.
 
     Args:

@@ -68,7 +68,13 @@ def about_heads(model: nn.Module) -> str:
 
 
 def _output(model: nn.Module) -> str:
-    return "class token" if model.pool == "token" else "mean of the patches"
+    token = "class token" if model.num_class_tokens == 1 else "class tokens"
+    return {
+        "token": token,
+        "gap": "mean of the patches",
+        "token+gap": f"{token} and the mean of the patches",
+        "map": "query of the attention pooling",
+    }[model.pool]
 
 
 def about_class_maps(grid: tuple[int, int]) -> str:

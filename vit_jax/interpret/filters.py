@@ -68,7 +68,7 @@ def position_similarity(model: nn.Module, params: Any, grid: tuple[int, int]) ->
         return None
     stored = params["Transformer"]
     place = "posembed_0" if model.positions_at == "layers" else "posembed_input"
-    tokens = grid[0] * grid[1] + (model.pool == "token")
+    tokens = grid[0] * grid[1] + model.num_class_tokens
     zeros = jnp.zeros((1, tokens, model.width))
     table_of_tokens: Any = table().apply({"params": stored.get(place, {})}, zeros)
     added = table_of_tokens[0, -grid[0] * grid[1] :]

@@ -15,17 +15,21 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.common.files import write_csv
 from vit_jax.common.messages import first_few
-from vit_jax.common.names import class_name, printable
-from vit_jax.config.keys import is_folder
+from vit_jax.common.names import printable
+from vit_jax.config.keys import model_attributes
 from vit_jax.data import sources, splits
 from vit_jax.data.dataset import Dataset
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
+from vit_jax.data.subset import without_empty_classes
+from vit_jax.data.transforms import view_of
 from vit_jax.evaluation.intervals import in_percent, with_interval
+from vit_jax.evaluation.pairing import BY_NUMBER, Pairing, pair_classes, with_classes
 from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.same_data import splits_of_run, warn_of_other_images
 from vit_jax.jobs.validation import validate
+from vit_jax.models.attributes import of_kind
 from vit_jax.training.classification import classification
 from vit_jax.training.fit_memory import fit_evaluation
 from vit_jax.training.parallel import make_program
@@ -40,9 +44,11 @@ _PARAMETERS = {TEST: "trained", POLYAK: "Polyak average"}  # as tables say it
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     """Evaluates a checkpoint on a split; writes WORKDIR/evaluation.csv and confusion_matrix.csv.
 
-    The model, its classes and image size are the checkpoint's. The data (`data.name`, `data.test`)
-    and `eval_batch_size` are the configuration's. If `data.test` is None, `choose_split` chooses
-    the split. The log says which it is, and how many images it has.
+    The model and its image size are the checkpoint's. The data (`data.name`, `data.test`) and
+    `eval_batch_size` are the configuration's. If `data.test` is None, `choose_split` chooses the
+    split. The log says which it is, and how many images it has. It also says how the data's classes
+    were paired with the checkpoint's, see `pair_classes`. If the data have a part of the classes,
+    only the logits of these are counted.
 
     Args:
       config: `init_from` names the checkpoint. If it is None, it is the newest in `workdir`.
@@ -50,6 +56,7 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     Returns:
       `step`; `data`; `test_split`; `test_images`, the number of images that were classified;
+      `classes`, the number of the data's classes; `classes_paired_by`, such as "WordNet id";
       `test_accuracy`, `test_loss`… and `polyak_test_accuracy`…, as `train`; for every accuracy
       NAME, NAME_low and NAME_high: the ends of its 95 % interval, see `wilson_interval`;
       `images_per_second`; `skipped_images`, if there were any; `checkpoint`, its path; `table`,
@@ -57,9 +64,8 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       true class and one column for each predicted class, counting images.
 
     Raises:
-      ValueError: the data's classes are not the checkpoint's (if these have no names, their
-        number), or as `train`.
-      FileNotFoundError: there is no data or no checkpoint.
+      ValueError: a class of the data can't be paired with one of the checkpoint's, or as `train`.
+      FileNotFoundError: there is no data or no checkpoint, or no file `data.class_map`.
 
     Example:
       >>> config = vit_jax.default_config()
@@ -78,15 +84,13 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    checkpoint = load(config.init_from or folder)
+    checkpoint = open_checkpoint(config, folder)
     if not checkpoint.num_classes:
         raise ValueError(
             f"{checkpoint.path} has no head to classify with: fine-tune from it, or take "
             f"--config.job=fewshot, which evaluates its features."
         )
     dataset = sources.open_dataset(config.data.name, config.data.dir)
-    class_names = dataset.class_names
-    _check_classes(checkpoint, class_names, config.data.name)
     split, reason = choose_split(config, checkpoint, dataset)
     _, source = sources.open_source(dataset, "test", split)
     logger.info(
@@ -94,6 +98,10 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         *(printable(checkpoint.path), printable(config.data.name), split, len(source), reason),
     )
     warn_of_other_images(checkpoint, config.data.name, dataset, split, source)
+    class_names, source = without_empty_classes(dataset, source)
+    pairing = pair_classes(checkpoint, class_names, config.data.name, config.data.class_map)
+    _log_pairing(pairing, checkpoint, class_names, config.data.name)
+    checkpoint = with_classes(checkpoint, pairing, class_names)
     options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
     objective = classification(checkpoint.model(dtype=config.dtype), confusion=True)
     config = fit_evaluation(config, objective.evaluate, checkpoint.params, options.image_size)
@@ -117,6 +125,7 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         rows = [[name, *row] for name, row in counts]
         write_csv(matrix, [["true \\ predicted", *class_names], *rows])
     where = {"data": config.data.name, "split": split, "images": images}
+    where |= {"classes": len(class_names), "classes_paired_by": pairing.by}
     write_tables(
         table,
         [{"parameters": _PARAMETERS[p], **where, **columns[p]} for p in columns],
@@ -127,6 +136,8 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "data": config.data.name,
         "test_split": split,
         "test_images": images,
+        "classes": len(class_names),
+        "classes_paired_by": pairing.by,
         **{name: x for p, found in columns.items() for name, x in prefixed(p, found).items()},
         **({"skipped_images": len(skipped)} if len(skipped) else {}),
         "images_per_second": round(images / seconds, 1),
@@ -178,32 +189,53 @@ def _shown(metrics: dict[str, float], images: int) -> dict[str, str]:
     }
 
 
+def open_checkpoint(config: ConfigDict, folder: epath.Path) -> Checkpoint:
+    """Returns the checkpoint that a job tests.
+
+    Args:
+      config: `init_from` names it. `config.model` has attributes that its file doesn't record, and
+        may ask for another size of patches.
+      folder: has it if `init_from` is None.
+
+    Raises:
+      ValueError, FileNotFoundError: as `weights.load`.
+    """
+    stated = of_kind(model_attributes(config), "size", "weights", "mathematics")
+    return load(config.init_from or folder, **stated)
+
+
 def checkpoint_view(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
-    """Returns `config.data` with the image size of a checkpoint, if it is known."""
+    """Returns `config.data` with a checkpoint's image size, if it is known, and its view.
+
+    Keys of the view that the configuration sets are its own. The log tells the view if any is not.
+    """
     options = config.data.copy_and_resolve_references()
+    view = view_of(options, checkpoint.config.data)
+    if any(options[key] is None for key in view._fields):
+        logger.info("Images are seen as %s says: %s.", printable(checkpoint.path), view)
+    options.update(view._asdict())
     if checkpoint.image_shape is not None:
         with options.ignore_type():  # one side or two
             options.image_size = checkpoint.image_shape
     return options
 
 
-def _check_classes(checkpoint: Checkpoint, class_names: tuple[str, ...], data: str) -> None:
-    known = tuple(map(class_name, checkpoint.class_names))
-    if not known and is_folder(data) and checkpoint.num_classes == len(class_names):
+def _log_pairing(
+    pairing: Pairing, checkpoint: Checkpoint, class_names: tuple[str, ...], data: str
+) -> None:
+    """Logs how the classes of the data were paired with those of the checkpoint."""
+    where, data = printable(checkpoint.path), printable(data)
+    if pairing.by == BY_NUMBER and not checkpoint.class_names:
         logger.warning(
-            "%s has no names of classes: its logits are taken to be in the order of the folders of "
-            "%s: %s.",
-            *(printable(checkpoint.path), printable(data), first_few(class_names, 12)),
+            "%s has no names of classes: its logits are paired with the classes of %s by number, "
+            "in the order %s. Nothing says that the order is the same.",
+            *(where, data, first_few(class_names, 12)),
         )
-    same = not known or known == tuple(map(class_name, class_names))
-    if same and checkpoint.num_classes == len(class_names):
         return
-    classes = _listed(known) if known else f"{checkpoint.num_classes} classes"
-    raise ValueError(
-        f"{checkpoint.path} has {classes}, but {printable(data)} has {_listed(class_names)}: "
-        f"choose data with the checkpoint's classes."
+    part = ""
+    if len(class_names) < checkpoint.num_classes:
+        part = f" Only the logits of these {len(class_names)} are counted."
+    logger.info(
+        "The %d classes of %s are paired with the %d of %s by %s.%s",
+        *(len(class_names), data, checkpoint.num_classes, where, pairing.by, part),
     )
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({first_few(names, 8)})"

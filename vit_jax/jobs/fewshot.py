@@ -18,13 +18,12 @@ from vit_jax.evaluation.fewshot import (
     summarize,
 )
 from vit_jax.evaluation.intervals import with_interval
-from vit_jax.jobs.evaluate import checkpoint_view
+from vit_jax.jobs.evaluate import checkpoint_view, open_checkpoint
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.same_data import warn_of_other_images
 from vit_jax.jobs.validation import validate
 from vit_jax.training.fit_memory import fit_evaluation
 from vit_jax.training.parallel import make_program
-from vit_jax.weights.api import load
 
 
 def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def _few_shot(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
-    checkpoint = load(config.init_from or folder)
+    checkpoint = open_checkpoint(config, folder)
     if config.init_average:
         checkpoint = checkpoint.averaged()
     options, model = checkpoint_view(config, checkpoint), checkpoint.model(dtype=config.dtype)

@@ -12,7 +12,9 @@ from vit_jax.config.defaults import default
 from vit_jax.config.keys import no_such_key, short_repr, type_problem, value_types
 from vit_jax.data import splits
 from vit_jax.data.pipeline import ON_ERROR
-from vit_jax.data.transforms import EVAL_CROPS, TRAIN_CROPS
+from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES
+from vit_jax.data.transforms import TRAIN_CROPS
+from vit_jax.jobs.initial_head import INIT_HEADS
 from vit_jax.jobs.nonfinite import ON_NONFINITE
 from vit_jax.models.attributes import DTYPES
 from vit_jax.models.positions import RESIZES
@@ -34,6 +36,7 @@ def choices() -> Mapping[str, Collection[str]]:
         "parallel": STRATEGIES,
         "data.crop": TRAIN_CROPS,
         "data.eval_crop": EVAL_CROPS,
+        "data.eval_resize": EVAL_RESIZES,
         "data.on_error": ON_ERROR,
         "optim.name": OPTIMIZERS,
         "optim.decay": SCHEDULES,
@@ -41,6 +44,7 @@ def choices() -> Mapping[str, Collection[str]]:
         "masked.target": TARGETS,
         "on_nonfinite": ON_NONFINITE,
         "init_resize": RESIZES,
+        "init_head": INIT_HEADS,
     }
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up
 from vit_jax.jobs.resume import Start
@@ -18,13 +16,12 @@ from vit_jax.training.setup import needs_labels, run_length
 logger = logging.getLogger(__name__)
 
 
-def log_notices(config: ConfigDict, start: Start, class_names: Sequence[str], images: int) -> None:
+def log_notices(config: ConfigDict, start: Start, images: int) -> None:
     """Logs what is easily overlooked in the settings of a run, a line for each.
 
     Args:
       config: the run's, with the number of micro-batches.
       start: what the run starts from.
-      class_names: the names of the classes of its data.
       images: the number of images that it is trained on.
     """
     total_steps = run_length(config, images)
@@ -51,8 +48,6 @@ def log_notices(config: ConfigDict, start: Start, class_names: Sequence[str], im
         if start.data is not None and start.data.splits is not None:
             trained_on = start.data.splits["train"]["images"]
         _log_other_rate(config, start.saved, start.step, total_steps, trained_on)
-    if start.pretrained is not None:
-        _log_new_head(start.pretrained, class_names if needs_labels(config) else None)
 
 
 def images_mixed(config: ConfigDict) -> int:
@@ -97,27 +92,3 @@ def _log_other_rate(
             "The learning rate is %s in step %d, and would have been %s: %s.",
             *(after, step + 1, before, reason),
         )
-
-
-def _log_new_head(pretrained: Checkpoint, class_names: Sequence[str] | None) -> None:
-    """Logs that a run doesn't take over the head of the weights that it starts from.
-
-    Args:
-      pretrained: the weights.
-      class_names: of the run's data; None if its head predicts patches.
-    """
-    where = pretrained.path
-    if class_names is None:
-        logger.info(
-            "The layers that predict patches are initialised at random: those of %s are not used.",
-            where,
-        )
-        return
-    if not pretrained.num_classes:
-        reason = f"{where} has none"
-    elif sorted(pretrained.class_names) == sorted(class_names):
-        reason = f"that of {where} is not used, though it is for the same classes"
-    else:
-        reason = f"that of {where}, for {pretrained.num_classes} classes, is not used"
-    count = len(class_names)
-    logger.info("The head for %d classes is initialised at random: %s.", count, reason)

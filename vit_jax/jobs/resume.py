@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -22,6 +23,9 @@ from vit_jax.config.keys import (
 )
 from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.data.inputs import Inputs
+from vit_jax.data.transforms import view_of
+from vit_jax.jobs import initial_head
+from vit_jax.jobs.initial_head import choose_head
 from vit_jax.jobs.pending import HostMetrics
 from vit_jax.jobs.same_data import find_changes, refuse_changes, warn_of_other_images
 from vit_jax.models import attributes
@@ -40,10 +44,11 @@ class Start(NamedTuple):
 
     Attributes:
       config: the run's. Attributes of the model that it leaves None are taken from the checkpoint
-        or the pretrained weights.
+        or the pretrained weights; keys of the view of evaluation, from the checkpoint or `View`.
       checkpoints: the run's.
       latest: the step of the newest checkpoint, None if there is none.
       pretrained: the weights that `init_from` names, None if they are not needed.
+      keeps_head: True if the run starts with the head of `pretrained`.
       saved: the configuration of that checkpoint, None if there is none.
       data: the fingerprint of the data that the checkpoint was trained on, None if there is none.
     """
@@ -52,6 +57,7 @@ class Start(NamedTuple):
     checkpoints: CheckpointManager
     latest: int | None = None
     pretrained: Checkpoint | None = None
+    keeps_head: bool = False
     saved: ConfigDict | None = None
     data: Fingerprint | None = None
 
@@ -101,6 +107,17 @@ class Start(NamedTuple):
         refuse_changes(self.config, found, where=where, advice=advice, may_go_on=fits)
         return bool(found)
 
+    def with_head(self, class_names: Sequence[str] | None) -> Start:
+        """Returns the start with the first head, see `initial_head.choose_head`.
+
+        Args:
+          class_names: the names of the classes of the run's data; None if it reads no labels.
+        """
+        if self.pretrained is None:
+            return self
+        config, pretrained, is_kept = choose_head(self.config, self.pretrained, class_names)
+        return self._replace(config=config, pretrained=pretrained, keeps_head=is_kept)
+
     def first_state(self, setup: Setup, program: Parallel) -> tuple[TrainState, list[HostMetrics]]:
         """Returns the state, placed on the devices, and the pending metrics.
 
@@ -114,7 +131,8 @@ class Start(NamedTuple):
             return self.checkpoints.restore(state)
         if self.pretrained is not None:
             logger.info("starting from %s", self.pretrained.path)
-            params = _adapted(self.pretrained, self.config, setup, program.gather(state.params))
+            initial = program.gather(state.params)
+            params = _adapted(self.pretrained, self.config, setup, initial, self.keeps_head)
             state = state.replace(params=program.place(params))
         return state, []
 
@@ -136,9 +154,11 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
     )
     if (latest := checkpoints.latest_step()) is not None:
         saved, data = read_run(workdir)
-        config = _with_attributes_of(saved, config)
+        config = _with_attributes_of(saved, config, *initial_head.INPUT)
+        config = with_view(config, saved.data)
         check_same_run(config, saved, checkpoints.path(latest))
         return Start(config, checkpoints, latest=latest, saved=saved, data=data)
+    config = with_view(config)
     if config.init_from is not None:
         pretrained = _load_pretrained(config)
         config = _with_attributes_of(pretrained.config, config)
@@ -164,24 +184,45 @@ def _load_pretrained(config: ConfigDict) -> Checkpoint:
     return pretrained.averaged() if config.init_average else pretrained
 
 
-def _with_attributes_of(source: ConfigDict, config: ConfigDict) -> ConfigDict:
-    """Returns a copy that takes what belongs to the weights from `source` where it is None."""
+def with_view(config: ConfigDict, *others: ConfigDict) -> ConfigDict:
+    """Returns a copy that has all keys of the view of evaluation, see `view_of`.
+
+    Args:
+      config: a run's.
+      *others: the `data` of other configurations, for keys that the run's leaves None.
+    """
     config = config.copy_and_resolve_references()
-    for name in attributes.names("weights", "mathematics"):
-        if config.model[name] is None:
+    with config.unlocked():  # an early one lacks a key
+        config.data.update(view_of(config.data, *others)._asdict())
+    return config
+
+
+def _with_attributes_of(source: ConfigDict, config: ConfigDict, *more: str) -> ConfigDict:
+    """Returns a copy that takes what belongs to the weights from `source` where it is None.
+
+    Args:
+      source, config: the configurations.
+      *more: names of other attributes that are taken, too.
+    """
+    config = config.copy_and_resolve_references()
+    for name in (*attributes.names("weights", "mathematics"), *more):
+        if name in config.model and config.model[name] is None:
             config.model[name] = source.model.get(name)
     return config
 
 
-def _adapted(pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: Any) -> Any:
-    """Returns pretrained parameters for the grid of the run, with the head of `initial`."""
+def _adapted(
+    pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: Any, keeps_head: bool
+) -> Any:
+    """Returns pretrained parameters for the grid of the run, with their head or `initial`'s."""
+    new_head = {name: initial[name] for name in surgery.HEAD if name in initial}
     return surgery.adapt_params(
         pretrained.params,
         initial,
         old_grid=pretrained.grid,
         new_grid=setup.model.grid(image_shape(config.data.image_size)),
         where=pretrained.path,
-        head={name: initial[name] for name in surgery.HEAD if name in initial},
+        head=None if keeps_head else new_head,
         method=config.init_resize,
     )
 
@@ -200,6 +241,8 @@ _READING = ("data.dir", "data.threads", "data.prefetch", "data.check")
 _MEASURING = (
     "data.test",
     "data.eval_crop",
+    "data.eval_resize",
+    "data.class_map",
     "eval_batch_size",
     "log_every",
     "eval_every",
@@ -207,7 +250,7 @@ _MEASURING = (
     "fewshot",
 )
 _OTHER_JOBS = ("job", "sweep", "compare")
-_READ_AT_THE_START = ("init_from", "init_expected", "init_resize", "init_average")
+_READ_AT_THE_START = ("init_from", "init_expected", "init_resize", "init_average", "init_head")
 # Then those that a user may change on purpose: a longer run, whose schedule ends later, and what to
 # do about faults.
 _DECIDED = ("total_steps", "epochs", "data.on_error", "on_nonfinite", "max_skipped_updates")
@@ -235,6 +278,7 @@ def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
       One text a key: "optim.lr was 0.01, is 0.03".
     """
     defaults, found = default(), []
+    config, saved = with_view(config), with_view(saved)
     for key in all_keys(defaults):
         if isinstance(defaults[key], ConfigDict) or any(overlap(key, free) for free in MAY_CHANGE):
             continue

@@ -25,7 +25,7 @@ from vit_jax.data import sources
 from vit_jax.data.dataset import Dataset
 from vit_jax.data.fingerprint import Fingerprint, fingerprint
 from vit_jax.evaluation.fewshot import few_shot_splits
-from vit_jax.jobs.resume import changes
+from vit_jax.jobs.resume import changes, with_view
 from vit_jax.jobs.same_data import find_changes, refuse_changes
 from vit_jax.jobs.signals import Interrupted
 from vit_jax.jobs.train import train
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 # A run that goes on may change these keys. The result of a finished run depends on them.
 _OF_THE_RESULT = (
-    *("total_steps", "epochs", "init_from", "init_resize", "init_average"),
-    *("data.test", "data.eval_crop", "data.on_error", "on_nonfinite"),
+    *("total_steps", "epochs", "init_from", "init_resize", "init_average", "init_head"),
+    *("data.test", "data.eval_crop", "data.eval_resize", "data.on_error", "on_nonfinite"),
     *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "name", "train", "test")),
 )
 # What it depends on of the data, see `_fingerprint`.
@@ -125,6 +125,7 @@ def result_changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
       One text a key: "data.test was None, is 'test'".
     """
     defaults, found = default(), changes(config, saved)
+    config, saved = with_view(config), with_view(saved)
     for key in _OF_THE_RESULT:
         old, new = (look_up(c, key, defaults[key]) for c in (saved, config))
         if json.dumps(old) != json.dumps(new):  # a tuple is saved as a list

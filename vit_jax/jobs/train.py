@@ -84,18 +84,20 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
     # ------------------------------------------------------------------------------------- data
     inputs = open_inputs(config, labels=needs_labels(config), dataset=dataset)
     has_other_data = start.check_same_data(inputs)
+    class_names = inputs.class_names if needs_labels(config) else ()
+    start = start.with_head(class_names or None)
+    config = start.config
     classes, preferred = len(inputs.class_names), start.accumulate_steps
     config = fit_training(config, num_classes=classes, preferred=preferred)
     inputs = inputs.with_eval_batch_size(config.eval_batch_size)
     total_steps = run_length(config, len(inputs.train_source))
-    log_notices(config, start, inputs.class_names, len(inputs.train_source))
+    log_notices(config, start, len(inputs.train_source))
     if start.latest is None or has_other_data:  # else a run checked them at its first start
         inputs.check_decodable(config.data)
     if start.step < total_steps:
         pipeline.seek(inputs.train_batches, start.step)  # reads while the step compiles
 
     # -------------------------------------------------------------------------- model and state
-    class_names = inputs.class_names if needs_labels(config) else ()
     setup = set_up(config, num_classes=len(class_names), total_steps=total_steps)
     program = make_program(
         config,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from vit_jax.config.keys import look_up, run_config
+from vit_jax.models import attributes
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,12 @@ _OF_TRAINING = (
     *("data.crop", "data.crop_area", "data.flip", "data.mixup", "data.check"),
     *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
     *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
-    *("init_resize",),
+    *("init_resize", "init_head"),
 )
+
+
+# Of the model, what is not taken from the checkpoint that a job tests.
+_OF_RUN = ("model.variant", *(f"model.{name}" for name in attributes.names("run", "device")))
 
 
 def _trains(config: ConfigDict) -> bool:
@@ -43,7 +48,7 @@ def _trains(config: ConfigDict) -> bool:
 # Of several rows that fit, the first gives the reason.
 UNREAD = (
     Unread(
-        ("model", *_OF_TRAINING),
+        (*_OF_RUN, *_OF_TRAINING),
         lambda c: not _trains(c),
         "the job trains nothing, and takes the checkpoint's model",
     ),
@@ -81,7 +86,7 @@ UNREAD = (
         "objective is not 'masked_patches'",
     ),
     Unread(
-        ("data.mixup", "optim.label_smoothing"),
+        ("data.mixup", "optim.label_smoothing", "init_head"),
         lambda c: c.objective != "classification",
         "objective is not 'classification'",
     ),
@@ -96,15 +101,20 @@ UNREAD = (
     ),
     Unread(
         ("data.crop_fraction",),
-        lambda c: (c.data.crop != "resize" or not _trains(c)) and c.data.eval_crop != "central",
-        "neither data.crop is 'resize' nor data.eval_crop 'central'",
+        lambda c: (c.data.crop != "resize" or not _trains(c)) and c.data.eval_crop == "whole",
+        "neither data.crop is 'resize' nor data.eval_crop 'central' or 'squash'",
     ),
     Unread(
         ("data.randaugment_magnitude",),
         lambda c: not c.data.randaugment,
         "data.randaugment is 0",
     ),
-    Unread(("init_resize",), lambda c: c.init_from is None, "init_from is None"),
+    Unread(("init_resize", "init_head"), lambda c: c.init_from is None, "init_from is None"),
+    Unread(
+        ("data.class_map",),
+        lambda c: c.job != "evaluate" and c.init_head != "keep",
+        "only job='evaluate' and init_head='keep' pair classes",
+    ),
     Unread(
         ("max_skipped_updates",),
         lambda c: c.on_nonfinite != "skip",

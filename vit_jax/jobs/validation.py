@@ -213,8 +213,14 @@ def _masked_conflicts(config: ConfigDict, model: nn.Module, grid: tuple[int, int
     if not isinstance(model, VisionTransformer):
         yield f"objective='masked_patches' needs a ViT or a hybrid, not {config.model.variant}."
         return
-    if model.pre_logits:
-        yield "objective='masked_patches' has no use for model.pre_logits: leave it out."
+    after_pooling = {
+        "pre_logits": model.pre_logits,
+        "projection": model.projection,
+        "pool='map'": model.pool == "map",
+        "final_norm='after_pool'": model.final_norm == "after_pool",
+    }
+    for what in (what for what, is_set in after_pooling.items() if is_set):
+        yield f"objective='masked_patches' has no use for model.{what}: leave it out."
     size, (height, width) = config.data.image_size, model.stride
     if image_shape(size) != (grid[0] * height, grid[1] * width):
         yield (

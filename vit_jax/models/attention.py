@@ -153,7 +153,7 @@ ATTENTION_FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Self-attention over tokens: (b, n, d) -> (b, n, d).
+    """Attention of tokens to themselves or to others: (b, n, d) -> (b, n, d).
 
     Parameters have the names and shapes of Flax's module of this name: the kernels of `query`,
     `key` and `value` are (d, heads, depth), that of `out` is (heads, depth, d), each with a bias.
@@ -172,10 +172,13 @@ class MultiHeadDotProductAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, others: jax.Array | None = None) -> jax.Array:
+        """Returns what tokens x (b, n, d) read in `others` (b, m, d), or in x if that is None."""
         how = dict(kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         heads = (self.num_heads, x.shape[-1] // self.num_heads)
-        q, k, v = (self.dense(heads, name=name, **how)(x) for name in ("query", "key", "value"))
+        others = x if others is None else others
+        inputs = {"query": x, "key": others, "value": others}
+        q, k, v = (self.dense(heads, name=name, **how)(y) for name, y in inputs.items())
         y = self.attention_fn(q, k, v)
         return self.dense(x.shape[-1], axis=(-2, -1), name="out", **how)(y)
 

@@ -20,10 +20,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from vit_jax.models.encoder import REMATS
-from vit_jax.models.layers import GELUS, IMPLEMENTATIONS
+from vit_jax.models.encoder import MLPS, REMATS
+from vit_jax.models.layers import GELUS, IMPLEMENTATIONS, NORMS
+from vit_jax.models.pooling import POOLS
 from vit_jax.models.positions import KINDS, PLACES
-from vit_jax.models.vit import POOLS
+from vit_jax.models.vit import FINAL_NORMS
 
 DTYPES = ("float32", "bfloat16")  # of a model's computation
 
@@ -48,6 +49,10 @@ class Attribute(NamedTuple):
 
 def _whole(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x > 0
+
+
+def _count(x: Any) -> bool:
+    return _whole(x) or (x == 0 and isinstance(x, int) and not isinstance(x, bool))
 
 
 def _wholes(x: Any) -> bool:
@@ -85,6 +90,15 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "num_heads": _whole_number("size"),
         "stem": Attribute("size", lambda x: x is None or _wholes(x), "numbers of units, or None"),
         "axial": _flag("size"),
+        "class_tokens": Attribute(
+            "weights", lambda x: x is None or _count(x), "a whole number of at least 0, or None"
+        ),
+        "registers": Attribute("weights", _count, "a whole number of at least 0"),
+        "patch_norm": _flag("weights"),
+        "pre_norm": _flag("weights"),
+        "final_norm": _one_of("weights", *FINAL_NORMS),
+        "norm": _one_of("weights", *NORMS),
+        "mlp": _one_of("weights", *MLPS),
         "layers": Attribute("size", lambda x: _wholes(x) and len(x) > 0, "numbers of units"),
         "width_factor": _whole_number("size"),
         "positions": _one_of("weights", *KINDS),
@@ -98,6 +112,7 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "dropout": _fraction_number("run"),
         "stochastic_depth": _fraction_number("run"),
         "pre_logits": _flag("run"),
+        "projection": Attribute("run", _count, "a whole number of at least 0"),
         "remat": _one_of("device", *REMATS),
         "scan": _flag("device"),
         "implementation": _one_of("device", None, *IMPLEMENTATIONS),

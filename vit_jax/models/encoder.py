@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.attention import self_attention
 from vit_jax.models.axial import along_columns, along_rows
-from vit_jax.models.layers import LayerNorm, dense, gelu
+from vit_jax.models.layers import dense, gelu, norm_layer
 from vit_jax.models.positions import absolute_positions
 
 # What a block keeps of the forward pass for the backward pass; the rest is computed again. "none"
@@ -21,6 +21,8 @@ REMATS = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+MLPS = ("plain", "swiglu")
 
 
 def sharded_by_example(z: jax.Array) -> jax.Array:
@@ -35,11 +37,13 @@ def sharded_by_example(z: jax.Array) -> jax.Array:
 class MlpBlock(nn.Module):
     """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d).
 
-    Kernels start Xavier-uniform, biases almost at zero. Attributes are `VisionTransformer`'s.
+    Kernels start Xavier-uniform, biases almost at zero. Attributes are `VisionTransformer`'s;
+    `kind` is its `mlp`.
     """
 
     mlp_dim: int
     dropout: float = 0.0
+    kind: str = "plain"
     gelu: str = "tanh"
     implementation: str = "plain"
     dtype: Any = jnp.float32
@@ -53,8 +57,11 @@ class MlpBlock(nn.Module):
             bias_init=nn.initializers.normal(stddev=1e-6),
             dtype=self.dtype,
         )
-        x = layer(self.mlp_dim, name="Dense_0")(x)
-        x = gelu(x, self.gelu, self.implementation)
+        y = layer(self.mlp_dim, name="Dense_0")(x)
+        if self.kind == "swiglu":
+            x = nn.silu(layer(self.mlp_dim, name="Gate")(x)) * y
+        else:
+            x = gelu(y, self.gelu, self.implementation)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = layer(width, name="Dense_1")(x)
         return nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -78,6 +85,8 @@ class EncoderBlock(nn.Module):
     tokens: int | None = None
     dropout: float = 0.0
     drop_path: float = 0.0
+    mlp: str = "plain"
+    norm: str = "layer"
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     implementation: str = "plain"
@@ -89,11 +98,12 @@ class EncoderBlock(nn.Module):
             self.drop_path, broadcast_dims=(1, 2), deterministic=not train, name="drop_path"
         )
         how = dict(implementation=self.implementation, dtype=self.dtype)
-        y = LayerNorm(self.norm_epsilon, **how)(z)
+        norm = norm_layer(self.norm, self.norm_epsilon, **how)
+        y = norm(name="LayerNorm_0")(z)
         y = self_attention(y, self.num_heads, relative=self.relative, tokens=self.tokens, **how)
         z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
-        y = LayerNorm(self.norm_epsilon, **how)(z)
-        y = MlpBlock(self.mlp_dim, self.dropout, self.gelu, **how)(y, train=train)
+        y = norm(name="LayerNorm_1")(z)
+        y = MlpBlock(self.mlp_dim, self.dropout, self.mlp, self.gelu, **how)(y, train=train)
         return z + path(y)
 
 
@@ -124,11 +134,13 @@ class Encoder(nn.Module):
     """Adds positions, applies `depth` blocks and a last LayerNorm: (b, n, d) -> (b, n, d).
 
     Dropout comes right after the position embeddings, and after every dense layer but the query,
-    key and value projections (paper B.1). cuDNN's attention needs an even number of tokens. If n
-    is odd, the blocks get one more token, which nothing attends to. It is left out of the result.
+    key and value projections (paper B.1). In the blocks, registers follow the n tokens. cuDNN's
+    attention needs an even number of tokens. If it is odd, the blocks get one more, which nothing
+    attends to. It is left out of the result, as registers are.
 
     Attributes:
       grid: (rows, columns) of the patches, which are the last of the n tokens.
+      final_norm: True if there is a last LayerNorm.
       others: as in `VisionTransformer`.
     """
 
@@ -139,8 +151,13 @@ class Encoder(nn.Module):
     positions: str = "1d"
     positions_at: str = "stem"
     axial: bool = False
+    registers: int = 0
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    mlp: str = "plain"
+    norm: str = "layer"
+    pre_norm: bool = False
+    final_norm: bool = True
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     remat: str = "none"
@@ -157,26 +174,30 @@ class Encoder(nn.Module):
         # see these among the arguments.
         if train and self.remat != "none":
             apply = nn.remat(apply, policy=REMATS[self.remat])
-        n = x.shape[1]
+        b, n, width = x.shape
+        tokens = n + self.registers
         # One token is added here, once for all blocks. If blocks depend on n (relative positions,
         # positions in every block, axial blocks), the attention of each adds one itself.
         padded = (
             self.implementation == "cudnn"
-            and n % 2
+            and tokens % 2
             and not self.axial
             and self.positions != "relative"
             and self.positions_at == "stem"
         )
+        how = dict(implementation=self.implementation, dtype=self.dtype)
+        norm = norm_layer(self.norm, self.norm_epsilon, **how)
         options = dict(
             mlp_dim=self.mlp_dim,
             num_heads=self.num_heads,
-            tokens=n if padded else None,
+            tokens=tokens if padded else None,
             relative=self.positions == "relative",
             dropout=self.dropout,
+            mlp=self.mlp,
+            norm=self.norm,
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
-            implementation=self.implementation,
-            dtype=self.dtype,
+            **how,
         )
         positions_class = absolute_positions(self.positions, self.grid)
         if positions_class and self.positions_at != "layers":
@@ -196,7 +217,14 @@ class Encoder(nn.Module):
                 return AxialEncoderBlock(self.grid, {**options, "drop_path": drop_path}, **module)
             return EncoderBlock(**options, drop_path=drop_path, **module)
 
-        z = nn.Dropout(self.dropout, deterministic=not train)(add_positions(0, x))
+        z = add_positions(0, x)
+        if r := self.registers:
+            registers = self.param("registers", nn.initializers.normal(0.02), (1, r, width))
+            registers = jnp.broadcast_to(registers.astype(z.dtype), (b, r, width))
+            z = jnp.concatenate([z, registers], axis=1)
+        z = nn.Dropout(self.dropout, deterministic=not train)(z)
+        if self.pre_norm:
+            z = norm(name="pre_norm")(z)
         if padded:
             z = jnp.pad(z, ((0, 0), (0, 1), (0, 0)))
         if train and self.scan:
@@ -205,8 +233,7 @@ class Encoder(nn.Module):
             for i in range(self.depth):
                 z = apply(block(i, name=f"encoderblock_{i}"), add_positions(i, z) if i else z)
         z = z[:, :n]
-        how = dict(implementation=self.implementation, dtype=self.dtype)
-        return LayerNorm(self.norm_epsilon, **how, name="encoder_norm")(z)
+        return norm(name="encoder_norm")(z) if self.final_norm else z
 
     def _scanned(self, block: nn.Module, z: jax.Array) -> jax.Array:
         """Returns tokens after all blocks, computed as one loop over their stacked parameters.

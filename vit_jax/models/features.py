@@ -17,8 +17,8 @@ class Features(NamedTuple):
 
     Attributes:
       pooled: (b, d) float32, what the head would read.
-      tokens: block number -> its output (b, n, d) float32. The class token, if there is one, is
-        token 0; the patches follow row by row.
+      tokens: block number -> its output (b, n, d) float32. Class tokens come first, if there are
+        any; the patches follow row by row. Registers are left out.
     """
 
     pooled: jax.Array
@@ -64,7 +64,7 @@ def token_features(
     )
     _, height, width, _ = images.shape
     rows, columns = model.grid((height, width))
-    count = rows * columns + (model.pool == "token")  # for cuDNN's attention there may be one more
+    count = model.num_class_tokens + rows * columns  # registers and cuDNN's one more follow
     outputs = state["intermediates"]["Transformer"]
     tokens = {
         names[name]: outputs[name]["__call__"][0][:, :count].astype(jnp.float32) for name in names

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 IMPLEMENTATIONS = ("plain", "custom_vjp", "cudnn")
+NORMS = ("layer", "rms")
 
 
 def best_implementation(dtype: Any, depth: int, device: jax.Device | None = None) -> str:
@@ -115,6 +117,23 @@ def _layer_norm_vjp(epsilon, kept, dy):
 layer_norm.defvjp(_layer_norm, _layer_norm_vjp)
 
 
+def norm_layer(
+    kind: str, epsilon: float, *, implementation: str, dtype: Any
+) -> Callable[..., nn.Module]:
+    """Returns the class of a normalisation (…, d) -> (…, d), which takes the module's name.
+
+    Args:
+      kind: "layer" for `LayerNorm`, or "rms" for x / sqrt(mean of x squared + epsilon) * scale
+        (Zhang and Sennrich, arXiv 1910.07467), which has no bias.
+      epsilon: added to the variance, or to the mean of squares.
+      implementation: one of `IMPLEMENTATIONS`.
+      dtype: dtype of the computation.
+    """
+    if kind == "rms":
+        return functools.partial(nn.RMSNorm, epsilon, dtype=dtype)
+    return functools.partial(LayerNorm, epsilon, implementation=implementation, dtype=dtype)
+
+
 # ----------------------------------------------------------------------------------------- GELU
 
 # In the tanh approximation, the factors of x, sqrt(2 / pi), and of x cubed (arXiv 1606.08415).
@@ -153,11 +172,35 @@ def _gelu_exact_vjp(x, dy):
 
 gelu_exact.defvjp(lambda x: (gelu_exact(x), x), _gelu_exact_vjp)
 
+
+_QUICK = 1.702  # sigmoid(1.702 x) is close to Phi(x) (arXiv 1606.08415)
+
+
+def _gelu_quick(x):
+    return x * nn.sigmoid(_QUICK * x)
+
+
+@jax.custom_vjp
+def gelu_quick(x: jax.Array) -> jax.Array:
+    """Returns x * sigmoid(1.702 x); only x is kept for the backward pass."""
+    return _gelu_quick(x)
+
+
+def _gelu_quick_vjp(x, dy):
+    wide = x.astype(jnp.float32)
+    s = nn.sigmoid(_QUICK * wide)
+    return ((dy * s * (1 + _QUICK * wide * (1 - s))).astype(x.dtype),)
+
+
+gelu_quick.defvjp(lambda x: (gelu_quick(x), x), _gelu_quick_vjp)
+
 # For each kind the plain function, and the one with a derivative written by hand. The published
-# checkpoints were trained with the tanh approximation; PyTorch's ViTs use the exact function.
-GELUS = {
+# checkpoints were trained with the tanh approximation; PyTorch's ViTs use the exact function, and
+# those of CLIP (arXiv 2103.00020) the quick one.
+GELUS: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] = {
     "tanh": (functools.partial(nn.gelu, approximate=True), gelu_tanh),
     "exact": (functools.partial(nn.gelu, approximate=False), gelu_exact),
+    "quick": (_gelu_quick, gelu_quick),
 }
 
 

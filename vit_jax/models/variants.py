@@ -61,9 +61,12 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     #                        units a stage, width factor
     "R50x1":         _resnet((3,  4,  6, 3), 1),
     "R50x2":         _resnet((3,  4,  6, 3), 2),
+    "R50x3":         _resnet((3,  4,  6, 3), 3),
     "R101x1":        _resnet((3,  4, 23, 3), 1),
+    "R101x3":        _resnet((3,  4, 23, 3), 3),
     "R152x1":        _resnet((3,  8, 36, 3), 1),
     "R152x2":        _resnet((3,  8, 36, 3), 2),
+    "R152x4":        _resnet((3,  8, 36, 3), 4),
     "R200x3":        _resnet((3, 24, 36, 3), 3),
     "AxialResNet50": _resnet((3,  4,  6, 3), 1, axial=True),
 })  # fmt: skip
@@ -169,8 +172,16 @@ def _check_combinations(model: VisionTransformer) -> None:
             "scan=True makes one loop of blocks that are all alike: stochastic_depth must be 0 and "
             "positions_at='stem'."
         )
-    if model.axial and model.pool == "token":
+    at_stem = model.positions_at == "stem" and model.positions != "relative" and not model.axial
+    if (model.registers or model.pre_norm) and not at_stem:
         raise ValueError(
-            "pool='token' needs a sequence, but axial blocks work on the grid of patches, which "
-            "has no place for a class token: take pool='gap'."
+            "registers and pre_norm are for models whose positions are added before the encoder: "
+            "positions_at must be 'stem', positions not 'relative', and axial False."
+        )
+    if "token" in model.pool and not model.num_class_tokens:
+        raise ValueError(f"pool={model.pool!r} reads a class token: class_tokens must not be 0.")
+    if model.axial and model.num_class_tokens:
+        raise ValueError(
+            "axial=True: the blocks work on the grid of patches, which has no place for a class "
+            "token: take pool='gap' or 'map', and class_tokens=0."
         )

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.encoder import Encoder
-from vit_jax.models.layers import best_implementation
+from vit_jax.models.layers import best_implementation, norm_layer
 from vit_jax.models.patches import PatchEmbedding, grid_shape
+from vit_jax.models.pooling import MAPHead, pool_tokens
 from vit_jax.models.resnet import feature_stride, hybrid_stem
 
-POOLS = ("token", "gap")
+FINAL_NORMS = ("before_pool", "after_pool", "none")
 
 
 class VisionTransformer(nn.Module):
@@ -25,7 +26,8 @@ class VisionTransformer(nn.Module):
     checkpoints, float32 for every `dtype`.
 
     Attributes:
-      num_classes: c; 0 leaves the head out and returns the pooled representation (b, d).
+      num_classes: c; 0 leaves the head out and returns what it would read, the representation. Its
+        size is d, or what `pool` and `projection` say.
       patch_size: side of a patch in pixels, or its (height, width). With a stem, pixels are those
         of the feature map.
       width: d, the size of every token (the paper's D).
@@ -40,14 +42,31 @@ class VisionTransformer(nn.Module):
       positions_at: where positions are added, if they aren't relative. "stem": before the encoder;
         "layers": before every block, from a table each; "shared": before every block, from one
         table.
-      pool: "token" reads the class token, "gap" averages the patch tokens (paper D.3).
+      class_tokens: k, the number of class tokens. None: 1 if `pool` reads it, else 0.
+      registers: number of learned tokens that the encoder adds to class tokens and patches. They
+        have no positions, and pooling doesn't read them (Darcet et al., arXiv 2309.16588).
+      pool: what is made of the encoder's result (paper D.3). "token": the class tokens, one after
+        the other (b, k*d). "gap": the mean of the patches (b, d). "token+gap": both, one after the
+        other (b, (k + 1)*d). "map": what a learned query reads in the patches (b, d), see
+        `pooling.MAPHead`.
+      projection: size to which a matrix takes the pooled representation, as in CLIP (Radford et
+        al., arXiv 2103.00020). 0 for no matrix.
       pre_logits: True adds Dense(d) and tanh before the head, as in pre-training (paper 3.1).
       dropout: probability of dropping a unit (paper B.1).
       stochastic_depth: probability of dropping a residual branch of the last block. It falls
         linearly to 0 at the first block (Huang et al., arXiv 1603.09382).
+      mlp: of the blocks. "plain": Dense, GELU, Dense (paper equation 3). "swiglu": GELU's place has
+        the product of the first layer and SiLU(Gate), of a second layer beside it (Shazeer, arXiv
+        2002.05202). Both layers have the size `mlp_dim`.
+      norm: "layer", or "rms", see `layers.norm_layer`. The attributes of LayerNorms are theirs.
+      patch_norm: True normalises the patch embeddings before positions are added, as in AIMv2
+        (Fini et al., arXiv 2411.14402).
+      pre_norm: True normalises the tokens before the first block, too, as in CLIP.
+      final_norm: where the encoder's result is normalised: "before_pool" (paper equation 4),
+        "after_pool" or "none".
       norm_epsilon: added to the variance in LayerNorm.
-      gelu: "tanh", the approximation that the published checkpoints were trained with, or "exact",
-        which PyTorch's ViTs compute.
+      gelu: "tanh", the approximation that the published checkpoints were trained with; "exact",
+        which PyTorch's ViTs compute; or "quick", x * sigmoid(1.702 x), which CLIP's do.
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems were trained with 1e-8.
       remat: what the blocks compute again in the backward pass, to save memory: "none" nothing,
         "dots" all but matmuls with parameters, "full" everything from each block's input.
@@ -68,10 +87,18 @@ class VisionTransformer(nn.Module):
     axial: bool = False
     positions: str = "1d"
     positions_at: str = "stem"
+    class_tokens: int | None = None
+    registers: int = 0
     pool: str = "token"
+    projection: int = 0
     pre_logits: bool = False
     dropout: float = 0.0
     stochastic_depth: float = 0.0
+    mlp: str = "plain"
+    norm: str = "layer"
+    patch_norm: bool = False
+    pre_norm: bool = False
+    final_norm: str = "before_pool"
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
@@ -86,6 +113,11 @@ class VisionTransformer(nn.Module):
         size = self.patch_size
         height, width = (size, size) if isinstance(size, int) else size
         return height, width
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Number of class tokens, which come before the patches."""
+        return int("token" in self.pool) if self.class_tokens is None else self.class_tokens
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -152,12 +184,26 @@ class VisionTransformer(nn.Module):
             name="embedding",
         )
         x = embedding(x)  # (b, n, d)
+        norm = norm_layer(
+            self.norm, self.norm_epsilon, implementation=implementation, dtype=self.dtype
+        )
+        if self.patch_norm:
+            x = norm(name="patch_norm")(x)
         if corrupt is not None:
             x = corrupt(x)
-        if self.pool == "token":
-            cls = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
-            cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([cls, x], axis=1)  # (b, n + 1, d)
+        if k := self.num_class_tokens:
+            # Without positions, several would stay equal if they all started at zero.
+            init = nn.initializers.normal(0.02) if k > 1 else nn.initializers.zeros
+            cls = self.param("cls", init, (1, k, self.width))
+            cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], k, self.width))
+            x = jnp.concatenate([cls, x], axis=1)  # (b, k + n, d)
+        how = dict(
+            norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
+            gelu=self.gelu,
+            implementation=implementation,
+            dtype=self.dtype,
+        )
         encoder = Encoder(
             grid,
             self.depth,
@@ -166,20 +212,28 @@ class VisionTransformer(nn.Module):
             positions=self.positions,
             positions_at=self.positions_at,
             axial=self.axial,
+            registers=self.registers,
             dropout=self.dropout,
             stochastic_depth=self.stochastic_depth,
-            norm_epsilon=self.norm_epsilon,
-            gelu=self.gelu,
+            mlp=self.mlp,
+            pre_norm=self.pre_norm,
+            final_norm=self.final_norm == "before_pool",
             remat=self.remat,
             scan=self.scan,
-            implementation=implementation,
-            dtype=self.dtype,
             name="Transformer",
+            **how,
         )
         x = encoder(x, train=train)
         if corrupt is not None:
-            return x[:, -grid[0] * grid[1] :]
-        x = x[:, 0] if self.pool == "token" else x.mean(axis=1)  # (b, d)
+            return x[:, k:]
+        if self.pool == "map":
+            x = MAPHead(self.mlp_dim, self.num_heads, **how)(x[:, k:])
+        else:
+            x = pool_tokens(x[:, :k], x[:, k:], self.pool)
+        if self.final_norm == "after_pool":
+            x = norm(name="fc_norm")(x)
+        if self.projection:
+            x = nn.Dense(self.projection, use_bias=False, dtype=self.dtype, name="projection")(x)
         if self.pre_logits:
             x = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pre_logits")(x))
         if self.num_classes:

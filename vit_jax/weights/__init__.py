@@ -11,7 +11,6 @@ with epy.lazy_api_imports(globals()):
         load_params,
         save,
         save_params,
-        with_learned_positions,
     )
 
     # where published weights are
@@ -21,7 +20,8 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.weights.formats import FORMATS, Format
 
     # one format
-    from vit_jax.weights.hugging_face import read_hugging_face, write_hugging_face
+    from vit_jax.weights.hugging_face import read_hugging_face
+    from vit_jax.weights.hugging_face_writing import write_hugging_face
 
     # how a format's arrays correspond to our parameters
     from vit_jax.weights.layout import Layout, Packing, Rule

@@ -13,24 +13,22 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from vit_jax import models
-from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
+from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.files import is_bucket, local_path, no_empty_folders, replacing
 from vit_jax.common.names import printable
 from vit_jax.config import keys
-from vit_jax.config.defaults import default
+from vit_jax.data.transforms import view_of
 from vit_jax.models import attributes
 from vit_jax.models.params import parameter_shapes
-from vit_jax.models.positions import sincos_table
-from vit_jax.weights import catalogue, parameter_names, recognise, surgery
+from vit_jax.weights import parameter_names, recognise, surgery
 from vit_jax.weights.formats import (
     FORMATS,
     Format,
     differences_for_readers,
     format_of,
-    open_file,
 )
-from vit_jax.weights.tensor_file import TensorFile, refused_head
+from vit_jax.weights.opening import open_weights
+from vit_jax.weights.tensor_file import UNCHANGED, TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +40,7 @@ def load(
     image_size: int | Sequence[int] | None = None,
     num_classes: int | None = None,
     pool: str | None = None,
+    patch_size: int | Sequence[int] | None = None,
     resize: str = "linear",
     **attributes: Any,
 ) -> Checkpoint:
@@ -55,22 +54,27 @@ def load(
         - a run's workdir, or the folder of one of its checkpoints; also in a bucket
           (`gs://BUCKET/PATH`)
         - an `.npz` file with the names of the published JAX checkpoints
-        - a state dict of timm (`.safetensors`, `.pth`, `.pt`, `.bin`)
+        - a state dict of timm (`.safetensors`, `.pth`, `.pt`, `.bin`), also in a folder with timm's
+          config.json
         - the `https://` or `gs://` address of such a file
-        - a folder of Hugging Face (`config.json` beside the weights), or `hf://ORGANISATION/NAME`
+        - a folder of Hugging Face (`config.json` beside the weights), or `hf://ORGANISATION/NAME`,
+          with `@REVISION` if need be, for one of the hub; its client keeps downloads in its cache
         - a name in `checkpoints/published.csv`
         - a variant such as "B/16", for the best AugReg checkpoint of ImageNet-21k
       variant: name of the model that the weights must be of. None takes it from the source, or
-        recognises it from the shapes.
+        recognises it from the shapes. Of a state dict, it may also be timm's name of the model,
+        such as "vit_base_patch16_clip_224.openai", which says what the file doesn't.
       image_size: pixels, one side or (height, width). Position embeddings are resized for it (paper
         3.2). None keeps their size.
       num_classes: size of a new head of zeros, 0 for no head. It takes the place of everything that
         belongs to pre-training (paper B.1.1): see `surgery.HEAD`. None keeps the head.
       pool: "token" or "gap". The class token and its position are dropped, or are added as zeros.
         None keeps the pooling.
+      patch_size: pixels, one side or (height, width). The patch embedding is resized for it
+        (FlexiViT, arXiv 2212.08013). None keeps the size.
       resize: how positions are resized: "linear" as in the public JAX loader, "cubic" as in timm.
       **attributes: attributes of the model, such as `gelu`, for files that don't record them. An
-        Orbax checkpoint records all, and ignores these.
+        Orbax checkpoint records all, and must have these.
 
     Raises:
       ValueError: the source can't be read, or is of another model; every difference is named. Or
@@ -83,10 +87,19 @@ def load(
       >>> checkpoint.class_names, checkpoint.image_shape
       (('daisy', 'dandelion', 'rose', 'sunflower', 'tulip'), (96, 96))
     """
-    found, refusal = _open(source, variant, pool or "token", attributes)
+    if patch_size is not None:
+        attributes["patch_size"] = patch_size
+    found, refusal = open_weights(source, variant, pool or "token", attributes)
     if refusal and num_classes is None:
         raise ValueError(refusal)
-    return adapt(found, image_size=image_size, num_classes=num_classes, pool=pool, resize=resize)
+    return adapt(
+        found,
+        image_size=image_size,
+        num_classes=num_classes,
+        pool=pool,
+        patch_size=patch_size,
+        resize=resize,
+    )
 
 
 def load_for_new_head(
@@ -102,27 +115,7 @@ def load_for_new_head(
     Raises:
       ValueError, FileNotFoundError: as `load`.
     """
-    return _open(source, variant, "token", attributes)[0]
-
-
-def _open(
-    source: str | os.PathLike, variant: str | None, pool: str, attributes: dict[str, Any]
-) -> tuple[Checkpoint, str]:
-    """Returns weights as they are, and why their head can't be kept, "" if it can.
-
-    Args:
-      source, variant, attributes: as for `load`.
-      pool: the pooling, where the arrays don't show it.
-    """
-    path = catalogue.find(source)
-    file = None if is_bucket(path) else open_file(pathlib.Path(path))
-    if file is not None:
-        found = recognise.to_checkpoint(file, variant, assumed_pool=pool, **attributes)
-        return found, refused_head(file, found.num_classes)
-    found = read_checkpoint(path, lazy=True)
-    if variant is not None and models.canonical(variant) != found.config.model.variant:
-        raise ValueError(f"{found.path} is a {found.config.model.variant}, not a {variant}.")
-    return found, ""
+    return open_weights(source, variant, "token", attributes)[0]
 
 
 def load_params(source: str | os.PathLike, **options: Any) -> Any:
@@ -146,6 +139,7 @@ def adapt(
     image_size: int | Sequence[int] | None = None,
     num_classes: int | None = None,
     pool: str | None = None,
+    patch_size: int | Sequence[int] | None = None,
     resize: str = "linear",
 ) -> Checkpoint:
     """Returns a checkpoint adapted to a resolution and a task, or as it is if nothing is asked for.
@@ -154,7 +148,7 @@ def adapt(
 
     Args:
       checkpoint: the weights to adapt.
-      image_size, num_classes, pool, resize: as for `load`.
+      image_size, num_classes, pool, patch_size, resize: as for `load`.
 
     Raises:
       ValueError: the model can't have this size or pooling, or the positions can't be resized.
@@ -164,11 +158,15 @@ def adapt(
       >>> vit_jax.adapt(checkpoint, num_classes=10).params["head"]["kernel"].shape
       (96, 10)
     """
-    if image_size is None and num_classes is None and pool is None:
+    if pool == getattr(checkpoint.model(), "pool", None):
+        pool = None
+    if (image_size, num_classes, pool, patch_size) == (None, None, None, None):
         return checkpoint
     changes: dict[str, Any] = {} if pool is None else {"pool": pool}
-    if num_classes is not None and "pre_logits" in checkpoint.params:
-        changes["pre_logits"] = False
+    if num_classes is not None:
+        changes |= {k: v for k, v in surgery.WITHOUT.items() if k in checkpoint.params}
+    if patch_size is not None:
+        changes["patch_size"] = recognise.side_or_sides(keys.image_shape(patch_size))
     new_head = {} if num_classes is None else {"num_classes": num_classes}
     model = checkpoint.model(**changes, **new_head)
     image_shape = checkpoint.image_shape if image_size is None else keys.image_shape(image_size)
@@ -207,7 +205,8 @@ def save(
       checkpoint: what to write. Only an Orbax checkpoint keeps the step and the full
         configuration. None keeps the Polyak average.
       destination: a path where nothing exists yet: a file for "npz" and "timm", a folder for "hf"
-        and "orbax". Only "orbax" can be written to a bucket (`gs://BUCKET/PATH`).
+        and "orbax". For "timm", a path without a suffix such as ".safetensors" becomes a folder of
+        timm's hub, with its config.json. Only "orbax" can be written to a bucket (`gs://BUCKET/PATH`).
       format: a key of `FORMATS`: "npz" is the published JAX layout, "timm" a state dict, "hf" a
         folder of Hugging Face, "orbax" a checkpoint of our own. None takes the format of the suffix
         of `destination`, "orbax" if the suffix is unknown.
@@ -233,7 +232,7 @@ def save(
     if path.exists():
         raise FileExistsError(f"There is something at {path} already; it is left as it is.")
     if checkpoint.config.model.positions == "sincos" and not row.fixed_positions:
-        checkpoint = with_learned_positions(checkpoint)
+        checkpoint = surgery.with_learned_positions(checkpoint)
     with no_empty_folders(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         if row.read is None:
@@ -242,7 +241,7 @@ def save(
         else:
             with replacing(pathlib.Path(path)) as partial:
                 row.write(checkpoint, partial)
-                lost = _lost_in(checkpoint, row, row.read(partial))
+                lost = _lost_in(checkpoint, row, row.read(partial, ""))
     shown = printable(path)
     if lost:
         logger.warning("%s: this format has no place for %s.", shown, " and ".join(lost))
@@ -252,7 +251,8 @@ def save(
             "convert --average, or Checkpoint.averaged().",
             shown,
         )
-    if unrecorded := differences_for_readers(checkpoint.model(), format):
+    unrecorded = differences_for_readers(checkpoint.model(), format)
+    if unrecorded and not path.is_dir():  # a folder's config.json says it
         logger.warning(
             "%s: the file can't say that its model has %s, which other readers have to be told.",
             shown,
@@ -283,9 +283,9 @@ def _lost_in(checkpoint: Checkpoint, row: Format, written: TensorFile) -> list[s
     lost = []
     if len(found.class_names) < len(checkpoint.class_names):
         lost.append("the names of the classes")
-    own, assumed = checkpoint.config.data, default().data
-    crop = [key for key in ("eval_crop", "crop_fraction") if own[key] != assumed[key]]
-    return lost + [f"data.{key}={own[key]}" for key in crop]
+    own, others = (view_of(x.config.data)._asdict() for x in (checkpoint, found))
+    view = [key for key in own if own[key] != others[key]]
+    return lost + [f"data.{key}={own[key]}" for key in view]
 
 
 def save_params(
@@ -323,27 +323,7 @@ def save_params(
         layouts=(parameter_names.OURS,),
         image_size=None if image_size is None else keys.image_shape(image_size),
         class_names=tuple(class_names),
+        mean=UNCHANGED,
+        std=UNCHANGED,
     )
     save(recognise.to_checkpoint(file, variant, **attributes), destination, format=format)
-
-
-def with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:
-    """Returns a checkpoint whose fixed positions are a learned table, with which logits are equal.
-
-    Args:
-      checkpoint: its model has positions="sincos".
-
-    Raises:
-      ValueError: the image size is not known, on which the positions depend.
-    """
-    if checkpoint.grid is None:
-        raise ValueError(f"{checkpoint.path} has positions='sincos': give its image_size.")
-    model = checkpoint.model()
-    places = ["input"] if model.positions_at != "layers" else range(model.depth)
-    tokens = int(model.pool == "token")
-    table = np.asarray(sincos_table(checkpoint.grid, model.width, tokens))[None]
-    learned = {f"posembed_{place}": {"pos_embedding": table} for place in places}
-    params = {**checkpoint.params, "Transformer": {**checkpoint.params["Transformer"], **learned}}
-    config = checkpoint.config.copy_and_resolve_references()
-    config.model.positions = "1d"
-    return checkpoint._replace(params=params, config=config)

@@ -6,13 +6,17 @@ import csv
 import logging
 import os
 import pathlib
+import re
 import urllib.parse
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from vit_jax import models
 from vit_jax.common.files import local_path, looks_like_path
 from vit_jax.common.messages import closest
+from vit_jax.common.names import printable
 from vit_jax.common.repository import IS_CLONE, REPOSITORY, find_in_repository
+from vit_jax.weights import hub
 from vit_jax.weights.download import fetch
 from vit_jax.weights.formats import SUFFIXES
 
@@ -27,19 +31,35 @@ class Published(NamedTuple):
 
     Attributes:
       name: what `load` knows it by, such as "imagenet21k/ViT-B_16".
-      variant: a key of `models.VARIANTS`.
+      variant: a key of `models.VARIANTS`. "" if `architecture` says what it is.
+      architecture: timm's name of the model, or the name of transformers' class. "" if the
+        checkpoint is of neither.
+      attributes: attributes of the model that no array of the file shows.
       resolution: a side of its images, in pixels.
-      data: what it was trained on, such as "imagenet21k+imagenet2012".
-      url: address of the file (`gs://`), or of the folder (`hf://`).
+      mean, std: what is subtracted from pixels in [0, 1], and what the difference is divided by,
+        for red, green and blue. None if that is not known.
+      view: how images are resized and cut in evaluation: keys of `config.data`. {} if that is not
+        known.
+      data: what it was trained on, such as "imagenet21k+imagenet2012". "" if that is not known.
+      licence: its identifier, such as "apache-2.0". "" if that is not known.
+      parameters: the number of parameters of the image model.
       mebibytes: size of the file.
+      url: address of the file (`gs://`), or of the folder (`hf://`).
     """
 
     name: str
     variant: str
+    architecture: str
+    attributes: Mapping[str, str]
     resolution: int
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    view: Mapping[str, Any]
     data: str
-    url: str
+    licence: str
+    parameters: int
     mebibytes: int
+    url: str
 
 
 def published() -> dict[str, Published]:
@@ -50,14 +70,44 @@ def published() -> dict[str, Published]:
             Published(
                 name=row["name"],
                 variant=row["variant"],
+                architecture=row["architecture"],
+                attributes=dict(pair.split("=") for pair in row["attributes"].split()),
                 resolution=int(row["resolution"]),
+                mean=_three_numbers(row["mean"]),
+                std=_three_numbers(row["std"]),
+                view=_view(row["crop"], row["interpolation"]),
                 data=row["data"],
-                url=row["url"],
+                licence=row["licence"],
+                parameters=int(row["parameters"]),
                 mebibytes=int(row["mebibytes"]),
+                url=row["url"],
             )
             for row in csv.DictReader(file)
         ]
     return {row.name: row for row in rows}
+
+
+def _three_numbers(text: str) -> tuple[float, float, float] | None:
+    """Returns the numbers of a column such as "0.5", which stands for three, or "0.5 0.4 0.3"."""
+    numbers = [float(x) for x in text.split()]
+    if not numbers:
+        return None
+    red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    return red, green, blue
+
+
+def _view(crop: str, interpolation: str) -> dict[str, Any]:
+    """Returns keys of `config.data` for the columns `crop` and `interpolation`."""
+    if not crop or not interpolation:
+        return {}
+    kind, _, share = crop.rpartition(" ")
+    if crop in ("whole", "squash 1"):
+        kind, share = "whole", "1"
+    return {
+        "eval_crop": kind or "central",
+        "crop_fraction": float(share),
+        "eval_resize": interpolation,
+    }
 
 
 def published_source(variant: str) -> str | None:
@@ -70,6 +120,54 @@ def published_source(variant: str) -> str | None:
     if any(name.startswith("augreg/") for name in names):
         return variant  # the best of them
     return next(iter(names), None)
+
+
+def published_row(source: str | os.PathLike) -> Published | None:
+    """Returns the row of a published checkpoint. None if `source` is no such checkpoint.
+
+    Args:
+      source: as for `find`: the checkpoint's name or address, or the path of its download.
+    """
+    source = os.fspath(source)
+    rows = published()
+    if source in rows and not local_path(source).exists():
+        return rows[source]
+    place = source.replace(os.sep, "/")
+    for row in rows.values():
+        scheme, _, rest = row.url.partition("://")
+        if source == row.url or (scheme == "gs" and place.endswith(f"/{rest}")):
+            return row
+    return None
+
+
+def timm_row(name: str) -> Published | None:
+    """Returns the row of timm's weights with a name; without a tag, what all its weights share.
+
+    Args:
+      name: such as "vit_base_patch16_clip_224.openai", also with "timm/" before it.
+
+    Returns:
+      The row. Of a name without a tag, `mean` and `std` are None and `view` is {} where its weights
+      differ, and only these and `architecture` have a meaning. None if timm publishes no weights of
+      this name.
+    """
+    name = name.removeprefix("timm/")
+    rows = published()
+    if (row := rows.get(f"timm/{name}")) is not None:
+        return row
+    found = [row for row in rows.values() if row.architecture == name and _is_timms(row)]
+    if not found:
+        return None
+    first, *others = found
+    if any((row.mean, row.std) != (first.mean, first.std) for row in others):
+        first = first._replace(mean=None, std=None)
+    if any(row.view != first.view for row in others):
+        first = first._replace(view={})
+    return first
+
+
+def _is_timms(row: Published) -> bool:
+    return row.name.startswith("timm/")
 
 
 def find(source: str | os.PathLike) -> str:
@@ -86,13 +184,13 @@ def find(source: str | os.PathLike) -> str:
       ValueError: the source can't be downloaded; says why.
     """
     source = os.fspath(source)
+    if source.startswith(hub.PREFIXES):
+        return _download_from_hub(source)
     if "://" not in source:
         if (path := local_path(find_in_repository(source))).exists():
             return str(path)
         return find(_address_of(source))
     scheme, rest = source.split("://", 1)
-    if scheme == "hf":
-        return _fetch_from_hub(rest)
     if scheme == "gs":
         if not rest.endswith(SUFFIXES):
             return source
@@ -114,10 +212,13 @@ def _address_of(name: str) -> str:
     try:
         variant = models.canonical(name)
     except ValueError:
+        may_be_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+        on_hub = f" A model of the Hugging Face hub is hf://{name}." * may_be_on_hub
         raise FileNotFoundError(
             f"There is no {name}: neither a file or folder, nor a name in "
             f"checkpoints/published.csv, nor a model variant"
             f"{closest(name, rows, most=3, likeness=0.4)}."
+            f"{on_hub}"
         ) from None
     return _best_of_augreg(variant)
 
@@ -141,28 +242,18 @@ def _best_of_augreg(variant: str) -> str:
     return f"gs://{_AUGREG}/{best['filename']}.npz"
 
 
-def _fetch_from_hub(name: str) -> str:
-    """Returns the folder of a model of the Hugging Face hub, after downloading it.
-
-    Args:
-      name: ORGANISATION/NAME, or ORGANISATION/NAME@REVISION.
-    """
-    name, _, revision = name.strip("/").partition("@")
-    revision = revision or "main"
-    if name.count("/") != 1:
-        raise ValueError(f"hf://{name} isn't hf://ORGANISATION/NAME.")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    folder = f"huggingface.co/{name}/{revision}"
-
-    def fetch_file(file: str) -> str:
-        return _fetch_once(f"{endpoint}/{name}/resolve/{revision}/{file}", f"{folder}/{file}")
-
-    config = fetch_file("config.json")
-    try:
-        fetch_file("model.safetensors")
-    except FileNotFoundError:  # an older model
-        fetch_file("pytorch_model.bin")
-    return str(pathlib.Path(config).parent)
+def _download_from_hub(address: str) -> str:
+    """Returns the folder of a model of the Hugging Face hub, after downloading it."""
+    name, revision = hub.split_name(address)
+    older = _downloads() / "huggingface.co" / name / revision
+    if older.is_dir():
+        logger.warning(
+            "%s holds an older download of hf://%s, which is not read any more: it may lack the "
+            "mean and standard deviation of its images. Delete it.",
+            printable(older),
+            name,
+        )
+    return hub.download(address)
 
 
 def _storage() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -53,3 +54,20 @@ def two_sides(key: str, value: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ValueError(f"{key} must be one or two whole numbers above 0, not {value!r}.")
     return sides[0], sides[1]
+
+
+def three_numbers(key: str, value: Any) -> tuple[float, float, float]:
+    """Returns the numbers for red, green and blue that a list has.
+
+    Args:
+      key: what the value is called, for the message.
+      value: as it is in the file.
+
+    Raises:
+      ValueError: the value is something else.
+    """
+    numbers = list(value) if isinstance(value, list | tuple) else []
+    if len(numbers) != 3 or not all(type(x) in (int, float) and math.isfinite(x) for x in numbers):
+        raise ValueError(f"{key} must be three numbers, for red, green and blue, not {value!r}.")
+    red, green, blue = map(float, numbers)
+    return red, green, blue

@@ -8,7 +8,6 @@ import http.client
 import logging
 import os
 import pathlib
-import re
 import tempfile
 import time
 import urllib.error
@@ -33,8 +32,7 @@ _CHUNK = 2**20  # bytes
 def fetch(url: str, path: str | os.PathLike) -> None:
     """Downloads a file; an earlier attempt that broke off is continued.
 
-    The file's size is checked if the server announces it, and so is its MD5 (Google's servers) or
-    its SHA-256 (Hugging Face's).
+    The file's size is checked if the server announces it, and so is its MD5 (Google's servers).
 
     Args:
       url: an https address, or http on this very machine.
@@ -104,12 +102,12 @@ class _Announced(NamedTuple):
     Attributes:
       version: changes when the file changes. None if the server does not say it.
       size: size in bytes. None if the server does not say it.
-      hashes: hexadecimal hashes, by kind: "md5" or "sha256".
+      md5: hexadecimal MD5. None if the server does not say it.
     """
 
     version: str | None
     size: int | None
-    hashes: dict[str, str]
+    md5: str | None
 
 
 def _continue(url: str, path: pathlib.Path) -> tuple[pathlib.Path, _Announced]:
@@ -146,28 +144,18 @@ def _remove_empty_parts(path: pathlib.Path) -> int:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to secure addresses only, and keeps the headers of every redirect.
-
-    Hugging Face sends a file's hash with the redirect to the server that has the file.
-    """
-
-    def __init__(self) -> None:
-        self.headers: dict[str, str] = {}
+    """Follows redirects to secure addresses only."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         _require_secure(newurl)
-        self.headers |= {name.lower(): value for name, value in headers.items()}
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _open(url: str, headers: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """Returns the response of an address; its `redirect_headers` are those of the redirects."""
+    """Returns the response of an address."""
     agent = {"User-Agent": "vit_jax", "Accept-Encoding": "identity"}
-    redirects = _Redirects()
     request = urllib.request.Request(url, headers={**agent, **headers})
-    response = urllib.request.build_opener(redirects).open(request, timeout=_TIMEOUT)
-    response.redirect_headers = redirects.headers
-    return response
+    return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
 
 
 def _require_secure(url: str) -> None:
@@ -202,17 +190,14 @@ def _receive(response: Any, partial: pathlib.Path, mode: str, name: str, size: i
 
 
 def _read_headers(response: Any) -> _Announced:
-    headers, hashes = response.headers, {}
+    headers, md5 = response.headers, None
     for entry in ",".join(headers.get_all("x-goog-hash", [])).split(","):
         kind, _, value = entry.strip().partition("=")
         if kind == "md5":
-            hashes["md5"] = base64.b64decode(value).hex()
-    etag = response.redirect_headers.get("x-linked-etag", "").strip('"')
-    if re.fullmatch("[0-9a-f]{64}", etag):
-        hashes["sha256"] = etag
+            md5 = base64.b64decode(value).hex()
     length = headers.get("Content-Length")
     version = headers.get("ETag") or headers.get("Last-Modified")
-    return _Announced(version, int(length) if length else None, hashes)
+    return _Announced(version, int(length) if length else None, md5)
 
 
 def _check(partial: pathlib.Path, url: str, announced: _Announced) -> None:
@@ -221,11 +206,11 @@ def _check(partial: pathlib.Path, url: str, announced: _Announced) -> None:
     problem = ""
     if announced.size not in (None, size):
         problem = f"it has {size} bytes, not {announced.size}"
-    for kind, expected in announced.hashes.items():
+    if announced.md5 is not None:
         with open(partial, "rb") as file:
-            found = hashlib.file_digest(file, kind).hexdigest()
-        if found != expected:
-            problem = f"its {kind} is {found}, not {expected}"
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != announced.md5:
+            problem = f"its md5 is {found}, not {announced.md5}"
     if problem:
         partial.unlink()
         raise ValueError(f"{url} came damaged: {problem}. It was removed; try again.")

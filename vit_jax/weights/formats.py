@@ -15,7 +15,17 @@ import flax.linen as nn
 
 from vit_jax.checkpoints.checkpoint import Checkpoint, write_checkpoint
 from vit_jax.models.resnet import ResNet
-from vit_jax.weights import contents, hugging_face, layout, npz, parameter_names, safetensors, timm
+from vit_jax.weights import (
+    contents,
+    hugging_face,
+    hugging_face_writing,
+    meta,
+    npz,
+    open_clip,
+    safetensors,
+    timm,
+    timm_model,
+)
 from vit_jax.weights.checked_json import parse_json
 from vit_jax.weights.tensor_file import TensorFile
 
@@ -28,8 +38,9 @@ class Format(NamedTuple):
     Attributes:
       title: what is written, in a few words.
       matches: returns True if a path on this machine is in this format.
-      read: opens such a path; raises ValueError if it can't be read. None for Orbax, whose
-        checkpoints record their configuration: `read_checkpoint` reads them.
+      read: opens such a path; raises ValueError if it can't be read. It also takes timm's name of
+        the model, "" if that is not known. None for Orbax, whose checkpoints record their
+        configuration: `read_checkpoint` reads them.
       write: writes a checkpoint to a path that does not exist yet; raises ValueError if the format
         can't store it.
       suffixes: the suffixes of the format's files. () if the format is a folder.
@@ -43,7 +54,7 @@ class Format(NamedTuple):
 
     title: str
     matches: Callable[[pathlib.Path], bool]
-    read: Callable[[pathlib.Path], TensorFile] | None
+    read: Callable[[pathlib.Path, str], TensorFile] | None
     write: Callable[[Checkpoint, Any], None]
     suffixes: tuple[str, ...] = ()
     assumed: Mapping[str, Any] = MappingProxyType({})
@@ -52,29 +63,47 @@ class Format(NamedTuple):
 
 
 def _is_hugging_face(path: pathlib.Path) -> bool:
-    return (path / hugging_face.CONFIG).is_file()
+    return any((path / name).is_file() for name in (hugging_face.CONFIG, open_clip.CONFIG))
 
 
-def _read_folder(folder: pathlib.Path) -> TensorFile:
-    """Opens a folder of Hugging Face's hub: config.json beside weights of transformers or timm."""
+def _read_folder(folder: pathlib.Path, architecture: str) -> TensorFile:
+    """Opens a folder of Hugging Face's hub: a configuration beside weights.
+
+    They are those of transformers or timm (config.json), or else of open_clip.
+    """
     path = folder / hugging_face.CONFIG
+    names: tuple[str, ...] = (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+    )
+    if not path.is_file():
+        path, names = folder / open_clip.CONFIG, open_clip.WEIGHTS
     config = parse_json(path, path.read_bytes())
-    weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    weights = [folder / name for name in names]
     found = [file for file in weights if file.is_file()]
     if not found:
-        names = " nor ".join(file.name for file in weights)
-        raise ValueError(f"{folder} has a config.json, but neither {names}.")
+        raise ValueError(f"{folder} has a {path.name}, but neither {' nor '.join(names)}.")
+    if path.name == open_clip.CONFIG:
+        return open_clip.read_open_clip(found[0], architecture=architecture)
     if "architecture" in config:
-        return _read_state_dict(found[0])
+        return timm.read_timm_folder(found[0], config, architecture)
     return hugging_face.read_hugging_face(found[0])
 
 
-def _read_state_dict(path: pathlib.Path) -> TensorFile:
+def _read_npz(path: pathlib.Path, _: str) -> TensorFile:
+    return npz.read_npz(path)
+
+
+def _read_state_dict(path: pathlib.Path, architecture: str) -> TensorFile:
     """Opens a state dict, of timm or, if its names are those, of transformers."""
+    if path.is_dir():
+        return _read_folder(path, architecture)
     tensors = safetensors.open_tensors(path)
-    known = parameter_names.TIMM + parameter_names.HUGGING_FACE
-    if layout.recognise_layout(known, tensors.shapes) not in parameter_names.HUGGING_FACE:
-        return timm.read_timm(path, tensors)
+    if open_clip.has_names(tensors.shapes):
+        return open_clip.read_open_clip(path, tensors, architecture)
+    if not hugging_face.has_names(tensors.shapes):
+        return meta.read_meta(path, tensors, architecture)
     if path.with_name(hugging_face.CONFIG).is_file():
         return hugging_face.read_hugging_face(path, tensors)
     raise ValueError(
@@ -90,20 +119,20 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             "a folder of Hugging Face's transformers",
             _is_hugging_face,
             _read_folder,
-            hugging_face.write_hugging_face,
+            hugging_face_writing.write_hugging_face,
         ),
         "timm": Format(
             "a state dict of timm",
             lambda path: contents.kind_of(path) in ("safetensors", "pytorch"),
             _read_state_dict,
-            timm.write_timm,
+            timm_model.write_timm,
             suffixes=safetensors.SUFFIXES,
             assumed={"gelu": "exact", "norm_epsilon": 1e-6, "kernel_epsilon": 1e-8},
         ),
         "npz": Format(
             "arrays in the published JAX layout",
             lambda path: contents.kind_of(path) == "npz",
-            npz.read_npz,
+            _read_npz,
             npz.write_npz,
             suffixes=(".npz",),
             assumed={"gelu": "tanh", "norm_epsilon": 1e-6, "kernel_epsilon": None},
@@ -121,8 +150,12 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
 SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row.suffixes)
 
 
-def open_file(path: pathlib.Path) -> TensorFile | None:
+def open_file(path: pathlib.Path, architecture: str = "") -> TensorFile | None:
     """Opens a file or folder of weights; its arrays are read when they are used.
+
+    Args:
+      path: a path on this machine.
+      architecture: timm's name of the model that a state dict is of. "" if it is not known.
 
     Returns:
       The opened file. None for a folder that can only be a checkpoint of our own.
@@ -132,7 +165,7 @@ def open_file(path: pathlib.Path) -> TensorFile | None:
     """
     for row in FORMATS.values():
         if row.matches(path):
-            return None if row.read is None else row.read(path)
+            return None if row.read is None else row.read(path, architecture)
     raise ValueError(contents.explain_other(path))
 
 

@@ -14,7 +14,8 @@ from vit_jax.common.messages import first_few
 Shape = tuple[int, ...]
 
 _OUR_NAMES = re.compile(
-    r"(cls|(embedding|pre_logits|head)/|Transformer/|(conv|gn)_root/|gn_pre_head/|block\d+/unit\d+/)"
+    r"(cls|(embedding|pre_logits|projection|head|(patch|fc)_norm|MAPHead_0|Transformer|(conv|gn)_root"
+    r"|gn_pre_head|block\d+/unit\d+)/)"
 )
 _PRE_LINEN_NAMES = re.compile(r"MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3")
 
@@ -73,22 +74,32 @@ class Slot(NamedTuple):
         packed = [self.packing.pack(x) for x in arrays]
         return np.ascontiguousarray(packed[0] if len(packed) == 1 else np.concatenate(packed))
 
-    def part(self, array: np.ndarray, name: str, shapes: dict[str, Shape]) -> np.ndarray:
-        """Returns one of our parameters, given the file's array.
-
-        Args:
-          array: the file's array.
-          name: which of `ours`.
-          shapes: the shapes of our parameters, by name.
-        """
-        if len(self.ours) > 1:
-            lengths = [self._packed_shape(shapes[other])[0] for other in self.ours]
-            at = self.ours.index(name)
-            array = array[sum(lengths[:at]) : sum(lengths[: at + 1])]
-        return self.packing.unpack(array).reshape(shapes[name])
-
     def _packed_shape(self, shape: Shape) -> Shape:
         return self.packing.pack(_array_of(shape)).shape
+
+
+class Place(NamedTuple):
+    """Where a file has a parameter of ours.
+
+    Attributes:
+      theirs: the name of the array in the file.
+      shape: the parameter's shape, with our order of axes; attention heads may not be separated.
+      packing: how it is stored.
+      part: which of the equal parts of the array along axis 0.
+      parts: number of these parts.
+    """
+
+    theirs: str
+    shape: Shape
+    packing: Packing
+    part: int
+    parts: int
+
+    def unpack(self, array: np.ndarray) -> np.ndarray:
+        """Returns the parameter, given the file's array."""
+        length = len(array) // self.parts if self.parts > 1 else 0
+        part = array[self.part * length : (self.part + 1) * length] if length else array
+        return self.packing.unpack(part)
 
 
 class NoPlaceError(ValueError):
@@ -109,10 +120,29 @@ class Layout:
     Args:
       title: what messages call the format.
       rules: the correspondences. Empty if the file has our own names.
+      ignored: a regular expression, which fully matches the names of arrays that are no part of
+        the encoder, such as those of a decoder.
+      zeros: a regular expression, which fully matches our names of biases that files may lack.
+        They are zeros then.
+      patches_alone: True if a table of positions may have no rows for class tokens that are there.
     """
 
-    def __init__(self, title: str, rules: Iterable[Rule] = ()):
+    def __init__(
+        self,
+        title: str,
+        rules: Iterable[Rule] = (),
+        *,
+        ignored: str = "",
+        zeros: str = "",
+        patches_alone: bool = False,
+    ):
         self.title, self._rules = title, tuple(rules)
+        self._ignored, self.zeros = re.compile(ignored), re.compile(zeros)
+        self.patches_alone = patches_alone
+
+    def ignores(self, theirs: str) -> bool:
+        """Returns True if an array of the file is no part of the encoder."""
+        return bool(self._ignored.fullmatch(theirs))
 
     def slots(self, names: Iterable[str]) -> dict[str, Slot]:
         """Returns the arrays of a file that stores the parameters of these names.
@@ -142,11 +172,8 @@ class Layout:
             raise NoPlaceError(self.title, without_place)
         return slots
 
-    def ours(self, theirs: str, shape: Shape) -> dict[str, Shape]:
-        """Returns the parameters that a file's array contains: shapes by our names.
-
-        The shapes have our order of axes, but attention heads are not separated, and each of
-        several parameters in one array has the shape of the full array.
+    def places(self, theirs: str, shape: Shape) -> dict[str, Place]:
+        """Returns the parameters that a file's array contains, by our names.
 
         Args:
           theirs: the name of the array in the file.
@@ -157,10 +184,17 @@ class Layout:
         """
         if not self._rules:
             known = _OUR_NAMES.match(theirs) and not _PRE_LINEN_NAMES.search(theirs)
-            return {theirs: shape} if known else {}
+            return {theirs: Place(theirs, shape, SAME, 0, 1)} if known else {}
         for rule in self._rules:
             if (numbers := _match(rule.theirs, theirs)) is not None:
-                return {_fill(t, numbers): _unpacked_shape(rule.packing, shape) for t in rule.ours}
+                parts = len(rule.ours)
+                if parts > 1 and shape and shape[0] % parts == 0:  # else it is refused later
+                    shape = (shape[0] // parts, *shape[1:])
+                shape = _unpacked_shape(rule.packing, shape)
+                return {
+                    _fill(template, numbers): Place(theirs, shape, rule.packing, part, parts)
+                    for part, template in enumerate(rule.ours)
+                }
         return {}
 
 
@@ -195,7 +229,7 @@ def recognise_layout(layouts: Iterable[Layout], names: Iterable[str]) -> Layout:
       names: the names of the arrays in the file.
     """
     names = list(names)
-    return max(layouts, key=lambda layout: sum(bool(layout.ours(name, ())) for name in names))
+    return max(layouts, key=lambda layout: sum(bool(layout.places(name, ())) for name in names))
 
 
 def _array_of(shape: Shape) -> np.ndarray:

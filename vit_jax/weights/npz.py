@@ -16,16 +16,16 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.weights import parameter_names
 from vit_jax.weights.layout import Shape
+from vit_jax.weights.parameter_names import big_vision
 from vit_jax.weights.record import read_comment, read_record, write_comment
-from vit_jax.weights.tensor_file import TensorFile, file_arrays
+from vit_jax.weights.tensor_file import PROJECTION, UNCHANGED, TensorFile, file_arrays
 
 logger = logging.getLogger(__name__)
 
-# What may begin every name: the parameters are part of an optimizer's or a training state.
-_PREFIXES = ("opt/target/", "params/")
 # What zipfile and NumPy raise if data are damaged.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -44,8 +44,11 @@ _HEADER = 2**14  # bytes that are read to find an array's header; NumPy's own li
 def read_npz(path: str | os.PathLike) -> TensorFile:
     """Opens an `.npz` file; its arrays are read when they are used.
 
-    If names begin with `opt/target/` or `params/`, all other arrays (the state of an optimizer) are
-    left out, which is logged.
+    Of a training state, only the parameters are taken, and of a pair of towers only that of images
+    (LiT, SigLIP). Blocks that are stored in one array are taken apart, see `big_vision.unstack`.
+
+    A ViT without a table of positions has fixed ones, sines and cosines, unless our own record in
+    the file says something else: a warning is logged.
 
     Raises:
       ValueError: the file is damaged, or is not an `.npz` file of plain arrays.
@@ -66,22 +69,39 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
                 shapes[name] = _read_shape(archive, entry)
     except Exception as error:  # a damaged header makes Python's parser raise errors of all kinds
         raise ValueError(f"{path} can't be read as an .npz file: {str(error)[:300]}.") from error
-    record = read_record(pathlib.Path(path), text)
-    prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in shapes)), "")
-    if others := [name for name in shapes if not name.startswith(prefix)]:
-        logger.info("%s: %d arrays beside %s are left out", printable(path), len(others), prefix)
-    shapes = {k.removeprefix(prefix): s for k, s in shapes.items() if k.startswith(prefix)}
+    prefix = big_vision.prefix_of(shapes)
+    others = [name for name in shapes if not name.startswith(prefix)]
+    stored = {
+        big_vision.usual_name(name.removeprefix(prefix)): name
+        for name in shapes
+        if name.startswith(prefix)
+    }
 
     def read_array(name: str) -> np.ndarray:
         try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{prefix}{name}.npy") as file:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{stored[name]}.npy") as file:
                 array = np.lib.format.read_array(file, allow_pickle=False)
         except _DAMAGE as error:
             raise ValueError(f"{path}: the array {name} is damaged: {str(error)[:300]}.") from error
         # NumPy stores a bfloat16 as two bytes without a type.
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
-    return TensorFile(path, shapes, read_array, parameter_names.NPZ, *record)
+    shapes, read = big_vision.unstack({k: shapes[name] for k, name in stored.items()}, read_array)
+    file = TensorFile(path, shapes, read, parameter_names.NPZ, mean=UNCHANGED, std=UNCHANGED)
+    if others:
+        file = file._replace(changes=(f"Only {prefix} is taken, not {first_few(others)}.",))
+    if prefix.endswith(big_vision.TOWER):
+        head = PROJECTION if "head/kernel" in shapes else None
+        file = file._replace(problem_type=head, view=big_vision.TOWER_VIEW)
+    record = read_record(pathlib.Path(path), text)
+    if not record.model and big_vision.has_no_positions(shapes):
+        logger.warning(
+            "%s has no table of positions, so they are taken as sines and cosines: "
+            "positions='sincos'. If there are none, give positions='none'.",
+            printable(path),
+        )
+        file = file._replace(model={"positions": "sincos"})
+    return record.added_to(file)
 
 
 def _read_shape(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Shape:

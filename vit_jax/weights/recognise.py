@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -11,53 +13,71 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.common.messages import first_few
+from vit_jax.common.names import printable
 from vit_jax.config.defaults import default
-from vit_jax.models.attributes import of_kind, without
+from vit_jax.models.attributes import of_kind
 from vit_jax.models.params import differences, parameter_shapes
-from vit_jax.weights import layout, shapes
-from vit_jax.weights.layout import Shape
-from vit_jax.weights.tensor_file import FileArray, TensorFile
+from vit_jax.weights import folding, layout, shapes
+from vit_jax.weights.layout import Layout, Place, Shape
+from vit_jax.weights.tensor_file import LazyArray, TensorFile, stored_array
+
+logger = logging.getLogger(__name__)
+
+# The sizes that a variant's row states: with `variant`, the arrays must have them.
+_ROW_KEYS = frozenset(key for row in models.VARIANTS.values() for key in of_kind(row, "size"))
+_USUAL_DEPTH = 64  # features of an attention head in nearly all ViTs
 
 
 def to_checkpoint(
     file: TensorFile, variant: str | None = None, *, assumed_pool: str = "token", **attributes: Any
 ) -> Checkpoint:
-    """Returns the checkpoint of a file's arrays; its parameters are `FileArray`s.
+    """Returns the checkpoint of a file's arrays; its parameters are `LazyArray`s.
+
+    The sizes of the model are those of the arrays. What no array shows is what the caller says, or
+    else the file, or else the variant. If nothing says the number of attention heads, it is that of
+    a variant of this width, or one for 64 features, of which a warning is logged.
 
     Args:
       file: the opened file.
       variant: the model that the arrays must be of. None takes the variant that the file states,
-        or else the one that its shapes are closest to.
+        or else the one that its shapes are closest to, with the sizes of the arrays.
       assumed_pool: see `shapes.attributes_of`.
       **attributes: attributes of the model; they override what the file states and what its shapes
-        show.
+        show. With a `patch_size`, that of the arrays may be any: the caller resizes it.
 
     Raises:
       ValueError: the arrays are not those of the model; every difference is named.
     """
-    file_layout = layout.recognise_layout(file.layouts, file.shapes)
-    our_shapes = {
-        name: shape
-        for theirs in file.shapes
-        for name, shape in file_layout.ours(theirs, file.shapes[theirs]).items()
-    }
-    if not our_shapes:
-        titles = " or ".join(dict.fromkeys(x.title for x in file.layouts))
-        raise ValueError(
-            f"{file.path} holds no ViT or BiT ResNet as {titles} files name them: its "
-            f"{len(file.shapes)} arrays are called {', '.join(list(file.shapes)[:4])}…"
-        )
-    shape_attributes = shapes.attributes_of(our_shapes, assumed_pool=assumed_pool)
-    stated_attributes = file.model if variant is None else without(file.model, "size")
-    attributes = {**without(shape_attributes, "size"), **stated_attributes, **attributes}
-    num_classes = shapes.num_classes_of(our_shapes)
+    names = _named(file)
     try:
         if "dtype" in attributes:
             raise ValueError("dtype belongs to a computation, not to weights: leave it out.")
-        closest = shapes.closest_variant({**shape_attributes, **file.model})
-        stated_variant = attributes.pop("variant", closest)
+        folded, changes = folding.fold(
+            names.arrays,
+            mean=file.mean,
+            std=file.std,
+            patches=_patches(file, names.arrays),
+            patches_alone=names.layout.patches_alone,
+            zeros=names.layout.zeros,
+        )
+        our_shapes = {name: x.shape for name, x in folded.items()}
+        num_classes = shapes.num_classes_of(our_shapes)
+        stated_pool = file.model.get("pool")
+        found = shapes.attributes_of(our_shapes, pool=stated_pool, assumed_pool=assumed_pool)
+        found |= file.model
+        given = {name: x for name, x in attributes.items() if name != "patch_size"}
+        closest = shapes.closest_variant(found)
+        stated_variant = found.pop("variant", closest)
+        unknown = [] if file.mean else ["with which mean and standard deviation images were scaled"]
+        if variant is not None:
+            checked = _ROW_KEYS - attributes.keys()
+            found = {k: v for k, v in found.items() if k not in checked}
+        elif "variant" not in file.model and "width" in found and "num_heads" not in found | given:
+            unknown.append("how many attention heads there are")
+            found["num_heads"] = _usual_heads(found["width"], models.VARIANTS[closest])
         variant = models.canonical(variant or stated_variant)
-        attributes = _changed_from(variant, attributes)
+        attributes = _changed_from(variant, found | given)
         model = models.build(variant, num_classes=num_classes, **attributes)
         if (blocks := _blocks(model)) > len(our_shapes):  # such a model would take long to compare
             raise ValueError(f"it records {blocks} blocks, but has {len(our_shapes)} parameters.")
@@ -66,25 +86,153 @@ def to_checkpoint(
             image_shape, known = file.image_size, True
         tree = parameter_shapes(model, image_shape)
         model_shapes = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
-        slots = layout.slots([file_layout], model_shapes)
-        expected_shapes = {theirs: slot.shape(model_shapes) for theirs, slot in slots.items()}
+        stated = {k: v for k, v in of_kind(file.model, "size").items() if k not in given}
+        problems = _problems(file, model, stated, *_comparable(file, names, folded, model_shapes))
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file.path}: {error}") from error
-    if problems := _problems(file, model, expected_shapes):
+    if problems:
         like = "" if closest == variant else f", it looks most like {closest}"
         raise ValueError(f"{file.path} isn't a {variant}{like}: {'; '.join(problems)}.")
-    params = {
-        name: FileArray(file, theirs, slot, name, model_shapes)
-        for theirs, slot in slots.items()
-        for name in slot.ours
-    }
+    if unknown:
+        logger.warning(
+            "%s: nothing in it says %s. Taken: %s.",
+            printable(file.path),
+            " nor ".join(unknown),
+            ", ".join(_assumed(model, file)),
+        )
+    if names.ignored:
+        changes.append(f"Left out: {first_few(names.ignored)}.")
+    params = {name: folded[name].reshaped(shape) for name, shape in model_shapes.items()}
     return Checkpoint(
         path=file.path,
         params=unflatten_dict(params, sep="/"),
-        config=config_for(variant, image_shape if known else None, **attributes),
+        config=config_for(variant, image_shape if known else None, view=file.view, **attributes),
         class_names=file.class_names if num_classes else (),
         step=0,
+        changes=(*file.changes, *changes),
     )
+
+
+class _Named(NamedTuple):
+    """A file's arrays by our names.
+
+    Attributes:
+      layout: the layout that the names belong to.
+      arrays: by our names, see `folding`.
+      places: the parameters in each array of the file, by our names.
+      unknown: names in the file that the layout doesn't know.
+      ignored: names in the file of what is no part of the encoder.
+    """
+
+    layout: Layout
+    arrays: dict[str, LazyArray]
+    places: dict[str, dict[str, Place]]
+    unknown: list[str]
+    ignored: list[str]
+
+
+def _named(file: TensorFile) -> _Named:
+    """Returns a file's arrays by our names.
+
+    Raises:
+      ValueError: none of the names is known.
+    """
+    found = layout.recognise_layout(file.layouts, file.shapes)
+    places = {theirs: found.places(theirs, shape) for theirs, shape in file.shapes.items()}
+    arrays = {
+        name: stored_array(file, place)
+        for these in places.values()
+        for name, place in these.items()
+    }
+    if not arrays:
+        titles = " or ".join(dict.fromkeys(x.title for x in file.layouts))
+        raise ValueError(
+            f"{file.path} holds no ViT or BiT ResNet as {titles} files name them: its "
+            f"{len(file.shapes)} arrays are called {', '.join(list(file.shapes)[:4])}…"
+        )
+    others = [theirs for theirs, these in places.items() if not these]
+    ignored = [theirs for theirs in others if found.ignores(theirs)]
+    unknown = [theirs for theirs in others if not found.ignores(theirs)]
+    return _Named(found, arrays, places, unknown, ignored)
+
+
+def _comparable(
+    file: TensorFile,
+    names: _Named,
+    folded: Mapping[str, LazyArray],
+    model_shapes: Mapping[str, Shape],
+) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Returns the shapes of a file's arrays, and those that it should have for a model, by name.
+
+    Names are those of the file, but for arrays that were folded, which have ours.
+
+    Raises:
+      ValueError: the layout has no place for a parameter of the model.
+    """
+    changed = {name for name, x in folded.items() if x is not names.arrays.get(name)}
+    untouched = {name: shape for name, shape in model_shapes.items() if name not in changed}
+    slots = layout.slots([names.layout], untouched)
+    expected = {
+        theirs: slot.shape(dict(model_shapes))
+        for theirs, slot in slots.items()
+        if all(name in model_shapes for name in slot.ours)  # not if it has a gate, the model none
+    }
+    expected |= {name: _flat(name, model_shapes[name]) for name in changed if name in model_shapes}
+    found = {
+        theirs: file.shapes[theirs]
+        for theirs, places in names.places.items()
+        if theirs in names.unknown or any(n in folded and n not in changed for n in places)
+    }
+    found |= {name: _flat(name, folded[name].shape) for name in changed}
+    for name, shape in found.items():  # some files have a GroupNorm's (c,) as (1, 1, 1, c)
+        if len(expected.get(name, ())) == 1 and set(shape[:-1]) == {1}:
+            found[name] = shape[-1:]
+    return found, expected
+
+
+def _flat(name: str, shape: Shape) -> Shape:
+    """Returns the shape of a parameter whose attention heads are not separated."""
+    layer, kind = name.split("/")[-2:] if "/" in name else ("", name)
+    heads = {("kernel", 3): 1, ("bias", 2): 0} if layer != "out" else {("kernel", 3): 0}
+    at = heads.get((kind, len(shape))) if layer in ("query", "key", "value", "out") else None
+    return shape if at is None else (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
+
+
+def _patches(file: TensorFile, arrays: Mapping[str, LazyArray]) -> int | None:
+    """Returns the number of patches of a file's images. None if it is not known."""
+    kernel = arrays["embedding/kernel"].shape if "embedding/kernel" in arrays else ()
+    if file.image_size is None or len(kernel) != 4 or "conv_root/kernel" in arrays:
+        return None
+    return (file.image_size[0] // kernel[0]) * (file.image_size[1] // kernel[1])
+
+
+def _usual_heads(width: int, closest: Mapping[str, Any]) -> int:
+    """Returns the number of attention heads of the closest variant, or of heads of 64 features.
+
+    Args:
+      width: of the model.
+      closest: the row of the closest variant.
+
+    Raises:
+      ValueError: the width can't be divided so.
+    """
+    if closest.get("width") == width:
+        return closest["num_heads"]
+    if width % _USUAL_DEPTH:
+        raise ValueError(
+            f"nothing says how many attention heads share the width of {width}: give num_heads."
+        )
+    return width // _USUAL_DEPTH
+
+
+def _assumed(model: nn.Module, file: TensorFile) -> list[str]:
+    """Returns what is taken where a file says nothing."""
+    taken = [f"{model.num_heads} heads"] if hasattr(model, "num_heads") else []
+    if file.mean is None:
+        taken.append("images with values in [-1, 1]")
+    if not file.view:
+        taken.append("the central part of them")
+    return taken
 
 
 def any_image_shape(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -99,19 +247,27 @@ def any_image_shape(checkpoint: Checkpoint) -> tuple[int, int]:
     return shape
 
 
-def config_for(variant: str, image_size: tuple[int, int] | None, **attributes: Any) -> ConfigDict:
+def config_for(
+    variant: str,
+    image_size: tuple[int, int] | None,
+    *,
+    view: Mapping[str, Any] = MappingProxyType({}),
+    **attributes: Any,
+) -> ConfigDict:
     """Returns a configuration for weights that come without one.
 
-    Only its `model` and `data.image_size` have a meaning.
+    Only its `model`, `data.image_size` and the keys of `view` have a meaning.
 
     Args:
       variant: name of the model.
       image_size: (height, width) in pixels. None if it is not known.
+      view: keys of `config.data` that say how images are resized and cut in evaluation.
       **attributes: attributes of the model that are not those of the variant.
     """
     config = default()
     with config.ignore_type():  # a patch may have two sides
         config.model.update(variant=models.canonical(variant), **attributes)
+        config.data.update(**view)
     config.data.image_size = side_or_sides(image_size)
     return config
 
@@ -142,22 +298,26 @@ def _can_cut(model: nn.Module, image_size: tuple[int, int]) -> bool:
         return False
 
 
-def _problems(file: TensorFile, model: nn.Module, expected_shapes: dict[str, Shape]) -> list[str]:
+def _problems(
+    file: TensorFile,
+    model: nn.Module,
+    stated: Mapping[str, Any],
+    found: dict[str, Shape],
+    expected: dict[str, Shape],
+) -> list[str]:
     """Returns one phrase for each way in which a file is not of a model.
 
     Args:
       file: the opened file.
       model: the module.
-      expected_shapes: shapes of the model's arrays, by their names in the file.
+      stated: sizes that the file states, and that the model must have.
+      found: shapes of the file's arrays, by name.
+      expected: shapes of the model's, by the same names.
     """
-    file_shapes = dict(file.shapes)
-    for name, shape in file_shapes.items():  # some files have a GroupNorm's (c,) as (1, 1, 1, c)
-        if len(expected_shapes.get(name, ())) == 1 and set(shape[:-1]) == {1}:
-            file_shapes[name] = shape[-1:]
-    problems = differences(file_shapes, expected_shapes)
-    for key in of_kind(file.model, "size"):
-        if (value := getattr(model, key, None)) != file.model[key]:
-            problems.append(f"its {key} is {file.model[key]}, the model's is {value}")
+    problems = differences(found, expected)
+    for key, value in stated.items():
+        if (own := getattr(model, key, None)) != value:
+            problems.append(f"its {key} is {value}, the model's is {own}")
     if file.class_names and model.num_classes not in (0, len(file.class_names)):
         problems.append(
             f"it names {len(file.class_names)} classes, but has {model.num_classes} logits"

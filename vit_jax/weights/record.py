@@ -16,7 +16,7 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.keys import model_attributes
 from vit_jax.models import attributes
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
-from vit_jax.weights.tensor_file import CLASSES
+from vit_jax.weights.tensor_file import CLASSES, UNCHANGED, VIEW, TensorFile
 
 KEY = "vit_jax"  # of the record, in the metadata of safetensors
 _COMMENT_START = b'{"vit_jax": '  # tells our comment of a zip file from those of other programs
@@ -31,12 +31,28 @@ class Record(NamedTuple):
       image_size: (height, width) in pixels. None if it is not recorded.
       class_names: names of the classes, in the order of the logits. () if they are not recorded.
       problem_type: what the head answers, `CLASSES`. None if there is no record.
+      view: how images are resized and cut in evaluation, see `TensorFile`.
     """
 
     model: dict[str, Any]
     image_size: tuple[int, int] | None
     class_names: tuple[str, ...]
     problem_type: str | None
+    view: dict[str, Any]
+
+    def added_to(self, file: TensorFile) -> TensorFile:
+        """Returns an opened file with what the record in it says; our own images are in [-1, 1]."""
+        if not self.model:
+            return file
+        return file._replace(
+            model={**file.model, **self.model},
+            image_size=self.image_size,
+            class_names=self.class_names,
+            problem_type=self.problem_type,
+            mean=UNCHANGED,
+            std=UNCHANGED,
+            view=self.view,
+        )
 
 
 def write_record(checkpoint: Checkpoint) -> str:
@@ -49,6 +65,7 @@ def write_record(checkpoint: Checkpoint) -> str:
         "model": recorded,
         "image_size": checkpoint.image_shape,
         "class_names": checkpoint.class_names,
+        "view": {key: checkpoint.config.data.get(key) for key in VIEW},
     }
     return json.dumps(record)
 
@@ -72,9 +89,14 @@ def read_record(path: pathlib.Path, text: str | bytes) -> Record:
         image_size = record.get("image_size")
         image_size = None if image_size is None else two_sides("image_size", image_size)
         class_names = tuple(map(str, get_typed(record, "class_names", [])))
+        view = {
+            key: x
+            for key, x in get_typed(record, "view", {}).items()
+            if key in VIEW and x is not None
+        }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Record(model, image_size, class_names, CLASSES if model else None)
+    return Record(model, image_size, class_names, CLASSES if model else None, view)
 
 
 def write_comment(checkpoint: Checkpoint) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pathlib
@@ -9,20 +10,25 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 (gives NumPy the bfloat16 that safetensors asks it for)
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from vit_jax.common.messages import first_few
 from vit_jax.common.names import as_unicode
+from vit_jax.weights.checked_json import get_typed, parse_json
 from vit_jax.weights.contents import explain_other, kind_of
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.record import KEY, read_comment
 
 PICKLED = (".pth", ".pt", ".bin")  # suffixes of PyTorch's files
 SUFFIXES = (".safetensors", *PICKLED)
+# Keys of training states that have a model's parameters: the one that is evaluated comes first.
+_STATES = ("teacher", "target_encoder", "state_dict_ema", "model_ema", "state_dict", "model")
+_INDEX = ".safetensors.index.json"  # the end of its name: weights in several files have it
 
 
 class Tensors(NamedTuple):
@@ -32,21 +38,27 @@ class Tensors(NamedTuple):
       shapes: shapes of the arrays, by name.
       read: returns the array of a name; raises ValueError if it can't be read.
       record: what the file records of its model, as `record.read_record` takes it.
+      changes: what was left out or renamed, a sentence each.
     """
 
     shapes: dict[str, Shape]
     read: Callable[[str], np.ndarray]
     record: str
+    changes: tuple[str, ...] = ()
 
 
 def open_tensors(path: pathlib.Path) -> Tensors:
     """Opens a state dict: a file of PyTorch if it is a zip file, else safetensors.
 
-    Pickled files can't run code: PyTorch loads them with `weights_only=True`.
+    Pickled files can't run code: PyTorch loads them with `weights_only=True`. Of a training state,
+    which has more than one model's parameters, those of the first key in `_STATES` are taken. An
+    index (model.safetensors.index.json) stands for the safetensors files that it names.
 
     Raises:
       ValueError: the file can't be read, or is pickled and PyTorch is not installed.
     """
+    if path.name.endswith(_INDEX):
+        return _open_parts(path)
     if (kind := kind_of(path)) is None:
         raise ValueError(explain_other(path))
     return _open_pickled(path) if kind == "pytorch" else _open_safetensors(path)
@@ -74,6 +86,26 @@ def _open_safetensors(path: pathlib.Path) -> Tensors:
     return Tensors(shapes, read_array, metadata.get(KEY, "{}"))
 
 
+def _open_parts(index: pathlib.Path) -> Tensors:
+    """Opens the files beside an index, whose `weight_map` has the file of each array."""
+    content = parse_json(index, index.read_bytes())
+    try:
+        places = {name: str(x) for name, x in get_typed(content, "weight_map", {}).items()}
+    except ValueError as error:
+        raise ValueError(f"{index}: {error}") from None
+    parts = {}
+    for file in sorted(set(places.values())):
+        path = index.parent / file
+        if path.parent != index.parent or not path.is_file():
+            raise ValueError(f"{index} names {file}, which is not beside it: download it, too.")
+        parts[file] = _open_safetensors(path)
+    for name, file in places.items():
+        if name not in parts[file].shapes:
+            raise ValueError(f"{index} says that {file} has the array {name}, but it has not.")
+    shapes = {name: parts[file].shapes[name] for name, file in places.items()}
+    return Tensors(shapes, lambda name: parts[places[name]].read(name), "{}")
+
+
 def _repeated_name(path: pathlib.Path) -> str | None:
     """Returns a name that is twice in the header of a safetensors file. None if there is none."""
     with open(path, "rb") as file:
@@ -92,20 +124,26 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
         ) from None
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ValueError(
+                    "it is a TorchScript archive, as OpenAI's CLIP files are: load it with "
+                    "torch.jit.load, and save its state_dict() with torch.save"
+                )
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed, which PyTorch's own files are not")
             record = read_comment(file, archive)
-        if path.suffix.lower() != ".safetensors" and as_unicode(str(path)) == str(path):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        else:  # PyTorch takes that suffix for safetensors, and can't open names that aren't UTF-8
-            with open(path, "rb") as file:
-                state = torch.load(file, map_location="cpu", weights_only=True)
+        # Training states have the arguments of a command, of a class that only holds values.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            if path.suffix.lower() != ".safetensors" and as_unicode(str(path)) == str(path):
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:  # PyTorch takes that suffix for safetensors, and can't open names not in UTF-8
+                with open(path, "rb") as file:
+                    state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # PyTorch raises whatever its parts do
         raise ValueError(
             f"{path} can't be read as a PyTorch state dict: {_reason(error)}."
         ) from error
-    for key in ("state_dict", "model"):  # a training state, which has more than the parameters
-        state = state.get(key, state) if isinstance(state, dict) else state
+    state, changes = _find_parameters(state)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
     ):
@@ -123,7 +161,23 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
                 f"{path}: the array {name} can't be read: {_reason(error)}."
             ) from error
 
-    return Tensors({name: tuple(x.shape) for name, x in state.items()}, read_array, record)
+    shapes = {name: tuple(x.shape) for name, x in state.items()}
+    return Tensors(shapes, read_array, record, changes)
+
+
+def _find_parameters(state: Any) -> tuple[Any, tuple[str, ...]]:
+    """Returns the parameters in a training state, and a sentence that says what was left out."""
+    taken, others = [], []
+    for _ in range(2):  # a state may hold itself
+        found = [k for k in _STATES if isinstance(state, dict) and isinstance(state.get(k), dict)]
+        if not found:
+            break
+        others += [name for name in state if name != found[0]]
+        taken.append(found[0])
+        state = state[found[0]]
+    if not others:
+        return state, ()
+    return state, (f"Only {'/'.join(taken)} is taken, not {first_few(others)}.",)
 
 
 def _reason(error: Exception) -> str:

@@ -27,12 +27,15 @@ def num_classes_of(shapes: Mapping[str, Shape]) -> int:
     return _length(shapes, r"head/bias|head/kernel", -1)
 
 
-def attributes_of(shapes: Mapping[str, Shape], *, assumed_pool: str = "token") -> dict[str, Any]:
+def attributes_of(
+    shapes: Mapping[str, Shape], *, pool: str | None = None, assumed_pool: str = "token"
+) -> dict[str, Any]:
     """Returns the attributes of the model that has these parameters, as `models.build` takes them.
 
     Args:
       shapes: see the top of this file. If attention heads are not separated, the result lacks
         `num_heads`.
+      pool: the pooling, if something else than the arrays says it.
       assumed_pool: the result's `pool` if there is no class token, and the length of the table of
         positions is no square, so that a class token may be missing.
     """
@@ -43,41 +46,80 @@ def attributes_of(shapes: Mapping[str, Shape], *, assumed_pool: str = "token") -
             "width_factor": _length(shapes, r"conv_root/kernel", 3) // 64,
             "axial": any("/attention/" in name for name in shapes),
         }
+    pool = pool or _pool(shapes, assumed_pool)
     patch = tuple(_length(shapes, r"embedding/kernel", axis) for axis in (0, 1))
     positions = [kind for name, kind in _POSITIONS.items() if any(n.endswith(name) for n in shapes)]
     blocks = [re.match(r"Transformer/encoderblock_(\d{1,4})/", name) for name in shapes]
     attributes = {
         "depth": 1 + max((int(match[1]) for match in blocks if match), default=-1),
-        "width": _length(shapes, r"Transformer/encoder_norm/scale|embedding/bias|cls", -1),
-        "mlp_dim": _length(shapes, r".*/Dense_0/bias", -1),
+        "width": _length(shapes, r"embedding/bias|Transformer/encoder_norm/scale|cls", -1),
+        "mlp_dim": _length(shapes, r"Transformer/.*/Dense_0/bias", -1),
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "stem": stages if any(name.startswith("conv_root/") for name in shapes) else None,
         "axial": any("/row/" in name for name in shapes),
+        "registers": _length(shapes, "Transformer/registers", 1),
+        "patch_norm": "patch_norm/scale" in shapes,
+        "pre_norm": "Transformer/pre_norm/scale" in shapes,
+        "final_norm": _final_norm(shapes),
+        "mlp": "swiglu" if any("/Gate/" in name for name in shapes) else "plain",
+        "norm": _norm(shapes),
         "positions": positions[0] if positions else "none",
         "positions_at": "layers" if any("posembed_0/" in name for name in shapes) else "stem",
-        "pool": _pool(shapes, assumed_pool),
+        "pool": pool,
         "pre_logits": any(name.startswith("pre_logits/") for name in shapes),
+        "projection": _length(shapes, "projection/kernel", 1),
     }
+    if (tokens := _length(shapes, "cls", 1)) and (tokens > 1 or "token" not in pool):
+        attributes["class_tokens"] = tokens  # not as many as models have if they aren't told
     if _length(shapes, r".*/query/kernel", 2):
         attributes["num_heads"] = _length(shapes, r".*/query/kernel", 1)
     return attributes
 
 
 def _pool(shapes: Mapping[str, Shape], assumed: str) -> str:
+    if "MAPHead_0/probe" in shapes:
+        return "map"
     if "cls" in shapes:
-        return "token"
+        tokens, width = _length(shapes, "cls", 1), _length(shapes, "cls", 2)
+        readers = ("fc_norm/scale", "projection/kernel", "pre_logits/kernel", "head/kernel")
+        pooled = next((shapes[name][0] for name in readers if shapes.get(name)), tokens * width)
+        if pooled == (tokens + 1) * width:
+            return "token+gap"
+        # timm has this norm for means alone.
+        mean = pooled == width and (tokens > 1 or "fc_norm/scale" in shapes)
+        return "gap" if mean else "token"
     tokens = _length(shapes, _TABLES, 1)
     return "gap" if math.isqrt(tokens) ** 2 == tokens else assumed
 
 
-def closest_variant(attributes: Mapping[str, Any]) -> str:
-    """Returns the variant that agrees with most sizes, and then with most stages of a ResNet."""
+def _final_norm(shapes: Mapping[str, Shape]) -> str:
+    if "fc_norm/scale" in shapes:
+        return "after_pool"
+    is_there = any(name.startswith("Transformer/encoder_norm/") for name in shapes)
+    return "before_pool" if is_there else "none"
 
-    def agreement(variant: str) -> tuple[int, int]:
+
+def _norm(shapes: Mapping[str, Shape]) -> str:
+    """Returns "rms" if no normalisation has a bias."""
+    pattern = r"Transformer/.*(Norm_0|norm)/(scale|bias)"
+    norms = [name for name in shapes if re.fullmatch(pattern, name)]
+    return "rms" if norms and all(name.endswith("/scale") for name in norms) else "layer"
+
+
+def closest_variant(attributes: Mapping[str, Any]) -> str:
+    """Returns the variant that agrees with most sizes, then with most stages of a ResNet.
+
+    Of variants that agree as much, it is the one whose patches have the nearest size.
+    """
+    patch = attributes.get("patch_size")
+
+    def agreement(variant: str) -> tuple[int, int, int]:
         row = {"stem": None, "axial": False, **models.VARIANTS[variant]}
         equal = sum(row.get(k, ...) == v for k, v in of_kind(attributes, "size").items())
         stages = [(row.get(k) or (), attributes.get(k) or ()) for k in ("stem", "layers")]
-        return equal, sum(a == b for pair in stages for a, b in zip(*pair, strict=False))
+        alike = sum(a == b for pair in stages for a, b in zip(*pair, strict=False))
+        is_known = isinstance(patch, int) and "patch_size" in row
+        return equal, alike, -abs(patch - row["patch_size"]) if is_known else 0
 
     return max(models.VARIANTS, key=agreement)
 
@@ -110,7 +152,7 @@ def image_shape_of(shapes: Mapping[str, Shape], model: nn.Module) -> tuple[tuple
         return (rows * stride[0], columns * stride[1]), True
     grid, known = (1, 1), False
     tokens = max([_length(shapes, _TABLES, 1), *offsets.values()])
-    patches = tokens - (getattr(model, "pool", "") == "token")
+    patches = tokens - (_length(shapes, "cls", 1) or "token" in getattr(model, "pool", ""))
     if rows := _length(shapes, r".*/y_embedding", 0):
         grid, known = (rows, _length(shapes, r".*/x_embedding", 0)), True
     elif patches > 0:

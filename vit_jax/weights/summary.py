@@ -7,6 +7,8 @@ import math
 from flax.traverse_util import flatten_dict
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
+from vit_jax.config.keys import model_attributes
+from vit_jax.models.attributes import of_kind
 
 
 def describe(checkpoint: Checkpoint, parameters: bool = False) -> str:
@@ -27,5 +29,8 @@ def describe(checkpoint: Checkpoint, parameters: bool = False) -> str:
     else:  # a ResNet
         images = "any image size"
     classes = f"{checkpoint.num_classes} classes" if checkpoint.num_classes else "no head"
-    summary = f"{checkpoint.config.model.variant}, {images}, {classes}: {total:,} parameters"
+    attributes = of_kind(model_attributes(checkpoint.config), "size", "weights")
+    sizes = " and ".join(f"{name}={value}" for name, value in attributes.items())
+    variant = f"{checkpoint.config.model.variant}{f' with {sizes}' * bool(sizes)}"
+    summary = f"{variant}, {images}, {classes}: {total:,} parameters"
     return "\n".join([*lines, summary] if parameters else [summary])

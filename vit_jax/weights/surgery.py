@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.models import masked
 from vit_jax.models.params import check_same
-from vit_jax.models.positions import resize, resize_positions
+from vit_jax.models.positions import resize, resize_positions, sincos_table
+from vit_jax.weights.patch_resize import resize_kernel
 
 # What belongs to pre-training only, also by masked patch prediction: a new task gets a new head.
-HEAD = ("pre_logits", "head", *masked.PARAMETERS)
+HEAD = ("pre_logits", "projection", "head", *masked.PARAMETERS)
+WITHOUT = {
+    "pre_logits": False,
+    "projection": 0,
+}  # attributes of a model without its layers of these
 
 
 def adapt_params(
@@ -49,6 +55,10 @@ def adapt_params(
         flat = {name: x for name, x in flat.items() if name.split("/")[0] not in HEAD}
         flat |= flatten_dict(dict(head), sep="/")
     flat = _with_class_token(flat, wanted_flat)
+    if "embedding/kernel" in flat and "embedding/kernel" in wanted_flat:
+        kernel, shape = flat["embedding/kernel"], wanted_flat["embedding/kernel"].shape
+        if kernel.shape[:2] != shape[:2] and kernel.shape[2:] == shape[2:]:
+            flat["embedding/kernel"] = resize_kernel(np.asarray(kernel), shape)
     for name, table in flat.items():
         old, new = table.shape, getattr(wanted_flat.get(name), "shape", table.shape)
         if old == new and old_grid in (None, new_grid):
@@ -79,17 +89,40 @@ def _with_class_token(flat: dict[str, Any], wanted: Mapping[str, Any]) -> dict[s
         return flat
     flat = dict(flat)
     adds = "cls" in wanted
+    tokens = (wanted if adds else flat)["cls"].shape[1]
     if adds:
         flat["cls"] = np.zeros(wanted["cls"].shape, np.float32)
     else:
         del flat["cls"]
     for name in [name for name in flat if name.endswith("/pos_embedding")]:
         table = np.asarray(flat[name])
-        zero = np.zeros_like(table[:, :1])
-        flat[name] = np.concatenate([zero, table], axis=1) if adds else table[:, 1:]
+        zeros = np.zeros_like(table, shape=(1, tokens, table.shape[-1]))
+        flat[name] = np.concatenate([zeros, table], axis=1) if adds else table[:, tokens:]
     for name in [name for name in {**flat, **wanted} if name.endswith("/token_embedding")]:
         if adds:
             flat[name] = np.zeros(wanted[name].shape, np.float32)
         else:
             flat.pop(name, None)
     return flat
+
+
+def with_learned_positions(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint whose fixed positions are a learned table, with which logits are equal.
+
+    Args:
+      checkpoint: its model has positions="sincos".
+
+    Raises:
+      ValueError: the image size is not known, on which the positions depend.
+    """
+    if checkpoint.grid is None:
+        raise ValueError(f"{checkpoint.path} has positions='sincos': give its image_size.")
+    model = checkpoint.model()
+    places = ["input"] if model.positions_at != "layers" else range(model.depth)
+    tokens = checkpoint.params["cls"].shape[1] if "cls" in checkpoint.params else 0
+    table = np.asarray(sincos_table(checkpoint.grid, model.width, tokens))[None]
+    learned = {f"posembed_{place}": {"pos_embedding": table} for place in places}
+    params = {**checkpoint.params, "Transformer": {**checkpoint.params["Transformer"], **learned}}
+    config = checkpoint.config.copy_and_resolve_references()
+    config.model.positions = "1d"
+    return checkpoint._replace(params=params, config=config)

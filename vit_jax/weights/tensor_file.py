@@ -13,9 +13,13 @@ from flax.traverse_util import flatten_dict
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.models import masked
 from vit_jax.weights import layout
-from vit_jax.weights.layout import Layout, Shape, Slot
+from vit_jax.weights.layout import Layout, Place, Shape
 
+# The keys of `config.data` that say how images are resized and cut in evaluation.
+VIEW = ("eval_crop", "crop_fraction", "eval_resize")
+UNCHANGED = (0.5, 0.5, 0.5)  # mean and standard deviation that give [-1, 1], as our models take
 CLASSES = "single_label_classification"  # one class an image: a softmax gives the probabilities
+PROJECTION = "projection"  # into the space that images and texts share
 
 
 class TensorFile(NamedTuple):
@@ -31,8 +35,14 @@ class TensorFile(NamedTuple):
       image_size: (height, width) in pixels. None if the file does not say it.
       class_names: names of the classes, in the order of the logits. () if the file does not say
         them.
-      problem_type: what the head answers, as Hugging Face names it: `CLASSES`, or another. None if
-        the file does not say it.
+      problem_type: what the head answers, as Hugging Face names it: `CLASSES`, or another; or
+        `PROJECTION`. None if the file does not say it.
+      mean, std: what was subtracted from pixels in [0, 1], and what the difference was divided by,
+        for red, green and blue. None if nothing says it.
+      view: how images are resized and cut in evaluation: keys of `config.data`. {} if nothing says
+        it.
+      architecture: timm's name of the model. "" if it is not known.
+      changes: what the reader did to the arrays, a sentence each.
     """
 
     path: str
@@ -43,6 +53,11 @@ class TensorFile(NamedTuple):
     image_size: tuple[int, int] | None = None
     class_names: tuple[str, ...] = ()
     problem_type: Any = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    view: Mapping[str, Any] = MappingProxyType({})
+    architecture: str = ""
+    changes: tuple[str, ...] = ()
 
 
 def refused_head(file: TensorFile, num_classes: int) -> str:
@@ -51,7 +66,9 @@ def refused_head(file: TensorFile, num_classes: int) -> str:
     if num_classes == 0 or problem_type == CLASSES:
         return ""
     reason = "it has a single output, as for regression or for yes and no"
-    if file.problem_type:
+    if file.problem_type == PROJECTION:
+        reason = "it projects images into the space that they share with texts"
+    elif file.problem_type:
         reason = f"the config.json beside it has problem_type={file.problem_type!r}"
     return (
         f"{file.path}: the head doesn't choose one class for an image: {reason}. A softmax of what "
@@ -60,36 +77,43 @@ def refused_head(file: TensorFile, num_classes: int) -> str:
     )
 
 
-class FileArray:
-    """One of our parameters in a file: `np.asarray` reads it, as float32.
+class LazyArray:
+    """A float32 array that is computed when NumPy asks for it, by `np.asarray`.
 
     Args:
-      file: the opened file.
-      theirs: the name, in the file, of the array that contains the parameter.
-      slot: what that array contains.
-      name: our name of the parameter.
-      shapes: shapes of our parameters, by name.
+      shape: its shape.
+      compute: returns an array with as many numbers, in the same order.
     """
 
-    def __init__(
-        self, file: TensorFile, theirs: str, slot: Slot, name: str, shapes: dict[str, Shape]
-    ):
-        self._file, self._theirs, self._slot = file, theirs, slot
-        self._name, self._shapes = name, shapes
-        self.shape = shapes[name]
+    def __init__(self, shape: Shape, compute: Callable[[], np.ndarray]):
+        self.shape, self._compute = shape, compute
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self._file.read(self._theirs)
+        array = np.asarray(self._compute(), np.float32)
+        return np.asarray(array.reshape(self.shape), dtype)
+
+    def reshaped(self, shape: Shape) -> LazyArray:
+        """Returns the same numbers as an array of another shape."""
+        return LazyArray(shape, self._compute)
+
+
+def stored_array(file: TensorFile, place: Place) -> LazyArray:
+    """Returns one of our parameters in a file; reading it raises ValueError if it is not finite."""
+
+    def read() -> np.ndarray:
+        array = file.read(place.theirs)
         if array.dtype.kind not in "fiu" and array.dtype != ml_dtypes.bfloat16:
-            raise ValueError(f"{self._file.path}: {self._theirs} holds {array.dtype}, not numbers.")
-        array = np.asarray(self._slot.part(array, self._name, self._shapes), np.float32)
+            raise ValueError(f"{file.path}: {place.theirs} holds {array.dtype}, not numbers.")
+        array = np.asarray(place.unpack(array), np.float32)
         if not np.isfinite(array).all():
             bad = np.count_nonzero(~np.isfinite(array))
             raise ValueError(
-                f"{self._file.path}: {bad} of the {array.size} values of {self._theirs} are NaN or "
+                f"{file.path}: {bad} of the {array.size} values of {place.theirs} are NaN or "
                 f"infinite; weights must be finite, so the file is damaged or its training failed."
             )
-        return np.asarray(array, dtype)
+        return array
+
+    return LazyArray(place.shape, read)
 
 
 def file_arrays(

@@ -1,13 +1,17 @@
-"""timm's state dicts, read and written. `parameter_names.py` has the names of their arrays."""
+"""timm's state dicts, and the config.json of its hub, read and written."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
-from vit_jax.weights import parameter_names
+from vit_jax.common.names import printable
+from vit_jax.weights import architectures, folding, parameter_names
+from vit_jax.weights.checked_json import get_typed, three_numbers, two_sides
+from vit_jax.weights.layout import Layout, Shape
 from vit_jax.weights.record import KEY, read_record, write_comment, write_record
 from vit_jax.weights.safetensors import (
     PICKLED,
@@ -18,48 +22,143 @@ from vit_jax.weights.safetensors import (
 )
 from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
+# config.json's global_pool as our `pool`.
+_POOLS = {"token": "token", "avg": "gap", "map": "map"}
+# timm's interpolations, which are Pillow's, as `config.data.eval_resize` has them.
+_RESIZES = {name: f"{name}_antialias" for name in ("bilinear", "bicubic", "lanczos", "box")}
+_CROPS = {"center": "central", "squash": "squash"}  # crop_mode as `config.data.eval_crop`
 
-def read_timm(path: str | os.PathLike, tensors: Tensors | None = None) -> TensorFile:
+
+def read_timm(
+    path: str | os.PathLike, tensors: Tensors | None = None, architecture: str = ""
+) -> TensorFile:
     """Opens a state dict of timm; its arrays are read when they are used.
 
-    timm computes the exact GELU, and adds 1e-8 to the variance of standardised kernels. Weights are
-    taken to be for this, unless we wrote the file and recorded something else in it.
+    What no array shows is said by our own record in the file, or by the name of the architecture.
+    Without either, weights are taken to be for the exact GELU, and for 1e-8 added to the variance
+    of standardised kernels.
 
     Args:
       path: a `.safetensors` file, or one that PyTorch pickled, which needs PyTorch.
       tensors: the same file, if it is open already.
+      architecture: timm's name of the model. "" if it is not known; the file's own name may be it.
 
     Raises:
-      ValueError: the file can't be read.
+      ValueError: the file can't be read, or the architecture has what our models don't compute.
     """
     path = pathlib.Path(path)
-    shapes, read_array, text = tensors or open_tensors(path)
+    shapes, read_array, text, left_out = tensors or open_tensors(path)
     record = read_record(path, text)
-    model: dict[str, Any] = {}
+    architecture = "" if record.model else architecture or path.name.removesuffix(path.suffix)
+    refusal = architectures.refusal_of(architecture) or architectures.refusal_of_arrays(shapes)
+    if refusal:
+        raise ValueError(f"{printable(path)} can't be opened: {refusal}")
+    model = architectures.attributes_of(architecture)
+    if model is None:
+        architecture, model = "", {}
+    pooled = "attn_pool.latent" in shapes or "fc_norm.weight" in shapes
+    if pooled or model.get("pool") == "map":  # the arrays show the pooling, whatever the name says
+        model.pop("pool", None)
     if any("conv" in name for name in shapes):
-        model["kernel_epsilon"] = 1e-8
+        model = {"kernel_epsilon": 1e-8, **model}
     if "patch_embed.proj.weight" in shapes:
-        model["gelu"] = "exact"
-    return TensorFile(
-        str(path),
-        shapes,
-        read_array,
-        parameter_names.TIMM,
-        model | record.model,
-        *record[1:],
+        model = {"gelu": "exact", **model}
+    file = TensorFile(str(path), shapes, read_array, _layouts(shapes), model)
+    file = file._replace(changes=left_out)
+    return record.added_to(file._replace(architecture=architecture))
+
+
+def _layouts(shapes: Mapping[str, Shape]) -> tuple[Layout, ...]:
+    """Returns the layouts that a state dict may have, of which one is packed if its MLPs are."""
+    first, last = (shapes.get(f"blocks.0.mlp.fc{n}.weight", ()) for n in (1, 2))
+    if len(first) == len(last) == 2 and first[0] == 2 * last[1]:
+        return (parameter_names.TIMM_PACKED,)
+    return parameter_names.TIMM
+
+
+def read_timm_folder(
+    path: pathlib.Path, config: Mapping[str, Any], architecture: str = ""
+) -> TensorFile:
+    """Opens a state dict of timm that has config.json beside it, as on Hugging Face's hub.
+
+    Args:
+      path: the state dict.
+      config: what config.json has.
+      architecture: timm's name of the model. "" if it is the one in config.json.
+
+    Raises:
+      ValueError: config.json has something that our models don't compute, or as `read_timm`.
+    """
+    beside = path.with_name("config.json")
+    try:
+        architecture = architecture or get_typed(config, "architecture", "")
+        known = architectures.refusal_of(architecture) or architectures.attributes_of(architecture)
+        if architecture and not known:
+            raise ValueError(
+                f"the architecture {architecture!r} is unknown. It may compute something else with "
+                f"arrays that have the names of a plain ViT's. If it is one, give the name of an "
+                f"architecture of timm that it equals, as the variant."
+            )
+        arguments = get_typed(config, "model_args", {})
+        images = get_typed(config, "pretrained_cfg", {})
+        names = tuple(map(str, get_typed(config, "label_names", [])))
+        model = architectures.from_model_args(arguments)
+        is_resnet = isinstance(known, dict) and "pool" not in known
+        if (pool := None if is_resnet else config.get("global_pool")) in _POOLS:
+            model["pool"] = _POOLS[pool]
+        elif pool:
+            raise ValueError(f"global_pool is {pool!r}; known are {', '.join(_POOLS)}.")
+        mean, std = (
+            three_numbers(key, images[key]) if key in images else None for key in ("mean", "std")
+        )
+        view = _view(images)
+        size = arguments.get("img_size") or get_typed(images, "input_size", [None])[1:]
+        image_size = two_sides("img_size", size) if size else None
+    except ValueError as error:
+        raise ValueError(f"{beside}: {error}") from None
+    file = read_timm(path, architecture=architecture)
+    return file._replace(
+        model={**file.model, **model},
+        mean=mean or file.mean,
+        std=std or file.std,
+        view=view or file.view,
+        image_size=file.image_size or image_size,
+        class_names=names or file.class_names,
     )
+
+
+def _view(images: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of `config.data` for timm's crop_pct, crop_mode and interpolation."""
+    if "crop_pct" not in images:
+        return {}
+    mode, interpolation = images.get("crop_mode", "center"), images.get("interpolation", "bicubic")
+    if mode not in _CROPS or interpolation not in _RESIZES:
+        raise ValueError(
+            f"crop_mode={mode!r} with interpolation={interpolation!r} is no known way to cut "
+            f"images: {', '.join(_CROPS)} with {', '.join(_RESIZES)} are."
+        )
+    return {
+        "eval_crop": _CROPS[mode],
+        "crop_fraction": float(images["crop_pct"]),
+        "eval_resize": _RESIZES[interpolation],
+    }
 
 
 def write_timm(checkpoint: Checkpoint, path: str | os.PathLike) -> None:
     """Writes a state dict of timm: by PyTorch for the suffixes of its files, else as safetensors.
 
-    The file also gets a record of what timm's names and shapes don't show, see `record`.
+    The file also gets a record of what timm's names and shapes don't show, see `record`. If the
+    positions of the class token are all zeros, they are left out: timm's `no_embed_class=True`.
 
     Raises:
       ValueError: timm has no place for some parameters, or PyTorch is needed and not installed.
     """
     path = pathlib.Path(path)
-    tensors = dict(file_arrays(checkpoint, parameter_names.TIMM))
+    layouts: tuple[Layout, ...] = parameter_names.TIMM
+    model = checkpoint.model()
+    if getattr(model, "mlp", "plain") == "swiglu" and model.norm == "layer":  # DINOv2, not AIMv2
+        layouts = (parameter_names.TIMM_PACKED,)
+    tensors = dict(file_arrays(folding.unfold(checkpoint), layouts))
     if path.suffix.lower() in PICKLED:
         write_pickled(tensors, path, write_comment(checkpoint))
     else:
