@@ -71,7 +71,7 @@ def test_keys_that_are_left_out_are_those_of_the_class(tmp_path, kind):
 
 def test_the_size_of_old_files_is_one_number(tmp_path):
     """It is both sides for ViT and DeiT, and the shorter one for CLIP."""
-    for kind, crop in (("ViT", "whole"), ("DeiT", "squash"), ("CLIP", "central")):
+    for kind, crop in (("ViT", "whole"), ("DeiT", "squash"), ("CLIP", "central_down")):
         settings = {"feature_extractor_type": f"{kind}FeatureExtractor", "size": 60}
         if kind != "ViT":
             settings["crop_size"] = 48
@@ -139,7 +139,10 @@ def test_a_filter_that_is_missing_is_said(tmp_path, caplog, resample, name):
     ("view", "kind"),
     [
         (dict(eval_crop="whole", eval_resize="bicubic_antialias"), "ViT"),
-        (dict(eval_crop="central", crop_fraction=0.8, eval_resize="lanczos_antialias"), "CLIP"),
+        (
+            dict(eval_crop="central_down", crop_fraction=0.8, eval_resize="lanczos_antialias"),
+            "CLIP",
+        ),
         (dict(eval_crop="squash", crop_fraction=0.8, eval_resize="box_antialias"), "DeiT"),
     ],
 )

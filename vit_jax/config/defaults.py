@@ -97,9 +97,10 @@ def default() -> ConfigDict:
     # Side of the crop / side that the image is resized to; of "resize", "central" and "squash".
     # None: 0.875 in training; else as for eval_crop.
     config.data.crop_fraction = placeholder(float)
-    # How images are cropped in evaluation, in data.resizing.EVAL_CROPS: "central" keeps the aspect;
-    # "squash" doesn't; "whole" resizes the whole image. None: "central" in training; with
-    # job="evaluate" and "fewshot", as the weights in init_from say.
+    # How images are cropped in evaluation, in data.resizing.EVAL_CROPS: "central" keeps the aspect,
+    # and so does "central_down", transformers' centre; "squash" doesn't; "whole" resizes the whole
+    # image. None: "central" in training; with job="evaluate" and "fewshot", as the weights in
+    # init_from say.
     config.data.eval_crop = placeholder(str)
     # How images are resized in evaluation, in data.resizing.EVAL_RESIZES: "bilinear", without
     # antialiasing (published), or Pillow's "bilinear_antialias", "bicubic_antialias"

@@ -167,19 +167,25 @@ def _resize_columns(image: np.ndarray, span: _Span, filter: Image.Resampling) ->
 
 
 def central_crop(
-    image: np.ndarray, size: tuple[int, int], fraction: float, resizing: str = "bilinear"
+    image: np.ndarray,
+    size: tuple[int, int],
+    fraction: float,
+    resizing: str = "bilinear",
+    *,
+    down: bool = False,
 ) -> np.ndarray:
     """Resizes the image until it just covers `size` / `fraction`, and returns its centre of `size`.
 
     The aspect ratio stays the same. With antialiasing, sizes are rounded as timm and torchvision
-    do.
+    do. If an odd number of pixels is cut off, these round half of it to an even number;
+    transformers rounds it down, as `down=True` does.
     """
     height, width = image.shape[:2]
     scale = max(size[0] / height, size[1] / width) / fraction
     whole = max(size[0], round(height * scale)), max(size[1], round(width * scale))
     if resizing != "bilinear":
         whole = _cover_as_timm(image.shape[:2], _divide(size, fraction))
-    return _keep_centre(image, whole, size, resizing)
+    return _keep_centre(image, whole, size, resizing, down=down)
 
 
 def _cover_as_timm(shape: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
@@ -212,13 +218,18 @@ def _divide(size: tuple[int, int], fraction: float) -> tuple[int, int]:
 
 
 def _keep_centre(
-    image: np.ndarray, whole: tuple[int, int], size: tuple[int, int], resizing: str
+    image: np.ndarray,
+    whole: tuple[int, int],
+    size: tuple[int, int],
+    resizing: str,
+    *,
+    down: bool = False,
 ) -> np.ndarray:
-    """Returns the centre, of `size`, of the image resized to `whole`."""
+    """Returns the centre, of `size`, of the image resized to `whole`; for `down` see above."""
     (top, left) = (new - side for new, side in zip(whole, size, strict=True))
     if resizing == "bilinear":
         return resize_window(image, whole, (top // 2, left // 2), size)
-    corner = round(top / 2), round(left / 2)  # a half is rounded to an even number
+    corner = (top // 2, left // 2) if down else (round(top / 2), round(left / 2))
     return antialiased_window(image, whole, corner, size, FILTERS[resizing])
 
 
@@ -226,6 +237,9 @@ def _keep_centre(
 # uint8 (h, w, 3), by the names that `config.data.eval_crop` takes.
 EVAL_CROPS: dict[str, Callable[[np.ndarray, tuple[int, int], float, str], np.ndarray]] = {
     "central": central_crop,
+    "central_down": lambda image, size, fraction, resizing: central_crop(
+        image, size, fraction, resizing, down=True
+    ),
     "squash": squash_and_central_crop,
     "whole": lambda image, size, fraction, resizing: _keep_centre(image, size, size, resizing),
 }

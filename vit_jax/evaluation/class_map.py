@@ -48,7 +48,7 @@ def read_class_map(
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise FileNotFoundError(f"data.class_map: there is no file {printable(path)}.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
         raise ValueError(f"{printable(path)} isn't a CSV file in UTF-8: {error}.") from error
     if not rows or not {"class", "model_class"} <= rows[0].keys():
         raise ValueError(
@@ -59,6 +59,8 @@ def read_class_map(
     for number, row in enumerate(rows, start=2):
         name = class_name(row["class"] or "")
         try:
+            if None in row:
+                raise ValueError('a name with a comma must be in quotes, as "maillot, tank suit"')
             if name in logits:
                 raise ValueError(f"{name!r} has a second row")
             logits[name] = _logit_of(row["model_class"] or "", known, num_classes)

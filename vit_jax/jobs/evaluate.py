@@ -212,7 +212,10 @@ def checkpoint_view(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
     options = config.data.copy_and_resolve_references()
     view = view_of(options, checkpoint.config.data)
     if any(options[key] is None for key in view._fields):
-        logger.info("Images are seen as %s says: %s.", printable(checkpoint.path), view)
+        logger.info(
+            "Images are seen with %s. What the configuration leaves open is as %s says.",
+            *(view, printable(checkpoint.path)),
+        )
     options.update(view._asdict())
     if checkpoint.image_shape is not None:
         with options.ignore_type():  # one side or two

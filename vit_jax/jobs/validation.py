@@ -191,6 +191,8 @@ def _parallel_conflicts(config: ConfigDict, devices: int) -> Iterator[Conflict]:
 
 
 def _model_conflicts(config: ConfigDict) -> Iterator[Conflict]:
+    if config.job in ("evaluate", "fewshot"):  # whose model is that of the weights
+        return
     variant, size = config.model.variant, config.data.image_size
     try:
         model = models.build(variant, num_classes=1, dtype=config.dtype, **model_attributes(config))

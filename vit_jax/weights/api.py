@@ -284,6 +284,8 @@ def _lost_in(checkpoint: Checkpoint, row: Format, written: TensorFile) -> list[s
     if len(found.class_names) < len(checkpoint.class_names):
         lost.append("the names of the classes")
     own, others = (view_of(x.config.data)._asdict() for x in (checkpoint, found))
+    own["eval_crop"] = own["eval_crop"].removesuffix("_down")  # at most half a pixel
+    others["eval_crop"] = others["eval_crop"].removesuffix("_down")
     view = [key for key in own if own[key] != others[key]]
     return lost + [f"data.{key}={own[key]}" for key in view]
 

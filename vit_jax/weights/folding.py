@@ -185,6 +185,8 @@ def _fold_normalisation(arrays: Arrays, mean: Sequence[float], std: Sequence[flo
     """
     if all(v == 0.5 for v in (*mean, *std)):
         return ""
+    if min(std) <= 0:
+        raise ValueError(f"the standard deviation of its images, {tuple(std)}, must be above 0")
     if "conv_root/kernel" in arrays:
         raise ValueError(
             f"its images are normalised with the mean {tuple(mean)} and the standard deviation "

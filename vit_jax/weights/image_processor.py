@@ -205,7 +205,7 @@ def _view(
             f"images are resized to {resized[0]}x{resized[1]} and cut to {cut[0]}x{cut[1]} (height "
             f"x width): a part of the same shape that is not larger can be cut out."
         )
-    crop = "central" if one_side else "squash"
+    crop = "central_down" if one_side else "squash"
     return {"eval_crop": crop, "crop_fraction": fraction, "eval_resize": resize}, cut
 
 
@@ -245,7 +245,7 @@ def image_processor_config(checkpoint: Checkpoint) -> dict[str, Any]:
     if view.eval_crop == "squash":
         config["image_processor_type"] = "DeiTImageProcessor"
         config["size"] = {"height": resized[0], "width": resized[1]}
-    elif view.eval_crop == "central" and height == width:
+    elif view.eval_crop.startswith("central") and height == width:
         config["image_processor_type"] = "CLIPImageProcessor"
         config["size"] = {"shortest_edge": resized[0]}
     else:

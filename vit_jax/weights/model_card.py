@@ -157,7 +157,10 @@ def _configuration(checkpoint: Checkpoint) -> str:
     lines = [
         f"config.{key} = {_without_folders(value)!r}"
         for key, value in config.items()
-        if (checkpoint.step or key.startswith(("model.", "data.image_size", "data.eval_")))
+        if (
+            checkpoint.step
+            or key.startswith(("model.", "data.image_size", "data.eval_", "data.crop_fraction"))
+        )
         and json.dumps(value) != json.dumps(usual.get(key))  # which has tuples as lists
         and key not in _LOCAL_KEYS
     ]

@@ -65,6 +65,7 @@ def to_checkpoint(
         num_classes = shapes.num_classes_of(our_shapes)
         stated_pool = file.model.get("pool")
         found = shapes.attributes_of(our_shapes, pool=stated_pool, assumed_pool=assumed_pool)
+        sizes = of_kind(found, "size")
         found |= file.model
         given = {name: x for name, x in attributes.items() if name != "patch_size"}
         closest = shapes.closest_variant(found)
@@ -92,7 +93,13 @@ def to_checkpoint(
         raise ValueError(f"{file.path}: {error}") from error
     if problems:
         like = "" if closest == variant else f", it looks most like {closest}"
+        if other := [f"{k}={v!r}" for k, v in sizes.items() if getattr(model, k, v) != v]:
+            problems.insert(0, f"its arrays are those of {', '.join(other)}")
         raise ValueError(f"{file.path} isn't a {variant}{like}: {'; '.join(problems)}.")
+    for name, value in given.items():
+        if (stated_value := file.model.get(name, value)) != value:
+            changes.append(f"{name} is {value!r}, as asked for, not {stated_value!r}.")
+            logger.warning("%s: %s", printable(file.path), changes[-1])
     if unknown:
         logger.warning(
             "%s: nothing in it says %s. Taken: %s.",

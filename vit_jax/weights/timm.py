@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from vit_jax.weights.safetensors import (
     write_tensors,
 )
 from vit_jax.weights.tensor_file import TensorFile, file_arrays
+
+logger = logging.getLogger(__name__)
 
 # config.json's global_pool as our `pool`.
 _POOLS = {"token": "token", "avg": "gap", "map": "map"}
@@ -91,7 +94,11 @@ def read_timm_folder(
     """
     beside = path.with_name("config.json")
     try:
-        architecture = architecture or get_typed(config, "architecture", "")
+        stated = get_typed(config, "architecture", "")
+        known = architectures.refusal_of(stated) or architectures.attributes_of(stated)
+        if architecture and known and _base_name(architecture) != _base_name(stated):
+            raise ValueError(f"it is a {stated}, not a {architecture}.")
+        architecture = architecture or stated
         known = architectures.refusal_of(architecture) or architectures.attributes_of(architecture)
         if architecture and not known:
             raise ValueError(
@@ -101,7 +108,7 @@ def read_timm_folder(
             )
         arguments = get_typed(config, "model_args", {})
         images = get_typed(config, "pretrained_cfg", {})
-        names = tuple(map(str, get_typed(config, "label_names", [])))
+        names = _label_names(config)
         model = architectures.from_model_args(arguments)
         is_resnet = isinstance(known, dict) and "pool" not in known
         if (pool := None if is_resnet else config.get("global_pool")) in _POOLS:
@@ -127,19 +134,37 @@ def read_timm_folder(
     )
 
 
+def _base_name(architecture: str) -> str:
+    return architecture.removeprefix("timm/").partition(".")[0]
+
+
+def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the class names of a config.json, which has them in a list or by number."""
+    labels = config.get("label_names") or config.get("labels") or []
+    if isinstance(labels, dict):
+        if labels.keys() != {str(i) for i in range(len(labels))}:
+            raise ValueError("label_names must have a name for each logit, numbered from 0.")
+        labels = [labels[str(i)] for i in range(len(labels))]
+    return tuple(map(str, get_typed({"label_names": labels}, "label_names", [])))
+
+
 def _view(images: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of `config.data` for timm's crop_pct, crop_mode and interpolation."""
-    if "crop_pct" not in images:
+    usual = {"crop_mode": "center", "crop_pct": 0.875, "interpolation": "bicubic"}  # timm's own
+    stated = {key: images[key] for key in usual if images.get(key) is not None}
+    if not stated:
         return {}
-    mode, interpolation = images.get("crop_mode", "center"), images.get("interpolation", "bicubic")
-    if mode not in _CROPS or interpolation not in _RESIZES:
-        raise ValueError(
-            f"crop_mode={mode!r} with interpolation={interpolation!r} is no known way to cut "
-            f"images: {', '.join(_CROPS)} with {', '.join(_RESIZES)} are."
+    mode, share, interpolation = (stated.get(key, value) for key, value in usual.items())
+    if mode not in _CROPS or interpolation not in _RESIZES or type(share) not in (int, float):
+        logger.warning(
+            "pretrained_cfg has crop_mode=%r, crop_pct=%r and interpolation=%r, which evaluation "
+            "doesn't have: %s with %s are known. Images are cut in the usual way.",
+            *(mode, share, interpolation, ", ".join(_CROPS), ", ".join(_RESIZES)),
         )
+        return {}
     return {
         "eval_crop": _CROPS[mode],
-        "crop_fraction": float(images["crop_pct"]),
+        "crop_fraction": float(share),
         "eval_resize": _RESIZES[interpolation],
     }
 

@@ -178,7 +178,7 @@ def timm_view(view: View) -> dict[str, Any]:
     """Returns how timm's `create_transform` cuts images as evaluation does."""
     return {
         "crop_pct": 1.0 if view.eval_crop == "whole" else view.crop_fraction,
-        **({} if view.eval_crop == "central" else {"crop_mode": "squash"}),
+        **({} if view.eval_crop.startswith("central") else {"crop_mode": "squash"}),
         "interpolation": view.eval_resize.removesuffix("_antialias"),
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
