@@ -419,14 +419,15 @@ def kill(
 
 
 def kill_one(
-    hosts: Hosts, drawn: tuple[int, str], rng: np.random.Generator
+    hosts: Hosts, steps: int, drawn: tuple[int, str], rng: np.random.Generator
 ) -> tuple[Kill | None, dict[str, Any] | None]:
     """Starts a job of several processes and kills one of them.
 
     Args:
       hosts: the job.
+      steps: length of the job.
       drawn: the number of the process, and one of `MOMENTS`: the first such moment after up to
-        `_AHEAD` steps of this start.
+        `_AHEAD` steps of this start, fewer if the job ends before.
 
     Returns:
       As `kill`.
@@ -440,7 +441,10 @@ def kill_one(
         process = processes[0]
         if not _until(process, first.training, _LIMIT) and process.poll() is None:
             raise first.failed(f"No sign of life for {_LIMIT} s")
-        wanted = first.saved() + rng.integers(_AHEAD)
+        saved = first.saved()
+        # Early enough for a save, the rarest moment, to come before the end.
+        ahead = min(_AHEAD, max(1, steps - saved - _OPTIONS["checkpoint.every"]))
+        wanted = saved + rng.integers(ahead)
         _until(process, lambda: hosts.reached() >= wanted, _LIMIT)
         _until(process, lambda: hosts.moment() == moment, _LIMIT)
         _until(process, lambda: False, rng.choice([0, rng.uniform(0, 0.2)]))
@@ -620,7 +624,7 @@ def soak(args: argparse.Namespace, folder: pathlib.Path, tally: Tally) -> None:
         disturbed, summary = new_job(f"job_{tally.jobs + 1}"), None
         while summary is None and not over():
             if several:
-                event, summary = kill_one(disturbed, next(drawn), rng)
+                event, summary = kill_one(disturbed, args.steps, next(drawn), rng)
             else:
                 event, summary = kill(disturbed, args.steps, next(drawn), rng, startup, span)
             if event is not None:

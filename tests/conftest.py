@@ -3,8 +3,11 @@
 import os
 import tempfile
 
-# Set before JAX is imported: the CPU poses as eight devices, for the tests of sharding.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Set before JAX is imported. The CPU poses as eight devices, for the tests of sharding. XLA
+# optimizes the programs, but LLVM does not: that takes longer than to run them.
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Tests and the processes they start compile the same programs: they share one compilation cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
@@ -32,6 +35,7 @@ from vit_jax.models.params import parameter_shapes
 from vit_jax.weights import recognise
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+ONE_DEVICE = os.environ["XLA_FLAGS"].split()[0]  # XLA_FLAGS of a process with one device
 IMAGE, CLASSES = 16, 7  # the tiny models' image size in pixels, and the size of their heads
 # The model of the smallest run.
 TINY = dict(variant="Ti/16", width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=8)
@@ -178,7 +182,7 @@ def launch(*arguments, config="configs/pretrain.py:Ti/16,{}", folder, workdir):
 
 
 def environment():
-    """This process's environment variables without its eight devices: those of a user."""
+    """This process's environment variables without its flags of XLA: those of a user."""
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
 

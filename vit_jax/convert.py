@@ -31,6 +31,7 @@ from vit_jax.weights.listing import list_published
 from vit_jax.weights.loading import loading_lines
 from vit_jax.weights.model_card import find_results, model_card
 from vit_jax.weights.summary import describe
+from vit_jax.weights.surgery import with_learned_positions
 
 _EXAMPLES = """
 formats: npz, the published JAX layout; timm, a state dict (.safetensors, .pth), or a folder of
@@ -94,6 +95,8 @@ def _convert(args: argparse.Namespace) -> None:
         return
     format = args.format or format_of(args.destination)
     path = args.destination
+    if checkpoint.config.model.positions == "sincos" and not FORMATS[format].fixed_positions:
+        checkpoint = with_learned_positions(checkpoint)  # as `save` has written it
     if args.push:
         is_same = (args.image_size, args.num_classes, args.patch_size) == (None, None, None)
         results = find_results(opened, average=args.average) if is_same else None

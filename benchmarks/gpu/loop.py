@@ -76,6 +76,7 @@ def train(
         "checkpoint.every": 0,
         "optim.warmup_steps": 0,
     }
+    options |= {"model.depth": 1} if args.smoke else {}
     command += [f"--config.{name}={value}" for name, value in options.items()]
     begin = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

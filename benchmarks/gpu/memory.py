@@ -23,13 +23,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         command += [f"--config.data.name={photos(folder)}", f"--config.data.image_size={side}"]
         command += ["--config.batch_size=8", "--config.accumulate_steps=1"]
         command += ["--config.total_steps=1", "--config.optim.warmup_steps=0"]
+        command += ["--config.model.depth=1"] if args.smoke else []
         ended = subprocess.run(command, capture_output=True, text=True, timeout=args.seconds)
         row = {"exit status": ended.returncode}
         row["traceback"] = "Traceback" in ended.stderr
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
         found.add(f"8 images of {side} pixels", {**row, "ends with": lines[-1][:600]})
         file = pathlib.Path(folder, "memory.json")
-        model, batch = ("Ti/16", 2) if args.smoke else ("B/16", 256)
+        model, batch = ("Ti/16", 96) if args.smoke else ("B/16", 256)
         command = [sys.executable, "-m", "benchmarks.memory", model, f"--batch={batch}", "--scan"]
         command += ["--dtype=bfloat16", f"--json={file}"]
         command += ["--image_size=32", "--memory_gib=0.2", "--policies=none"] if args.smoke else []

@@ -40,7 +40,6 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # variant, pixels, attrib
     "heads of 80, 256 tokens, dropout": ("S/16", 224, {**WITH_80, "pool": "gap", "dropout": 0.1}),
 }
 SMOKE: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "Ti/16, 5 tokens": ("Ti/16", 32, {"depth": 1}),
     "Ti/16, 4 tokens, dropout": ("Ti/16", 32, {"depth": 1, "pool": "gap", "dropout": 0.1}),
 }
 

@@ -117,6 +117,7 @@ OPTIONS = {
     "remat dots": Option(apply=lambda: {"model.remat": "dots"}),
     "no class token": Option(apply=lambda: {"model.pool": "gap"}),
     "dropout": Option(apply=lambda: {"model.dropout": 0.1}),
+    "one block": Option(apply=lambda: {"model.depth": 1}),  # --smoke of the part `speed`
 }
 
 

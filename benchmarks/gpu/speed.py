@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command = [sys.executable, "-m", "benchmarks.gpu.steps", contender, json.dumps(group)]
         command += [f"--compile_seconds={compile_seconds}", f"--turn={0.05 if args.smoke else 0.4}"]
         command += [f"--trace={trace}"] if group is ours else []
+        command += ["--option=one block"] if args.smoke and group is ours else []
         env = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": str(share)}
         env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         return machine.Contender(contender, command, env)

@@ -140,7 +140,7 @@ for shape in [(1, 20_000), (20_000, 1), (1, 1), (2, 3_000_000), (3_000_000, 2), 
             print("ok" if ok else (shape, fraction, name, found))
 """
     assert set(lines := run_limited(code, resizing)) == {"ok"}, lines
-    assert len(lines) == 6 * 2 * 5
+    assert len(lines) == 6 * 2 * 6
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,8 @@ def same(a, b):
 @pytest.mark.slow
 def test_nano_learns_bright_from_dark_squares(rng):
     images, labels = squares(rng, 600)
-    classifier, summary = vit_jax.fit(images, labels, image_size=24, batch_size=32, epochs=12)
-    assert summary["step"] == round(12 * 510 / 32) and summary["test_accuracy"] > 0.95
+    classifier, summary = vit_jax.fit(images, labels, image_size=24, batch_size=32, epochs=6)
+    assert summary["step"] == round(6 * 510 / 32) and summary["test_accuracy"] > 0.95
     assert classifier.class_names == ("bright", "dark")
     assert classifier.checkpoint.config.model.variant == "Nano/8"
     fresh, truth = squares(rng, 200)

@@ -79,7 +79,7 @@ def test_evaluate_reads_model_and_classes_from_the_checkpoint(settings, tmp_path
 def test_evaluate_refuses_data_of_other_classes(settings, tmp_path):
     train(settings, tmp_path / "run")
     settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 4, "y": 4}))
-    with pytest.raises(ValueError, match=r"has 3 classes \(blue, green, red\), but"):
+    with pytest.raises(ValueError, match=r"has 3 classes \(blue; green; red\), but"):
         evaluate(settings, tmp_path / "run")
 
 
@@ -216,7 +216,7 @@ def converted(settings, tmp_path, destination, format):
 def test_fine_tuning_starts_from_weights_of_any_format(settings, tmp_path, ending):
     format = "hf" if ending == "hf" else None
     converted(settings, tmp_path, tmp_path / ending, format=format)
-    settings.update(init_from=str(tmp_path / ending), total_steps=1)
+    settings.update(init_from=str(tmp_path / ending), total_steps=1, init_head="new")
     settings.optim.update(lr=1e-30, clip_norm=0.0)
     settings.data.image_size = 32
     train(settings, tmp_path / "tuned")
@@ -243,7 +243,7 @@ def test_evaluating_weights_of_any_format(settings, tmp_path, ending):
     assert result["test_accuracy"] == pytest.approx(summary["test_accuracy"])
     assert result["test_loss"] == pytest.approx(summary["test_loss"], rel=1e-4)
     settings.data.name = str(write_jpegs(tmp_path / "other", {"x": 4, "y": 4}))
-    with pytest.raises(ValueError, match=r"has 3 classes \(blue, green, red\), but"):
+    with pytest.raises(ValueError, match=r"has 3 classes \(blue; green; red\), but"):
         evaluate(settings, tmp_path)
 
 

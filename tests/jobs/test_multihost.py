@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import IMAGE, REPOSITORY
+from conftest import IMAGE, ONE_DEVICE, REPOSITORY
 
 from vit_jax.checkpoints.checkpoint import read_checkpoint
 
@@ -44,7 +44,7 @@ def start(config_file, workdir, *options, processes=1):
     """Starts the command in one process with eight devices, or in more that share them."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    flags = f"--xla_force_host_platform_device_count={8 // processes}"
+    flags = f"{ONE_DEVICE} --xla_force_host_platform_device_count={8 // processes}"
     running = []
     for number in range(processes):
         joined = (

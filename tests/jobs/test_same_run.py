@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import all_keys
+from vit_jax.data.transforms import View
 from vit_jax.jobs.resume import changes, check_same_run
 
 
@@ -89,6 +90,13 @@ def saved(config):
     return ConfigDict(json.loads(config.to_json()))
 
 
+OTHER_VIEW = {
+    "data.eval_crop": "whole",
+    "data.crop_fraction": 0.5,
+    "data.eval_resize": "box_antialias",
+}
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_changed_key_is_listed_if_training_depends_on_it(config, key):
     where, _, name = key.rpartition(".")
@@ -96,6 +104,8 @@ def test_a_changed_key_is_listed_if_training_depends_on_it(config, key):
     old = section[name]
     with section.ignore_type():
         section[name] = {bool: not old, str: "other", tuple: (7,)}.get(type(old), 7)
+        if key in OTHER_VIEW:
+            old, section[name] = getattr(View(), name), OTHER_VIEW[key]
     found = changes(config, saved(default()))
     old, new = ((224, 224), (7, 7)) if name == "image_size" else (old, section[name])
     assert found == ([f"{key} was {old!r}, is {new!r}"] if name in COUNTED.get(where, ()) else [])

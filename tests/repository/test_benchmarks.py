@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY
 
 from vit_jax.models.variants import build
 
@@ -23,7 +23,7 @@ def rows(tmp_path, name, *arguments):
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", f"--json={path}", *arguments],
         cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env={**os.environ, "XLA_FLAGS": ONE_DEVICE},
         capture_output=True,
         text=True,
     )

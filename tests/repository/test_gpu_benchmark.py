@@ -8,7 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import REPOSITORY
+from conftest import ONE_DEVICE, REPOSITORY
 
 from benchmarks.gpu import kernels, result
 from vit_jax.analysis import hlo
@@ -20,7 +20,7 @@ def test_all_parts_run_on_a_cpu(tmp_path):
     done = subprocess.run(
         [*command, "--seconds=900"],
         cwd=REPOSITORY,
-        env={**os.environ, "XLA_FLAGS": ""},  # one device
+        env={**os.environ, "XLA_FLAGS": ONE_DEVICE},
         capture_output=True,
         text=True,
     )

@@ -99,8 +99,7 @@ def default() -> ConfigDict:
     config.data.crop_fraction = placeholder(float)
     # How images are cropped in evaluation, in data.resizing.EVAL_CROPS: "central" keeps the aspect,
     # and so does "central_down", transformers' centre; "squash" doesn't; "whole" resizes the whole
-    # image. None: "central" in training; with job="evaluate" and "fewshot", as the weights in
-    # init_from say.
+    # image. None: "central" in training; jobs that only test take it from the weights in init_from.
     config.data.eval_crop = placeholder(str)
     # How images are resized in evaluation, in data.resizing.EVAL_RESIZES: "bilinear", without
     # antialiasing (published), or Pillow's "bilinear_antialias", "bicubic_antialias"

@@ -33,7 +33,7 @@ from vit_jax.models.attributes import of_kind
 from vit_jax.training.classification import classification
 from vit_jax.training.fit_memory import fit_evaluation
 from vit_jax.training.parallel import make_program
-from vit_jax.weights.api import load
+from vit_jax.weights.api import adapt, load
 
 logger = logging.getLogger(__name__)
 
@@ -193,15 +193,21 @@ def open_checkpoint(config: ConfigDict, folder: epath.Path) -> Checkpoint:
     """Returns the checkpoint that a job tests.
 
     Args:
-      config: `init_from` names it. `config.model` has attributes that its file doesn't record, and
-        may ask for another size of patches.
+      config: `init_from` names it. If it is of other code, `config.model` has attributes that its
+        file doesn't record, and may ask for another size of patches; not if it has a width, since
+        it is then a model of its own.
       folder: has it if `init_from` is None.
 
     Raises:
       ValueError, FileNotFoundError: as `weights.load`.
     """
     stated = of_kind(model_attributes(config), "size", "weights", "mathematics")
-    return load(config.init_from or folder, **stated)
+    if "width" in stated:
+        stated = {}
+    pool, patch_size = stated.pop("pool", None), stated.pop("patch_size", None)
+    checkpoint = load(config.init_from or folder, **stated)
+    is_foreign = checkpoint.step == 0
+    return adapt(checkpoint, pool=pool, patch_size=patch_size) if is_foreign else checkpoint
 
 
 def checkpoint_view(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:

@@ -21,6 +21,7 @@ from vit_jax.data.transforms import view_of
 from vit_jax.models import attributes
 from vit_jax.models.params import parameter_shapes
 from vit_jax.weights import parameter_names, recognise, surgery
+from vit_jax.weights.checked_json import two_sides
 from vit_jax.weights.formats import (
     FORMATS,
     Format,
@@ -74,7 +75,7 @@ def load(
         (FlexiViT, arXiv 2212.08013). None keeps the size.
       resize: how positions are resized: "linear" as in the public JAX loader, "cubic" as in timm.
       **attributes: attributes of the model, such as `gelu`, for files that don't record them. An
-        Orbax checkpoint records all, and must have these.
+        Orbax checkpoint records all, and ignores these.
 
     Raises:
       ValueError: the source can't be read, or is of another model; every difference is named. Or
@@ -158,15 +159,17 @@ def adapt(
       >>> vit_jax.adapt(checkpoint, num_classes=10).params["head"]["kernel"].shape
       (96, 10)
     """
-    if pool == getattr(checkpoint.model(), "pool", None):
-        pool = None
+    model = checkpoint.model()
+    pool = None if pool == getattr(model, "pool", None) else pool
+    patch_size = None if patch_size == getattr(model, "patch_size", None) else patch_size
     if (image_size, num_classes, pool, patch_size) == (None, None, None, None):
         return checkpoint
     changes: dict[str, Any] = {} if pool is None else {"pool": pool}
     if num_classes is not None:
         changes |= {k: v for k, v in surgery.WITHOUT.items() if k in checkpoint.params}
     if patch_size is not None:
-        changes["patch_size"] = recognise.side_or_sides(keys.image_shape(patch_size))
+        sides = list(patch_size) if isinstance(patch_size, list | tuple) else patch_size
+        changes["patch_size"] = recognise.side_or_sides(two_sides("patch_size", sides))
     new_head = {} if num_classes is None else {"num_classes": num_classes}
     model = checkpoint.model(**changes, **new_head)
     image_shape = checkpoint.image_shape if image_size is None else keys.image_shape(image_size)

@@ -77,7 +77,7 @@ def derived(shape: Shape, function: Callable[..., np.ndarray], *arrays: LazyArra
 
 def _join_class_tokens(arrays: Arrays) -> str:
     """Makes one array of the class token and the distillation token, and one head of the two."""
-    if DISTILLATION not in arrays or "cls" not in arrays:
+    if DISTILLATION not in arrays or "cls" not in arrays or len(arrays["cls"].shape) != 3:
         return ""
     cls, other = arrays["cls"], arrays.pop(DISTILLATION)
     arrays["cls"] = derived(
@@ -103,6 +103,8 @@ def _complete_positions(arrays: Arrays, patches: int | None, patches_alone: bool
         return ""
     table = arrays[TABLE]
     _, rows, width = table.shape
+    if any(len(arrays[name].shape) != 3 for name in ("cls", REGISTERS) if name in arrays):
+        return ""  # it is reported as of another shape
     tokens = arrays["cls"].shape[1] if "cls" in arrays else 0
     registers = arrays[REGISTERS].shape[1] if REGISTERS in arrays else 0
 

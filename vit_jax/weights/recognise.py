@@ -62,6 +62,9 @@ def to_checkpoint(
             zeros=names.layout.zeros,
         )
         our_shapes = {name: x.shape for name, x in folded.items()}
+        guesses_grid = _patches(file, names.arrays) is None and any(
+            "position" in x for x in changes
+        )
         num_classes = shapes.num_classes_of(our_shapes)
         stated_pool = file.model.get("pool")
         found = shapes.attributes_of(our_shapes, pool=stated_pool, assumed_pool=assumed_pool)
@@ -75,8 +78,10 @@ def to_checkpoint(
             checked = _ROW_KEYS - attributes.keys()
             found = {k: v for k, v in found.items() if k not in checked}
         elif "variant" not in file.model and "width" in found and "num_heads" not in found | given:
-            unknown.append("how many attention heads there are")
+            unknown.append("how many attention heads there are, and what is pooled")
             found["num_heads"] = _usual_heads(found["width"], models.VARIANTS[closest])
+        if guesses_grid and not file.architecture:
+            unknown.append("for which grid of patches the positions are")
         variant = models.canonical(variant or stated_variant)
         attributes = _changed_from(variant, found | given)
         model = models.build(variant, num_classes=num_classes, **attributes)
@@ -234,7 +239,9 @@ def _usual_heads(width: int, closest: Mapping[str, Any]) -> int:
 
 def _assumed(model: nn.Module, file: TensorFile) -> list[str]:
     """Returns what is taken where a file says nothing."""
+    keys = [key for key in ("gelu", "pool") if hasattr(model, key)]
     taken = [f"{model.num_heads} heads"] if hasattr(model, "num_heads") else []
+    taken += [f"{key}={getattr(model, key)!r}" for key in keys]
     if file.mean is None:
         taken.append("images with values in [-1, 1]")
     if not file.view:

@@ -104,6 +104,11 @@ def stored_array(file: TensorFile, place: Place) -> LazyArray:
         array = file.read(place.theirs)
         if array.dtype.kind not in "fiu" and array.dtype != ml_dtypes.bfloat16:
             raise ValueError(f"{file.path}: {place.theirs} holds {array.dtype}, not numbers.")
+        if array.dtype.kind in "iu" and array.dtype.itemsize == 1:
+            raise ValueError(
+                f"{file.path}: {place.theirs} holds {array.dtype}: quantised weights, without the "
+                f"factors that make numbers of them. Take weights that are not quantised."
+            )
         array = np.asarray(place.unpack(array), np.float32)
         if not np.isfinite(array).all():
             bad = np.count_nonzero(~np.isfinite(array))

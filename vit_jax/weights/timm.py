@@ -107,17 +107,19 @@ def read_timm_folder(
                 f"architecture of timm that it equals, as the variant."
             )
         arguments = get_typed(config, "model_args", {})
-        images = get_typed(config, "pretrained_cfg", {})
+        # Early files have what belongs to images beside the architecture.
+        images = get_typed(config, "pretrained_cfg", {}) or config
         names = _label_names(config)
         model = architectures.from_model_args(arguments)
-        is_resnet = isinstance(known, dict) and "pool" not in known
-        if (pool := None if is_resnet else config.get("global_pool")) in _POOLS:
-            model["pool"] = _POOLS[pool]
-        elif pool:
+        pool = arguments.get("global_pool", config.get("global_pool"))
+        if pool is not None and str(pool) not in _POOLS:
             raise ValueError(f"global_pool is {pool!r}; known are {', '.join(_POOLS)}.")
-        mean, std = (
-            three_numbers(key, images[key]) if key in images else None for key in ("mean", "std")
-        )
+        if isinstance(known, dict) and "pool" not in known:  # a ResNet
+            if model.pop("pool", "gap") != "gap" or pool not in (None, "avg"):
+                raise ValueError(f"global_pool is {pool!r}, and a ResNet has 'avg'.")
+        elif pool:
+            model["pool"] = _POOLS[pool]
+        scale, changes = _scale(images)
         view = _view(images)
         size = arguments.get("img_size") or get_typed(images, "input_size", [None])[1:]
         image_size = two_sides("img_size", size) if size else None
@@ -126,16 +128,34 @@ def read_timm_folder(
     file = read_timm(path, architecture=architecture)
     return file._replace(
         model={**file.model, **model},
-        mean=mean or file.mean,
-        std=std or file.std,
+        mean=scale[0] or file.mean,
+        std=scale[1] or file.std,
         view=view or file.view,
         image_size=file.image_size or image_size,
         class_names=names or file.class_names,
+        changes=(*file.changes, *changes),
     )
 
 
+def _scale(images: Mapping[str, Any]) -> tuple[tuple[Any, Any], list[str]]:
+    """Returns mean and standard deviation of a config.json, and what was taken in their place.
+
+    Of one without the other, timm takes ImageNet's.
+    """
+    keys = ("mean", "std")
+    found = {key: three_numbers(key, images[key]) for key in keys if images.get(key) is not None}
+    missing = [key for key in keys if found and key not in found]
+    usual = dict(zip(keys, architectures.IMAGENET, strict=True))
+    scale = found.get("mean", usual["mean"]), found.get("std", usual["std"])
+    changes = [
+        f"config.json doesn't say the {key}: ImageNet's is taken, as by timm." for key in missing
+    ]
+    return (scale if found else (None, None)), changes
+
+
 def _base_name(architecture: str) -> str:
-    return architecture.removeprefix("timm/").partition(".")[0]
+    """Returns timm's name of the model, of which early files of quick GELUs are named otherwise."""
+    return architecture.removeprefix("timm/").partition(".")[0].replace("_quickgelu", "")
 
 
 def _label_names(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -155,7 +175,8 @@ def _view(images: Mapping[str, Any]) -> dict[str, Any]:
     if not stated:
         return {}
     mode, share, interpolation = (stated.get(key, value) for key, value in usual.items())
-    if mode not in _CROPS or interpolation not in _RESIZES or type(share) not in (int, float):
+    known = str(mode) in _CROPS and str(interpolation) in _RESIZES
+    if not known or type(share) not in (int, float):
         logger.warning(
             "pretrained_cfg has crop_mode=%r, crop_pct=%r and interpolation=%r, which evaluation "
             "doesn't have: %s with %s are known. Images are cut in the usual way.",

@@ -137,6 +137,10 @@ def _base(model: nn.Module, variant: str) -> tuple[str, dict[str, Any]]:
         "projection": not model.projection,
         "class_tokens": model.num_class_tokens < (3 if model.pool == "token" else 2),
         "axial": not model.axial,
+        "patch_norm": not model.patch_norm,
+        "registers": not model.registers or model.num_class_tokens < 2,
+        "final_norm": model.final_norm != "after_pool" or model.num_class_tokens < 2,
+        "mlp": model.mlp == "plain" or model.pool != "map",
     }
     if not all(odd.values()):
         keys = [f"{key}={getattr(model, key)!r}" for key, fits in odd.items() if not fits]
@@ -155,6 +159,8 @@ def _token_arguments(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]
     tokens = model.num_class_tokens
     if not tokens:
         found["class_token"] = False
+        if model.registers:  # whose positions would be in the table, too
+            found["no_embed_class"] = True
     elif not np.asarray(_positions(checkpoint))[:, :tokens].any():
         found["no_embed_class"] = True
     if model.registers:
