@@ -147,8 +147,7 @@ def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> Non
     tensors |= _unused(checkpoint, name)
     if checkpoint.num_classes:
         names = checkpoint.class_names or default_names(checkpoint.num_classes)
-        if checkpoint.num_classes > 1:
-            config["problem_type"] = ONE_CLASS
+        config["problem_type"] = ONE_CLASS
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def to_checkpoint(
         elif "variant" not in file.model and "width" in found and "num_heads" not in found | given:
             unknown.append("how many attention heads there are, and what is pooled")
             found["num_heads"] = _usual_heads(found["width"], models.VARIANTS[closest])
-        if guesses_grid and not file.architecture:
+        if guesses_grid and unknown:
             unknown.append("for which grid of patches the positions are")
         variant = models.canonical(variant or stated_variant)
         attributes = _changed_from(variant, found | given)
