@@ -175,3 +175,26 @@ def test_a_processor_for_images_of_another_size_is_said(tmp_path, caplog):
     caplog.clear()
     assert load(tmp_path / "hf").image_shape == (48, 48)
     assert "images of 24x24 pixels, but positions are for 48x48" in caplog.text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(random_checkpoint("Nano/8", gelu="exact"), tmp_path / "x", format="hf")
+    return tmp_path / "x"
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", ["ConvNext", "Levit", "EfficientNet"])
+def test_processors_with_steps_of_their_own_are_refused(folder, kind):
+    edit(folder / PREPROCESSOR, image_processor_type=f"{kind}ImageProcessor")
+    with pytest.raises(ValueError, match=f"{kind}ImageProcessor', which has steps of its own"):
+        load(folder)
+
+
+def test_pixels_beside_whole_patches_are_said(folder, caplog):
+    edit(folder / "config.json", image_size=[33, 49])
+    load(folder)
+    assert "Images of 33x49 pixels aren't whole patches" in caplog.text

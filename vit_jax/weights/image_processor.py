@@ -45,6 +45,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 # A single number as `size` is the shorter side, not both.
 _SHORTER_SIDE = ("CLIP", "Bit")
+_OTHER_STEPS = ("ConvNext", "Levit", "EfficientNet")  # shares of the size, other scales
 # The image processor of models whose config.json has this model_type, and which name none.
 _OF_MODELS = {
     "deit": "DeiT",
@@ -126,6 +127,8 @@ def _read(given: Mapping[str, Any], model_type: str, where: str) -> Images:
     kind = _OF_MODELS.get(model_type, "ViT")
     if named is not None:
         kind = re.sub(r"(FeatureExtractor|ImageProcessor(Fast|Pil)?)$", "", str(named))
+    if kind in _OTHER_STEPS:
+        raise ValueError(f"image_processor_type is {named!r}, which has steps of its own.")
     values = {**_DEFAULTS.get(kind, {}), **given}
     others = [key for key, x in values.items() if key.startswith("do_") and key not in _STEPS and x]
     if others or "crop_pct" in values:

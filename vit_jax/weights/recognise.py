@@ -105,6 +105,12 @@ def to_checkpoint(
         if (stated_value := file.model.get(name, value)) != value:
             changes.append(f"{name} is {value!r}, as asked for, not {stated_value!r}.")
             logger.warning("%s: %s", printable(file.path), changes[-1])
+    if file.image_size is not None and not _can_cut(model, file.image_size):
+        changes.append(
+            f"Images of {file.image_size[0]}x{file.image_size[1]} pixels aren't whole patches: the "
+            f"model is one of {image_shape[0]}x{image_shape[1]}, to which images are resized."
+        )
+        logger.warning("%s: %s", printable(file.path), changes[-1])
     if unknown:
         logger.warning(
             "%s: nothing in it says %s. Taken: %s.",
