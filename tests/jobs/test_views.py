@@ -77,7 +77,8 @@ def test_predict_evaluate_and_export_see_the_same(pictures, tmp_path, caplog):
         caplog.clear()
         with caplog.at_level("INFO", logger="vit_jax.jobs"):
             summary = evaluate(evaluation(weights, pictures), tmp_path / f"out{number}")
-        assert f"Images are seen as {weights} says: {view}." in caplog.text
+        assert f"Images are seen with {view}. " in caplog.text
+        assert f" is as {weights} says." in caplog.text
         assert math.isclose(summary["test_loss"], predicted, rel_tol=1e-4)
         losses.append(predicted)
     assert len({round(loss, 3) for loss in losses}) == len(VIEWS)  # what is seen matters
@@ -108,7 +109,7 @@ def test_the_command_has_priority_and_few_shot_sees_the_same(pictures, tmp_path,
     config.fewshot.update(name=str(pictures), train="train", test="train", shots=(1,), seeds=1)
     with caplog.at_level("INFO", logger="vit_jax.jobs"):
         few_shot(config, tmp_path / "probe")
-    told = "says: data.eval_crop='whole', data.eval_resize='bicubic_antialias'."
+    told = "Images are seen with data.eval_crop='whole', data.eval_resize='bicubic_antialias'."
     assert told in caplog.text
 
 
