@@ -323,3 +323,14 @@ train(c, {str(tmp_path / "run")!r})
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)
     refused = subprocess.run([sys.executable, "-c", "import tensorflow"], env=environment)
     assert refused.returncode != 0  # so the program above would have failed
+
+
+def test_git_keeps_all_that_is_written_here():
+    """A pattern of `.gitignore` for what runs leave behind must not take a source, too."""
+    git = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "--directory"]
+    listed = subprocess.run(
+        [*git, "--", "*.py", "*.md", "*.sh"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("this is no checkout of git")
+    assert [name for name in listed.stdout.split() if not name.endswith("/")] == []

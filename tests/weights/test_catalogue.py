@@ -2,7 +2,7 @@
 
 import csv
 import functools
-import importlib.util
+import importlib
 import itertools
 
 import jax
@@ -167,13 +167,10 @@ def test_a_pattern_filters_the_list(capsys):
 
 @pytest.mark.peers
 def test_timms_rows_are_what_the_installed_timm_says():
-    """`checkpoints/list_timm.py` writes them. Another timm may have more of them."""
+    """`benchmarks.list_timm` writes them. Another timm may have more of them."""
     pytest.importorskip("peers")
     timm = pytest.importorskip("timm")
-    path = REPOSITORY / "checkpoints" / "list_timm.py"
-    spec = importlib.util.spec_from_file_location("list_timm", path)
-    list_timm = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(list_timm)
+    list_timm = importlib.import_module("benchmarks.list_timm")
     with open(REPOSITORY / "checkpoints" / "published.csv", newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file) if row["name"][:5] == "timm/"}
     found = {row["name"]: row for row in list_timm.rows()}

@@ -2,14 +2,13 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from peers import torch, torch_logits
 
 from vit_jax.models.patches import to_float
-from vit_jax.weights.api import load, save
+from vit_jax.weights.api import load, load_params, save
 
 timm = pytest.importorskip("timm")
 from timm.models._hub import save_for_hf  # noqa: E402
@@ -42,14 +41,10 @@ def assert_logits_are_timms(folder):
     theirs = (pixels / 255 - np.array(data["mean"])) / np.array(data["std"])
     expected = torch_logits(model, np.float32(theirs))
     found = load(folder)
-    params = {"params": load_all(found)}
+    params = {"params": load_params(folder)}
     logits = found.model().apply(params, to_float(pixels), train=False)
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
     return found, data
-
-
-def load_all(checkpoint):
-    return jax.tree.map(np.asarray, checkpoint.params)
 
 
 def without(*keys):
@@ -136,4 +131,4 @@ def test_quantised_weights_are_refused(folder):
     arrays["head.weight"] = np.int8(arrays["head.weight"])
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(ValueError, match=r"head\.weight holds int8: quantised weights"):
-        load_all(load(folder))
+        load_params(folder)

@@ -27,6 +27,9 @@ from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES, resize, resize_windo
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens no larger image
+# Pillow loads decoders at their first use. It takes one that doesn't fit into memory for missing,
+# and then refuses its files for good. At this point there is memory.
+Image.init()
 # Pillow warns of odd metadata and of large images, at each of them. What can't be decoded raises.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 
 from vit_jax.models.axial import AxialAttention
 
+# What standardising a kernel adds: in BiT to the variance, in stems to the standard deviation.
+BIT_EPSILON, STEM_EPSILON = 1e-10, 1e-5
+
 
 class StdConv(nn.Module):
     """A convolution whose kernel is standardised: (b, h, w, c) -> (b, h', w', features), no bias.
@@ -48,9 +51,9 @@ class StdConv(nn.Module):
         kernel = kernel - kernel.mean((0, 1, 2))
         variance = jnp.square(kernel).mean((0, 1, 2))
         if self.bit or self.epsilon is not None:
-            kernel /= jnp.sqrt(variance + (1e-10 if self.epsilon is None else self.epsilon))
+            kernel /= jnp.sqrt(variance + (BIT_EPSILON if self.epsilon is None else self.epsilon))
         else:
-            kernel /= jnp.sqrt(variance) + 1e-5
+            kernel /= jnp.sqrt(variance) + STEM_EPSILON
         return jax.lax.conv_general_dilated(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

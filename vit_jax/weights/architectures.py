@@ -209,7 +209,7 @@ def _refusal(start: str, reasons: list[str]) -> str:
     return f"{start} {', and '.join(reasons)}, which our models don't compute." if reasons else ""
 
 
-_POOLS = {"token": "token", "avg": "gap", "map": "map"}
+POOLS = {"token": "token", "avg": "gap", "map": "map"}  # timm's global_pool as our `pool`
 _GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 # Arguments of timm's models that the arrays show, or that matter in training alone.
 _SHOWN = (
@@ -235,8 +235,8 @@ def from_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in model_args.items():
         if key in ("embed_dim", "num_heads") and type(value) is int:
             attributes["width" if key == "embed_dim" else key] = value
-        elif key == "global_pool" and value in list(_POOLS):
-            attributes["pool"] = _POOLS[value]
+        elif key == "global_pool" and value in list(POOLS):
+            attributes["pool"] = POOLS[value]
         elif key == "act_layer" and value in list(_GELUS):
             attributes["gelu"] = _GELUS[value]
         elif key == "norm_layer" and value in ("layernorm", "rmsnorm"):
@@ -244,7 +244,7 @@ def from_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
         elif key not in _SHOWN and (value not in _OFF or key == "global_pool"):
             raise ValueError(
                 f"model_args has {key}={value!r}, which our models don't compute. These fit: "
-                f"num_heads; global_pool {', '.join(_POOLS)}; act_layer {', '.join(_GELUS)}; "
+                f"num_heads; global_pool {', '.join(POOLS)}; act_layer {', '.join(_GELUS)}; "
                 f"norm_layer layernorm, rmsnorm; and all that the arrays show."
             )
     return attributes

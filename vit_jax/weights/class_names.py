@@ -16,6 +16,7 @@ from vit_jax.common.names import printable
 logger = logging.getLogger(__name__)
 
 _CLASSES = pathlib.Path(__file__).with_name("imagenet2012.tsv")
+_COUNT = 1000  # of its classes
 # What names of files and folders of weights for ImageNet-1k contain.
 _SAYS_IMAGENET = re.compile("imagenet-?2012|imagenet-?1k|in1k|ilsvrc", re.IGNORECASE)
 
@@ -42,8 +43,7 @@ def with_class_names(checkpoint: Checkpoint) -> Checkpoint:
     A warning says so, unless the checkpoint's path names ImageNet-1k. Another checkpoint is
     returned as it is.
     """
-    names = tuple(imagenet_classes().values())
-    if checkpoint.class_names or checkpoint.num_classes != len(names):
+    if checkpoint.class_names or checkpoint.num_classes != _COUNT:
         return checkpoint
     if not _SAYS_IMAGENET.search(checkpoint.path):
         logger.warning(
@@ -51,7 +51,7 @@ def with_class_names(checkpoint: Checkpoint) -> Checkpoint:
             "ImageNet-1k, in the order of WordNet ids.",
             printable(checkpoint.path),
         )
-    return checkpoint._replace(class_names=names)
+    return checkpoint._replace(class_names=tuple(imagenet_classes().values()))
 
 
 def check_head(checkpoint: Checkpoint) -> None:

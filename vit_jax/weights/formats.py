@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from vit_jax.checkpoints.checkpoint import Checkpoint, write_checkpoint
-from vit_jax.models.resnet import ResNet
+from vit_jax.models.resnet import BIT_EPSILON, STEM_EPSILON, ResNet
 from vit_jax.weights import (
     contents,
     hugging_face,
@@ -28,8 +28,6 @@ from vit_jax.weights import (
 )
 from vit_jax.weights.checked_json import parse_json
 from vit_jax.weights.tensor_file import TensorFile
-
-BIT_EPSILON = 1e-10  # what a ResNet with kernel_epsilon=None adds to the variance of kernels
 
 
 class Format(NamedTuple):
@@ -194,6 +192,6 @@ def differences_for_readers(model: nn.Module, format: str) -> str:
         texts["kernel_epsilon"] = (
             f"kernel_epsilon={BIT_EPSILON}"
             if isinstance(model, ResNet)
-            else "1e-05 added to the deviation of kernels"  # not to their variance
+            else f"{STEM_EPSILON} added to the deviation of kernels"  # not to their variance
         )
     return " and ".join(texts.values())

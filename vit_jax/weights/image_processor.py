@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.names import printable
 from vit_jax.data.transforms import view_of
+from vit_jax.weights.architectures import CLIP
 from vit_jax.weights.checked_json import get_typed, parse_json, three_numbers, two_sides
 from vit_jax.weights.tensor_file import UNCHANGED
 
@@ -31,8 +32,8 @@ _SQUARE = {"size": 224, "resample": 3, "image_mean": 0.5, "image_std": 0.5}
 _CLIP = {
     "size": {"shortest_edge": 224},
     "resample": 3,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_mean": list(CLIP[0]),
+    "image_std": list(CLIP[1]),
     "do_center_crop": True,
     "crop_size": 224,
 }

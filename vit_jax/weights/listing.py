@@ -5,14 +5,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator
 
+from vit_jax.weights.architectures import CLIP, IMAGENET
 from vit_jax.weights.catalogue import Published
+from vit_jax.weights.tensor_file import UNCHANGED
 
 # Means and standard deviations that have a name; others are written out.
 _SCALES = {
-    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)): "0.5",
+    (UNCHANGED, UNCHANGED): "0.5",
     ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)): "none",
-    ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)): "ImageNet",
-    ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)): "CLIP",
+    IMAGENET: "ImageNet",
+    CLIP: "CLIP",
 }
 _HEADER = """
 Two lines each: the name, and what it was trained on; then the parameters of the image model, the

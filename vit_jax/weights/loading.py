@@ -15,7 +15,7 @@ from vit_jax.data.transforms import View, view_of
 from vit_jax.models.resnet import ResNet
 from vit_jax.weights.hugging_face_writing import class_for
 from vit_jax.weights.safetensors import SUFFIXES
-from vit_jax.weights.timm_model import SIZE, TimmModel, timm_model, timm_view
+from vit_jax.weights.timm_model import KERNEL_EPSILON, SIZE, TimmModel, timm_model, timm_view
 
 _NOTE = (
     "# Photos are smoothed as they shrink, which vit_jax doesn't do: probabilities differ a little."
@@ -107,7 +107,7 @@ def _create(found: TimmModel, checkpoint: Checkpoint) -> str:
         arguments["norm_layer"] = f"functools.partial(torch.nn.LayerNorm, eps={found.norm_epsilon})"
     if not isinstance(model, ResNet):
         return _call("timm.create_model", repr(found.name), num_classes=num_classes, **arguments)
-    epsilon = found.kernel_epsilon or 1e-8
+    epsilon = found.kernel_epsilon or KERNEL_EPSILON
     return _call(
         "timm.models.ResNetV2",
         layers=model.layers,
@@ -157,26 +157,14 @@ def _hugging_face(checkpoint: Checkpoint, path: str) -> str:
 # ---------------------------------------------------------------------------------- this package
 
 
-def _npz(checkpoint: Checkpoint, path: str) -> str:
-    """An .npz file has no place for the crop: the lines give it."""
-    view = view_of(checkpoint.config.data)._asdict()
-    crop = _call("checkpoint.config.data.update", **{k: repr(x) for k, x in view.items()})
-    return _run_here(checkpoint, _call("vit_jax.load", repr(path)), [crop])
-
-
-def _orbax(checkpoint: Checkpoint, path: str) -> str:
-    return _run_here(checkpoint, _call("vit_jax.load", repr(path)), [])
-
-
-def _run_here(checkpoint: Checkpoint, load: str, changes: list[str]) -> str:
+def _vit_jax(checkpoint: Checkpoint, path: str) -> str:
     size = {} if checkpoint.image_shape else {"image_size": SIZE}
     run, result = ("predict", "predictions") if checkpoint.num_classes else ("features", "features")
     return "\n".join(
         [
             "import vit_jax",
             "",
-            f"checkpoint = {load}",
-            *changes,
+            f"checkpoint = {_call('vit_jax.load', repr(path))}",
             f"classifier = {_call('vit_jax.Classifier', 'checkpoint', **size)}",
             f"{result} = classifier.{run}(['PHOTO.jpg'])",
             f"print({result})",
@@ -185,5 +173,5 @@ def _run_here(checkpoint: Checkpoint, load: str, changes: list[str]) -> str:
 
 
 _LINES: Mapping[str, Callable[[Checkpoint, str], str]] = MappingProxyType(
-    {"hf": _hugging_face, "timm": _timm, "npz": _npz, "orbax": _orbax}
+    {"hf": _hugging_face, "timm": _timm, "npz": _vit_jax, "orbax": _vit_jax}
 )

@@ -29,7 +29,6 @@ _MEAN_AND_STD = architectures.CLIP  # open_clip's own default
 _IN_OPENAIS_FILES = "input_resolution"  # a number that is among the arrays there, and nowhere else
 # The settings of open_clip as our `pool`, `eval_crop` and `eval_resize`.
 _POOLS = {"tok": "token", "avg": "gap"}
-_TRUNK_POOLS = {"map": "map", "avg": "gap", "token": "token"}
 _CROPS = {"shortest": "central", "squash": "squash"}
 _RESIZES = {"bicubic": "bicubic_antialias", "bilinear": "bilinear_antialias"}
 
@@ -176,7 +175,7 @@ def _configured_trunk(file: TensorFile, vision: Mapping[str, Any]) -> TensorFile
             f"timm_model_name is {architecture!r}, which is no plain ViT that is known here."
         )
     pool = vision.get("timm_pool", "avg")
-    if pool and pool not in list(_TRUNK_POOLS):
-        raise ValueError(f"timm_pool is {pool!r}; known are {', '.join(_TRUNK_POOLS)}.")
-    model = named | ({"pool": _TRUNK_POOLS[pool]} if pool else {})
+    if pool and pool not in list(architectures.POOLS):
+        raise ValueError(f"timm_pool is {pool!r}; known are {', '.join(architectures.POOLS)}.")
+    model = named | ({"pool": architectures.POOLS[pool]} if pool else {})
     return file._replace(architecture=architecture, model=model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -18,9 +18,11 @@ from vit_jax.common.names import printable
 from vit_jax.config.defaults import default
 from vit_jax.models.attributes import of_kind
 from vit_jax.models.params import differences, parameter_shapes
-from vit_jax.weights import folding, layout, shapes
-from vit_jax.weights.layout import Layout, Place, Shape
-from vit_jax.weights.tensor_file import LazyArray, TensorFile, stored_array
+from vit_jax.weights import folding, shapes
+from vit_jax.weights.layout import Shape
+from vit_jax.weights.named_arrays import comparable_shapes, named_arrays
+from vit_jax.weights.parameter_names.rules import TABLE
+from vit_jax.weights.tensor_file import LazyArray, TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -49,42 +51,38 @@ def to_checkpoint(
     Raises:
       ValueError: the arrays are not those of the model; every difference is named.
     """
-    names = _named(file)
+    names = named_arrays(file)
+    patches = _patches(file, names.arrays)
+    given = {name: x for name, x in attributes.items() if name != "patch_size"}
     try:
-        if "dtype" in attributes:
+        if "dtype" in given:
             raise ValueError("dtype belongs to a computation, not to weights: leave it out.")
         folded, changes = folding.fold(
             names.arrays,
             mean=file.mean,
             std=file.std,
-            patches=_patches(file, names.arrays),
+            patches=patches,
             patches_alone=names.layout.patches_alone,
             zeros=names.layout.zeros,
         )
         our_shapes = {name: x.shape for name, x in folded.items()}
-        guesses_grid = _patches(file, names.arrays) is None and any(
-            "position" in x for x in changes
-        )
         num_classes = shapes.num_classes_of(our_shapes)
-        stated_pool = file.model.get("pool")
-        found = shapes.attributes_of(our_shapes, pool=stated_pool, assumed_pool=assumed_pool)
-        sizes = of_kind(found, "size")
-        found |= file.model
-        given = {name: x for name, x in attributes.items() if name != "patch_size"}
+        shown = shapes.attributes_of(
+            our_shapes, pool=file.model.get("pool"), assumed_pool=assumed_pool
+        )
+        found = {**shown, **file.model}
         closest = shapes.closest_variant(found)
         stated_variant = found.pop("variant", closest)
-        unknown = [] if file.mean else ["with which mean and standard deviation images were scaled"]
+        says_heads = "variant" in file.model or "num_heads" in found | given
         if variant is not None:
             checked = _ROW_KEYS - attributes.keys()
             found = {k: v for k, v in found.items() if k not in checked}
-        elif "variant" not in file.model and "width" in found and "num_heads" not in found | given:
-            unknown.append("how many attention heads there are, and what is pooled")
+        elif "width" in found and not says_heads:
             found["num_heads"] = _usual_heads(found["width"], models.VARIANTS[closest])
-        if guesses_grid and unknown:
-            unknown.append("for which grid of patches the positions are")
+        is_named = variant is not None or says_heads or "width" not in found
         variant = models.canonical(variant or stated_variant)
-        attributes = _changed_from(variant, found | given)
-        model = models.build(variant, num_classes=num_classes, **attributes)
+        own = _changed_from(variant, found | given)
+        model = models.build(variant, num_classes=num_classes, **own)
         if (blocks := _blocks(model)) > len(our_shapes):  # such a model would take long to compare
             raise ValueError(f"it records {blocks} blocks, but has {len(our_shapes)} parameters.")
         image_shape, known = shapes.image_shape_of(our_shapes, model)
@@ -93,127 +91,36 @@ def to_checkpoint(
         tree = parameter_shapes(model, image_shape)
         model_shapes = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
         stated = {k: v for k, v in of_kind(file.model, "size").items() if k not in given}
-        problems = _problems(file, model, stated, *_comparable(file, names, folded, model_shapes))
+        problems = _problems(
+            file, model, stated, *comparable_shapes(file, names, folded, model_shapes)
+        )
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{file.path}: {error}") from error
     if problems:
         like = "" if closest == variant else f", it looks most like {closest}"
-        if other := [f"{k}={v!r}" for k, v in sizes.items() if getattr(model, k, v) != v]:
+        sizes = of_kind(shown, "size").items()
+        if other := [f"{k}={v!r}" for k, v in sizes if getattr(model, k, v) != v]:
             problems.insert(0, f"its arrays are those of {', '.join(other)}")
         raise ValueError(f"{file.path} isn't a {variant}{like}: {'; '.join(problems)}.")
-    for name, value in given.items():
-        if (stated_value := file.model.get(name, value)) != value:
-            changes.append(f"{name} is {value!r}, as asked for, not {stated_value!r}.")
-            logger.warning("%s: %s", printable(file.path), changes[-1])
-    if file.image_size is not None and not _can_cut(model, file.image_size):
-        changes.append(
-            f"Images of {file.image_size[0]}x{file.image_size[1]} pixels aren't whole patches: the "
-            f"model is one of {image_shape[0]}x{image_shape[1]}, to which images are resized."
-        )
-        logger.warning("%s: %s", printable(file.path), changes[-1])
-    if unknown:
+    overruled = _overruled(file, model, given, image_shape)
+    for sentence in overruled:
+        logger.warning("%s: %s", printable(file.path), sentence)
+    is_guessed = patches is None and folded.get(TABLE) is not names.arrays.get(TABLE)
+    if unknown := _unknown(file, is_named=is_named, is_guessed=is_guessed):
         logger.warning(
             "%s: nothing in it says %s. Taken: %s.",
-            printable(file.path),
-            " nor ".join(unknown),
-            ", ".join(_assumed(model, file)),
+            *(printable(file.path), " nor ".join(unknown), ", ".join(_assumed(model, file))),
         )
-    if names.ignored:
-        changes.append(f"Left out: {first_few(names.ignored)}.")
+    left_out = [f"Left out: {first_few(names.ignored)}."] if names.ignored else []
     params = {name: folded[name].reshaped(shape) for name, shape in model_shapes.items()}
     return Checkpoint(
         path=file.path,
         params=unflatten_dict(params, sep="/"),
-        config=config_for(variant, image_shape if known else None, view=file.view, **attributes),
+        config=config_for(variant, image_shape if known else None, view=file.view, **own),
         class_names=file.class_names if num_classes else (),
         step=0,
-        changes=(*file.changes, *changes),
+        changes=(*file.changes, *changes, *overruled, *left_out),
     )
-
-
-class _Named(NamedTuple):
-    """A file's arrays by our names.
-
-    Attributes:
-      layout: the layout that the names belong to.
-      arrays: by our names, see `folding`.
-      places: the parameters in each array of the file, by our names.
-      unknown: names in the file that the layout doesn't know.
-      ignored: names in the file of what is no part of the encoder.
-    """
-
-    layout: Layout
-    arrays: dict[str, LazyArray]
-    places: dict[str, dict[str, Place]]
-    unknown: list[str]
-    ignored: list[str]
-
-
-def _named(file: TensorFile) -> _Named:
-    """Returns a file's arrays by our names.
-
-    Raises:
-      ValueError: none of the names is known.
-    """
-    found = layout.recognise_layout(file.layouts, file.shapes)
-    places = {theirs: found.places(theirs, shape) for theirs, shape in file.shapes.items()}
-    arrays = {
-        name: stored_array(file, place)
-        for these in places.values()
-        for name, place in these.items()
-    }
-    if not arrays:
-        titles = " or ".join(dict.fromkeys(x.title for x in file.layouts))
-        raise ValueError(
-            f"{file.path} holds no ViT or BiT ResNet as {titles} files name them: its "
-            f"{len(file.shapes)} arrays are called {', '.join(list(file.shapes)[:4])}…"
-        )
-    others = [theirs for theirs, these in places.items() if not these]
-    ignored = [theirs for theirs in others if found.ignores(theirs)]
-    unknown = [theirs for theirs in others if not found.ignores(theirs)]
-    return _Named(found, arrays, places, unknown, ignored)
-
-
-def _comparable(
-    file: TensorFile,
-    names: _Named,
-    folded: Mapping[str, LazyArray],
-    model_shapes: Mapping[str, Shape],
-) -> tuple[dict[str, Shape], dict[str, Shape]]:
-    """Returns the shapes of a file's arrays, and those that it should have for a model, by name.
-
-    Names are those of the file, but for arrays that were folded, which have ours.
-
-    Raises:
-      ValueError: the layout has no place for a parameter of the model.
-    """
-    changed = {name for name, x in folded.items() if x is not names.arrays.get(name)}
-    untouched = {name: shape for name, shape in model_shapes.items() if name not in changed}
-    slots = layout.slots([names.layout], untouched)
-    expected = {
-        theirs: slot.shape(dict(model_shapes))
-        for theirs, slot in slots.items()
-        if all(name in model_shapes for name in slot.ours)  # not if it has a gate, the model none
-    }
-    expected |= {name: _flat(name, model_shapes[name]) for name in changed if name in model_shapes}
-    found = {
-        theirs: file.shapes[theirs]
-        for theirs, places in names.places.items()
-        if theirs in names.unknown or any(n in folded and n not in changed for n in places)
-    }
-    found |= {name: _flat(name, folded[name].shape) for name in changed}
-    for name, shape in found.items():  # some files have a GroupNorm's (c,) as (1, 1, 1, c)
-        if len(expected.get(name, ())) == 1 and set(shape[:-1]) == {1}:
-            found[name] = shape[-1:]
-    return found, expected
-
-
-def _flat(name: str, shape: Shape) -> Shape:
-    """Returns the shape of a parameter whose attention heads are not separated."""
-    layer, kind = name.split("/")[-2:] if "/" in name else ("", name)
-    heads = {("kernel", 3): 1, ("bias", 2): 0} if layer != "out" else {("kernel", 3): 0}
-    at = heads.get((kind, len(shape))) if layer in ("query", "key", "value", "out") else None
-    return shape if at is None else (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
 
 
 def _patches(file: TensorFile, arrays: Mapping[str, LazyArray]) -> int | None:
@@ -241,6 +148,48 @@ def _usual_heads(width: int, closest: Mapping[str, Any]) -> int:
             f"nothing says how many attention heads share the width of {width}: give num_heads."
         )
     return width // _USUAL_DEPTH
+
+
+def _overruled(
+    file: TensorFile, model: nn.Module, given: Mapping[str, Any], image_shape: tuple[int, int]
+) -> list[str]:
+    """Returns a sentence for each thing that a file states and that is taken otherwise.
+
+    Args:
+      file: the opened file.
+      model: what is taken.
+      given: attributes that the caller gives.
+      image_shape: (height, width) in pixels that is taken.
+    """
+    sentences = [
+        f"{name} is {value!r}, as asked for, not {file.model[name]!r}."
+        for name, value in given.items()
+        if file.model.get(name, value) != value
+    ]
+    if file.image_size is not None and not _can_cut(model, file.image_size):
+        sentences.append(
+            f"Images of {file.image_size[0]}x{file.image_size[1]} pixels aren't whole patches: the "
+            f"model is one of {image_shape[0]}x{image_shape[1]}, to which images are resized."
+        )
+    return sentences
+
+
+def _unknown(file: TensorFile, *, is_named: bool, is_guessed: bool) -> list[str]:
+    """Returns what nothing says of a file's model and images, in words.
+
+    Args:
+      file: the opened file.
+      is_named: False if the number of heads is assumed.
+      is_guessed: True if the grid of patches is concluded from the number of positions.
+    """
+    unknown = []
+    if file.mean is None:
+        unknown.append("with which mean and standard deviation images were scaled")
+    if not is_named:
+        unknown.append("how many attention heads there are, and what is pooled")
+    if unknown and is_guessed:
+        unknown.append("for which grid of patches the positions are")
+    return unknown
 
 
 def _assumed(model: nn.Module, file: TensorFile) -> list[str]:

@@ -14,9 +14,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.keys import model_attributes
+from vit_jax.data.transforms import View
 from vit_jax.models import attributes
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
-from vit_jax.weights.tensor_file import CLASSES, UNCHANGED, VIEW, TensorFile
+from vit_jax.weights.tensor_file import CLASSES, UNCHANGED, TensorFile
 
 KEY = "vit_jax"  # of the record, in the metadata of safetensors
 _COMMENT_START = b'{"vit_jax": '  # tells our comment of a zip file from those of other programs
@@ -65,7 +66,7 @@ def write_record(checkpoint: Checkpoint) -> str:
         "model": recorded,
         "image_size": checkpoint.image_shape,
         "class_names": checkpoint.class_names,
-        "view": {key: checkpoint.config.data.get(key) for key in VIEW},
+        "view": {key: checkpoint.config.data.get(key) for key in View._fields},
     }
     return json.dumps(record)
 
@@ -92,7 +93,7 @@ def read_record(path: pathlib.Path, text: str | bytes) -> Record:
         view = {
             key: x
             for key, x in get_typed(record, "view", {}).items()
-            if key in VIEW and x is not None
+            if key in View._fields and x is not None
         }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

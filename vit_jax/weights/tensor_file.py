@@ -15,8 +15,6 @@ from vit_jax.models import masked
 from vit_jax.weights import layout
 from vit_jax.weights.layout import Layout, Place, Shape
 
-# The keys of `config.data` that say how images are resized and cut in evaluation.
-VIEW = ("eval_crop", "crop_fraction", "eval_resize")
 UNCHANGED = (0.5, 0.5, 0.5)  # mean and standard deviation that give [-1, 1], as our models take
 CLASSES = "single_label_classification"  # one class an image: a softmax gives the probabilities
 PROJECTION = "projection"  # into the space that images and texts share
@@ -39,8 +37,8 @@ class TensorFile(NamedTuple):
         `PROJECTION`. None if the file does not say it.
       mean, std: what was subtracted from pixels in [0, 1], and what the difference was divided by,
         for red, green and blue. None if nothing says it.
-      view: how images are resized and cut in evaluation: keys of `config.data`. {} if nothing says
-        it.
+      view: how images are resized and cut in evaluation: fields of `data.transforms.View`. {} if
+        nothing says it.
       architecture: timm's name of the model. "" if it is not known.
       changes: what the reader did to the arrays, a sentence each.
     """

@@ -25,8 +25,6 @@ from vit_jax.weights.tensor_file import TensorFile, file_arrays
 
 logger = logging.getLogger(__name__)
 
-# config.json's global_pool as our `pool`.
-_POOLS = {"token": "token", "avg": "gap", "map": "map"}
 # timm's interpolations, which are Pillow's, as `config.data.eval_resize` has them.
 _RESIZES = {name: f"{name}_antialias" for name in ("bilinear", "bicubic", "lanczos", "box")}
 _CROPS = {"center": "central", "squash": "squash"}  # crop_mode as `config.data.eval_crop`
@@ -94,31 +92,15 @@ def read_timm_folder(
     """
     beside = path.with_name("config.json")
     try:
-        stated = get_typed(config, "architecture", "")
-        known = architectures.refusal_of(stated) or architectures.attributes_of(stated)
-        if architecture and known and _base_name(architecture) != _base_name(stated):
-            raise ValueError(f"it is a {stated}, not a {architecture}.")
-        architecture = architecture or stated
-        known = architectures.refusal_of(architecture) or architectures.attributes_of(architecture)
-        if architecture and not known:
-            raise ValueError(
-                f"the architecture {architecture!r} is unknown. It may compute something else with "
-                f"arrays that have the names of a plain ViT's. If it is one, give the name of an "
-                f"architecture of timm that it equals, as the variant."
-            )
+        architecture, known = _architecture(get_typed(config, "architecture", ""), architecture)
         arguments = get_typed(config, "model_args", {})
         # Early files have what belongs to images beside the architecture.
         images = get_typed(config, "pretrained_cfg", {}) or config
         names = _label_names(config)
         model = architectures.from_model_args(arguments)
-        pool = arguments.get("global_pool", config.get("global_pool"))
-        if pool is not None and str(pool) not in _POOLS:
-            raise ValueError(f"global_pool is {pool!r}; known are {', '.join(_POOLS)}.")
-        if isinstance(known, dict) and "pool" not in known:  # a ResNet
-            if model.pop("pool", "gap") != "gap" or pool not in (None, "avg"):
-                raise ValueError(f"global_pool is {pool!r}, and a ResNet has 'avg'.")
-        elif pool:
-            model["pool"] = _POOLS[pool]
+        model |= _pool(arguments.get("global_pool", config.get("global_pool")))
+        if known and "pool" not in known and model.pop("pool", "gap") != "gap":
+            raise ValueError("global_pool must be 'avg' for a ResNet.")
         scale, changes = _scale(images)
         view = _view(images)
         size = arguments.get("img_size") or get_typed(images, "input_size", [None])[1:]
@@ -135,6 +117,43 @@ def read_timm_folder(
         class_names=names or file.class_names,
         changes=(*file.changes, *changes),
     )
+
+
+def _architecture(stated: str, given: str) -> tuple[str, dict[str, Any] | None]:
+    """Returns the name of an architecture, and what it says that no array shows.
+
+    Args:
+      stated: by config.json, "" if it says none.
+      given: by the caller, "" if there is none.
+
+    Raises:
+      ValueError: the two are of different models, or the name is unknown.
+    """
+    if given and _is_known(stated) and _base_name(given) != _base_name(stated):
+        raise ValueError(f"it is a {stated}, not a {given}.")
+    name = given or stated
+    if name and not _is_known(name):
+        raise ValueError(
+            f"the architecture {name!r} is unknown. It may compute something else with arrays that "
+            f"have the names of a plain ViT's. If it is one, give the name of an architecture of "
+            f"timm that it equals, as the variant."
+        )
+    return name, architectures.attributes_of(name)
+
+
+def _is_known(name: str) -> bool:
+    """Returns True if something is known of an architecture, even that it can't be computed."""
+    return bool(architectures.refusal_of(name) or architectures.attributes_of(name))
+
+
+def _pool(pool: Any) -> dict[str, str]:
+    """Returns our `pool` for timm's global_pool, {} for None."""
+    if pool is None:
+        return {}
+    if not isinstance(pool, str) or pool not in architectures.POOLS:
+        known = ", ".join(architectures.POOLS)
+        raise ValueError(f"global_pool is {pool!r}; known are {known}.")
+    return {"pool": architectures.POOLS[pool]}
 
 
 def _scale(images: Mapping[str, Any]) -> tuple[tuple[Any, Any], list[str]]:

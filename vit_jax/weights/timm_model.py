@@ -14,10 +14,11 @@ import numpy as np
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.data.transforms import View, view_of
-from vit_jax.models.resnet import ResNet
-from vit_jax.weights import timm
+from vit_jax.models.resnet import BIT_EPSILON, STEM_EPSILON, ResNet
+from vit_jax.weights import architectures, timm
 from vit_jax.weights.recognise import side_or_sides
 from vit_jax.weights.safetensors import SUFFIXES
+from vit_jax.weights.tensor_file import UNCHANGED
 
 # timm's models by our variants. Others are the first one of the same kind, with other sizes.
 _NAMES = {
@@ -50,8 +51,8 @@ SIZE = 224  # pixels that all of these are for, and that are taken where any siz
 _GATED_SIZES = dict(patch_size=14, width=1536, depth=40, num_heads=24, mlp_dim=4096)
 _SIZES = dict(patch_size="patch_size", width="embed_dim", depth="depth", num_heads="num_heads")
 _EPSILON = 1e-6  # of normalisation, in all of these
-_KERNEL_EPSILON = 1e-8  # of standardised kernels
-_POOLS = {"token": "token", "gap": "avg", "map": "map"}
+KERNEL_EPSILON = 1e-8  # of standardised kernels
+_POOLS = {ours: theirs for theirs, ours in architectures.POOLS.items()}
 _ACTIVATIONS = {"tanh": "gelu_tanh", "quick": "quick_gelu"}
 
 
@@ -86,8 +87,8 @@ def timm_model(checkpoint: Checkpoint) -> TimmModel:
             "timm has no pre_logits any more: convert with --num_classes=0, which drops them."
         )
     if isinstance(model, ResNet):
-        is_usual = model.kernel_epsilon == _KERNEL_EPSILON
-        epsilon = None if is_usual else model.kernel_epsilon or 1e-10
+        is_usual = model.kernel_epsilon == KERNEL_EPSILON
+        epsilon = None if is_usual else model.kernel_epsilon or BIT_EPSILON
         name = _BIT.get((tuple(model.layers), model.width_factor), "")
         return TimmModel(name, {}, kernel_epsilon=epsilon)
     if image_shape is None:
@@ -116,8 +117,8 @@ def timm_model(checkpoint: Checkpoint) -> TimmModel:
         found,
         None if model.norm_epsilon == _EPSILON else model.norm_epsilon,
         None
-        if model.stem is None or model.kernel_epsilon == 1e-8
-        else model.kernel_epsilon or 1e-5,
+        if model.stem is None or model.kernel_epsilon == KERNEL_EPSILON
+        else model.kernel_epsilon or STEM_EPSILON,
     )
 
 
@@ -186,8 +187,8 @@ def timm_view(view: View) -> dict[str, Any]:
         "crop_pct": 1.0 if view.eval_crop == "whole" else view.crop_fraction,
         **({} if view.eval_crop.startswith("central") else {"crop_mode": "squash"}),
         "interpolation": view.eval_resize.removesuffix("_antialias"),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
+        "mean": UNCHANGED,
+        "std": UNCHANGED,
     }
 
 
