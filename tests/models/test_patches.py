@@ -22,6 +22,18 @@ def test_images_that_do_not_divide_into_patches_are_refused(image):
         shapes("Ti/16", image, num_classes=0)
 
 
+def test_pixels_beside_whole_patches_can_be_left_out(rng):
+    model = models.build("Ti/16", num_classes=3, depth=1, crop_to_patches=True)
+    images = rng.uniform(-1, 1, (2, 45, 63, 3)).astype("float32")
+    assert model.grid((45, 63)) == (2, 3)
+    params = model.init(jax.random.key(0), images)["params"]
+    params["head"]["kernel"] += rng.normal(size=(192, 3))
+    found, expected = (model.apply({"params": params}, x) for x in (images, images[:, :32, :48]))
+    chex.assert_trees_all_close(found, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="15x48 pixels can't be cut"):
+        model.grid((15, 48))
+
+
 def test_hybrids_cut_the_stems_features_into_patches():
     """Sides are halved and rounded up by the stem; only its features need whole patches."""
     model = models.build("R50+B/16", num_classes=0)
@@ -34,7 +46,7 @@ def test_hybrids_cut_the_stems_features_into_patches():
 
 
 def test_a_matmul_embeds_patches_as_the_convolution_does():
-    images = jax.random.normal(jax.random.key(0), (2, 32, 48, 3))
+    images = jax.random.normal(jax.random.key(0), (2, 37, 50, 3))  # 5 and 2 pixels are left out
     convolution, matmul = (
         PatchEmbedding(8, (16, 8), strides=(16, 8), as_matmul=as_matmul)
         for as_matmul in (False, True)

@@ -129,7 +129,10 @@ def test_every_argument_of_timms_models_is_shown_or_refused():
     parameters = inspect.signature(timm.models.VisionTransformer).parameters
     layers = {"embed_layer", "embed_norm_layer", "block_fn", "mlp_layer", "attn_layer", "act_layer"}
     others = {"qk_norm", "scale_attn_norm", "scale_mlp_norm", "pool_include_prefix", "norm_layer"}
-    for name in parameters.keys() - {"device", "dtype", "embed_dim", "num_heads", "global_pool"}:
+    others |= {"dynamic_img_pad"}
+    own_types = {"embed_dim", "num_heads", "depth", "patch_size", "reg_tokens", "global_pool"}
+    own_types |= {"pos_embed", "pre_norm", "final_norm"}
+    for name in parameters.keys() - {"device", "dtype"} - own_types:
         try:
             architectures.from_model_args({name: "unknown"})
             shown = True

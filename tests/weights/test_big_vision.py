@@ -176,6 +176,32 @@ def test_tables_of_class_token_and_patches_before_2022(tmp_path, name):
     check(load(tmp_path / "x.npz"), reference)
 
 
+@pytest.mark.parametrize("pool", ["tok", "gap"])
+def test_tables_of_grids_that_are_no_squares_are_of_patches_alone(tmp_path, pool):
+    arrays = tower(pool, head=3)
+    arrays["pos_embedding"] = random(1, 12, WIDTH)
+    np.savez(tmp_path / "x.npz", **arrays)
+    found = load(tmp_path / "x.npz", image_size=(3 * PATCH, 4 * PATCH))
+    assert found.grid == (3, 4) and found.model().pool == {"tok": "token"}.get(pool, pool)
+    table = np.asarray(found.params["Transformer"]["posembed_input"]["pos_embedding"])
+    np.testing.assert_array_equal(table[:, -12:], arrays["pos_embedding"])
+    assert table.shape[1] == (13 if pool == "tok" else 12) and not table[:, :-12].any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: stacked(a) | {k: x for k, x in a.items() if "encoderblock_0" in k},
+        lambda a: a | {"Transformer/pos_embedding": a["pos_embedding"]},
+        lambda a: a | {"Transformer/posembed_input/pos_embedding": a["pos_embedding"]},
+    ],
+)
+def test_two_arrays_for_one_parameter_are_refused(tmp_path, change):
+    np.savez(tmp_path / "x.npz", **change(tower("tok", head=3)))
+    with pytest.raises(ValueError, match=r"x\.npz has two arrays for one parameter: "):
+        load(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("prefix", ["", "params/", "opt/target/"])
 def test_image_towers_beside_text_towers(tmp_path, prefix):
     arrays = tower("map")

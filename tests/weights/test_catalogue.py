@@ -32,7 +32,7 @@ def count(variant, resolution, num_classes, **attributes):
 @pytest.mark.slow
 def test_sizes_are_those_of_the_variants():
     """The parameters that a variant needs in float32, with the head of the data; of every third."""
-    assert len(OURS) == 63
+    assert len(OURS) == 70
     for row in list(OURS.values())[::3]:
         on_hub = row.url.startswith("hf://")
         classes = 1000 if row.data.endswith("imagenet2012") else 0 if on_hub else 21843
@@ -48,7 +48,7 @@ def test_sizes_are_those_of_the_variants():
 
 def test_the_rows_are_well_formed():
     with open(REPOSITORY / "checkpoints" / "published.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == len(PUBLISHED) == 493  # no name twice
+        assert len(list(csv.DictReader(file))) == len(PUBLISHED) == 527  # no name twice
     for row in PUBLISHED.values():
         assert bool(row.variant) + bool(row.architecture) >= 1, row.name
         assert row.variant in (*models.VARIANTS, "")
@@ -65,7 +65,7 @@ def test_the_rows_are_well_formed():
 def test_what_is_fine_tuned_by_the_public_code_sees_the_whole_image():
     """Both as the public code of ViT and BiT has it: resized, without antialiasing."""
     tuned = [x for x in OURS.values() if x.url.startswith("gs:") and x.data.count("+")]
-    assert len(tuned) == 19
+    assert len(tuned) == 23
     for row in tuned:
         assert row.view["eval_crop"] == "whole" and row.view["eval_resize"] == "bilinear"
         assert row.mean == row.std == (0.5, 0.5, 0.5)
@@ -141,7 +141,7 @@ def test_sincos_files_open_as_what_they_are(tmp_path, monkeypatch):
 
 def test_the_list_is_readable():
     lines = list_published(PUBLISHED.values()).splitlines()
-    assert max(map(len, lines)) <= 100 and lines[-1] == "493 checkpoints."
+    assert max(map(len, lines)) <= 100 and lines[-1] == "527 checkpoints."
     (place,) = (i for i, x in enumerate(lines) if x.startswith("facebook/dinov2-base "))
     assert lines[place].split() == ["facebook/dinov2-base", "lvd142m"]
     expected = "87M 518px 330MiB ImageNet 0.875 bicubic apache-2.0 Dinov2Model"

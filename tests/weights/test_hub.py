@@ -200,9 +200,10 @@ def test_two_names_of_one_model_are_two_architectures(server, params, tmp_path):
     save_params(params, tmp_path / "x.safetensors", variant="Ti/16", gelu="exact", **MODEL)
     arrays = safetensors.numpy.load_file(tmp_path / "x.safetensors")
     config = {"architecture": "vit_base_patch16_clip_224", "pretrained_cfg": {"crop_pct": 0.9}}
+    sizes = {"depth": MODEL["depth"], "patch_size": MODEL["patch_size"], "pre_norm": False}
     files = {
         "config.json": json.dumps(
-            {**config, "model_args": {"embed_dim": 16, "num_heads": 2}}
+            {**config, "model_args": {"embed_dim": 16, "num_heads": 2, **sizes}}
         ).encode(),
         "model.safetensors": safetensors.numpy.save(arrays),  # without our record
     }

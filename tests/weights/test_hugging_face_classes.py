@@ -1,11 +1,13 @@
 """Every class of transformers that is a plain ViT: its own outputs, read and written."""
 
 import json
+import re
 
 import numpy as np
 import peers
 import pytest
 from conftest import random_checkpoint
+from missing_arrays import unnoticed
 from peers import torch
 from safetensors.numpy import load_file, save_file
 
@@ -110,17 +112,18 @@ def write_theirs(folder, name, mean=MEAN, std=STD, **settings):
             if "layer_scale" in parameter:
                 tensor += 0.5 * torch.rand(tensor.shape, generator=generator)
     module.save_pretrained(folder)
+    side = settings.get("image_size", 32)
     processor = transformers.ViTImageProcessor(
-        size={"height": 32, "width": 32}, image_mean=mean, image_std=std
+        size={"height": side, "width": side}, image_mean=mean, image_std=std
     )
     processor.save_pretrained(folder)
     return module
 
 
-def their_outputs(module, folder, pooled=True):
+def their_outputs(module, folder, pooled=True, images=IMAGES):
     """What a module gives for the images, as its folder's image processor prepares them."""
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
-    pixels = processor(list(IMAGES), return_tensors="pt")["pixel_values"]
+    pixels = processor(list(images), return_tensors="pt")["pixel_values"]
     name = type(module).__name__
     with torch.no_grad():
         if name in ("CLIPModel", "SiglipModel"):
@@ -134,9 +137,9 @@ def their_outputs(module, folder, pooled=True):
     return found.last_hidden_state[:, 0].numpy()
 
 
-def our_outputs(checkpoint):
+def our_outputs(checkpoint, images=IMAGES):
     params = load_params(checkpoint.path.removesuffix("model.safetensors"))
-    return np.asarray(checkpoint.model().apply({"params": params}, to_float(IMAGES)))
+    return np.asarray(checkpoint.model().apply({"params": params}, to_float(images)))
 
 
 def test_all_classes_are_compared():
@@ -164,6 +167,34 @@ def test_outputs_are_those_of_the_class_both_ways(tmp_path, name):
     assert set(report["missing_keys"]) == set(missing)
     assert not report["unexpected_keys"] and not report["mismatched_keys"]
     again = their_outputs(module.eval(), tmp_path / "ours", with_pooler)
+    np.testing.assert_allclose(again, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_array_that_counts_is_missing_in_silence(tmp_path, name):
+    write_theirs(tmp_path, name)
+    found = unnoticed(tmp_path / "model.safetensors", lambda: load(tmp_path))
+    others = r".*mask_token|decoder.*|text_.*|logit_(scale|bias)"  # no part of what the class gives
+    if name == "CLIPForImageClassification":  # it doesn't normalise in the end
+        others += r"|vision_model.post_layernorm.*"
+    if name == "SiglipForImageClassification":
+        others += r"|vision_model.head.*"
+    assert [x for x in found if not re.fullmatch(others, x)] == []
+
+
+@pytest.mark.parametrize("name", ["SiglipVisionModel", "ViTForImageClassification"])
+def test_pixels_beside_whole_patches_are_left_out_as_by_transformers(tmp_path, rng, name):
+    """google/siglip-so400m-patch14-384 has 6 of them on each axis."""
+    images = rng.integers(0, 256, (2, 37, 37, 3), np.uint8)
+    module = write_theirs(tmp_path / "theirs", name, image_size=37)
+    expected = their_outputs(module, tmp_path / "theirs", images=images)
+    checkpoint = load(tmp_path / "theirs")
+    assert checkpoint.image_shape == (37, 37) and checkpoint.grid == (4, 4)
+    found = our_outputs(checkpoint, images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    save(checkpoint, tmp_path / "ours", format="hf")
+    module = getattr(transformers, name).from_pretrained(tmp_path / "ours").eval()
+    again = their_outputs(module, tmp_path / "ours", images=images)
     np.testing.assert_allclose(again, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 

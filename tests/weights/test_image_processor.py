@@ -91,6 +91,27 @@ def test_processors_of_images_and_text_have_another_file(tmp_path):
     assert read_images(tmp_path, "clip_vision_model").std == (0.1, 0.2, 0.3)
 
 
+def test_processors_of_text_alone_say_nothing_of_images(tmp_path, caplog):
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIP"}))
+    assert read_images(tmp_path, "vit").mean is None
+    assert read_images(tmp_path, "clip_vision_model").mean == (0.48145466, 0.4578275, 0.40821073)
+    assert "Taken for granted" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_resize": False, "do_center_crop": True, "crop_size": 32},
+        {"keep_aspect_ratio": True},
+        {"size_divisor": 32},
+    ],
+)
+def test_steps_that_evaluation_lacks_are_refused(tmp_path, settings):
+    (tmp_path / PREPROCESSOR).write_text(json.dumps({"size": 32, **settings}))
+    with pytest.raises(ValueError, match="images can't be prepared in this way here"):
+        read_images(tmp_path, "vit")
+
+
 def test_without_a_file_only_clip_and_siglip_are_known(tmp_path, caplog):
     assert read_images(tmp_path, "vit").mean is None
     assert not caplog.messages
@@ -194,7 +215,8 @@ def test_processors_with_steps_of_their_own_are_refused(folder, kind):
         load(folder)
 
 
-def test_pixels_beside_whole_patches_are_said(folder, caplog):
+def test_pixels_beside_whole_patches_are_left_out_if_nothing_else_is_asked_for(folder):
     edit(folder / "config.json", image_size=[33, 49])
-    load(folder)
-    assert "Images of 33x49 pixels aren't whole patches" in caplog.text
+    assert load(folder).model().crop_to_patches
+    with pytest.raises(ValueError, match="33x49 pixels can't be cut into patches of 8x8"):
+        load(folder, crop_to_patches=False)

@@ -2,13 +2,16 @@
 
 import argparse
 import functools
+import json
 import logging
 
 import jax
 import numpy as np
 import peers
 import pytest
+from missing_arrays import unnoticed
 from peers import torch
+from safetensors.numpy import save_file
 
 from vit_jax.weights.api import load, save
 
@@ -98,7 +101,15 @@ def ibot():
     return module, {"state_dict": module.state_dict() | {"masked_embed": torch.zeros(1, 128)}}
 
 
+def ijepa():
+    module = model_of(class_token=False, global_pool="avg", fc_norm=False)
+    target = with_prefix("module.", module.state_dict())
+    predictor = {"module.predictor_embed.weight": torch.zeros(8, 128)}
+    return module, {"encoder": noise(target), "target_encoder": target, "predictor": predictor}
+
+
 @pytest.mark.parametrize(("family", "made"), [
+    ("I-JEPA", ijepa),
     ("DINO", functools.partial(dino, "module.")),
     ("DINO", functools.partial(dino, "")),
     ("DINOv2", dinov2_in_training),
@@ -152,21 +163,23 @@ def test_dinov2(tmp_path, registers, gated):
 
 
 @pytest.mark.parametrize(("name", "options", "heads"), [
-    ("dino_deitsmall16_pretrain.pth", dict(embed_dim=384), 6),
-    ("dino_vitbase8_pretrain.pth", dict(embed_dim=768), 12),
-    ("dinov2_vits14_reg4_pretrain.pth", dict(embed_dim=384), 6),
-    ("mae_pretrain_vit_huge.pth", dict(embed_dim=1280), 16),
+    ("dino_deitsmall16_pretrain.pth", dict(), 6),
+    ("dino_vitbase8_pretrain.pth", dict(embed_dim=768, patch_size=8), 12),
+    ("dinov2_vits14_reg4_pretrain.pth", dict(patch_size=14, reg_tokens=4), 6),
+    ("mae_pretrain_vit_huge.pth", dict(embed_dim=1280, depth=32, patch_size=14), 16),
     ("mae_finetuned_vit_base.pth", dict(embed_dim=768), 12),
-    ("vit-s-300ep.pth.tar", dict(embed_dim=384), 12),
-    ("linear-vit-s-300ep.pth.tar", dict(embed_dim=384), 12),
-    ("deit_small_patch16_224-cd65a155.pth", dict(embed_dim=384), 6),
-    ("deit_3_huge_224_21k.pth", dict(embed_dim=1280), 16),
+    ("vit-s-300ep.pth.tar", dict(), 12),
+    ("linear-vit-s-300ep.pth.tar", dict(), 12),
+    ("deit_small_patch16_224-cd65a155.pth", dict(), 6),
+    ("deit_3_huge_224_21k.pth", dict(embed_dim=1280, depth=32, patch_size=14), 16),
     ("deit_3_base_384_1k.pth", dict(embed_dim=768), 12),
 ])  # fmt: skip
 def test_names_of_published_files_tell_heads_and_scale(tmp_path, caplog, name, options, heads):
+    sizes = dict(embed_dim=384, depth=12, patch_size=16, img_size=4 * options.get("patch_size", 16))
     with torch.device("meta"):
-        arrays = vit.VisionTransformer(**SMALL | options | dict(depth=1)).state_dict()
-    torch.save({n: torch.zeros(x.shape) for n, x in arrays.items()}, tmp_path / name)
+        arrays = vit.VisionTransformer(**SMALL | sizes | options).state_dict()
+    number = torch.zeros(())  # all that the file has: arrays of such sizes aren't read here
+    torch.save({n: number.expand(x.shape) for n, x in arrays.items()}, tmp_path / name)
     with caplog.at_level(logging.WARNING):
         found = load(tmp_path / name)
     assert not caplog.records and found.model().num_heads == heads
@@ -180,6 +193,59 @@ def test_nothing_is_assumed_of_a_plain_file(tmp_path, caplog):
         found = load(tmp_path / "x.pth")
     assert "2 heads" in caplog.text and "mean" in caplog.text
     assert not any("ImageNet" in change for change in found.changes)
+
+
+def test_what_is_known_is_not_warned_of(tmp_path, caplog):
+    torch.save(model_of(num_classes=3).state_dict(), tmp_path / "x.pth")
+    load(tmp_path / "x.pth", num_heads=2)
+    assert "what is pooled" in caplog.text and "attention heads" not in caplog.text
+    caplog.clear()
+    load(tmp_path / "x.pth", num_heads=2, pool="token")
+    assert "with which mean" in caplog.text and "pooled" not in caplog.text
+
+
+@pytest.mark.parametrize(("width", "heads"), [(1280, 16), (1408, 16), (384, 6)])
+def test_heads_of_ijepa(tmp_path, width, heads):
+    module = model_of(class_token=False, global_pool="avg", embed_dim=width, depth=1, num_heads=1)
+    torch.save({"target_encoder": module.state_dict(), "encoder": {}}, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").model().num_heads == heads
+
+
+def test_heads_beside_the_encoder_are_not_lost_in_silence(tmp_path, caplog):
+    state = model_of(num_classes=3).state_dict()
+    head = {name: state.pop(name) for name in ("head.weight", "head.bias")}
+    torch.save(with_prefix("backbone.", state) | head, tmp_path / "x.pth")
+    assert not load(tmp_path / "x.pth").num_classes
+    assert "only backbone. is taken, not the head head.weight" in caplog.text
+    probe = {"head.0.running_mean": torch.zeros(128), "head.1.weight": head["head.weight"]}
+    torch.save({"model": state | probe}, tmp_path / "x.pth")  # MAE's linear probe
+    with pytest.raises(ValueError, match=r"head\.0\.running_mean is not in the model"):
+        load(tmp_path / "x.pth")
+
+
+def test_an_empty_average_is_none(tmp_path):
+    module = model_of()
+    torch.save({"model": module.state_dict(), "model_ema": {}}, tmp_path / "x.pth")
+    np.testing.assert_array_equal(
+        np.asarray(load(tmp_path / "x.pth").params["cls"]), module.cls_token.detach().numpy()
+    )
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_no_array_of_timm_is_missing_in_silence(tmp_path, bare):
+    """Of a bare file, nothing tells that rows of its table are for registers."""
+    module = model_of(num_classes=3, reg_tokens=2, init_values=0.5, pre_norm=True)
+    path = tmp_path / ("x.safetensors" if bare else "model.safetensors")
+    save_file({name: x.numpy() for name, x in module.state_dict().items()}, path)
+    config = {
+        "architecture": "vit_small_patch16_224",
+        "num_classes": 3,
+        "model_args": dict(SMALL, reg_tokens=2, pre_norm=True, img_size=32) | {"num_classes": 3},
+    }
+    if not bare:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    found = unnoticed(path, lambda: load(path if bare else tmp_path))
+    assert found == (["reg_token"] if bare else [])
 
 
 def test_the_average_is_taken_before_the_parameters(tmp_path):

@@ -9,7 +9,9 @@ import numpy as np
 import peers
 import pytest
 from flax.traverse_util import flatten_dict
+from missing_arrays import unnoticed
 from peers import torch
+from safetensors.numpy import save_file
 
 from vit_jax.weights.api import load, save
 
@@ -171,10 +173,52 @@ def test_a_siglip_tower_that_is_a_model_of_timm(tmp_path):
     (tmp_path / "open_clip_config.json").write_text(text)
     projection = torch.nn.Linear(768, EMBEDDING, bias=False)
     projection.weight.data = arrays["visual.head.proj.weight"]
-    found = load(tmp_path)
+    with pytest.raises(ValueError, match="its arrays are those of depth=1"):  # its name says so
+        load(tmp_path, patch_size=8)
+    found = load(tmp_path, depth=1, patch_size=8)
     check(found, torch.nn.Sequential(trunk, projection), halves)
     assert found.model().pool == "map" and found.model().num_heads == 12
-    check(load(tmp_path, num_classes=0), trunk, halves)
+    check(load(tmp_path, num_classes=0, depth=1, patch_size=8), trunk, halves)
+
+
+def configured(folder, **changes):
+    """Writes a tower and its configuration, of which sections are changed."""
+    arrays = {name: x.numpy() for name, x in arrays_of().items()}
+    save_file(arrays, folder / "open_clip_model.safetensors")
+    vision = dict(image_size=32, layers=2, width=WIDTH, patch_size=8, **changes.pop("vision", {}))
+    model = dict(embed_dim=EMBEDDING, vision_cfg=vision)
+    text = json.dumps(dict(model_cfg=model, preprocess_cfg=changes))
+    (folder / "open_clip_config.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            dict(size=[48, 48]),
+            r"images get the size \(48, 48\), but the model is one of \(32, 32\)",
+        ),
+        (dict(vision=dict(attentional_pool=True)), "attentional_pool has queries of its own"),
+        (dict(vision=dict(no_ln_pre=True)), "visual.ln_pre.weight is not in the model"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load(configured(tmp_path, **changes))
+
+
+def test_no_array_is_missing_in_silence(tmp_path):
+    configured(tmp_path, size=32)
+    path = tmp_path / "open_clip_model.safetensors"
+    found = unnoticed(path, lambda: load(tmp_path))
+    assert set(found) <= {"logit_scale", "positional_embedding", "text_projection"}
+
+
+def test_a_configuration_of_transformers_beside_files_of_open_clip(tmp_path):
+    expected = load(configured(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    assert load(tmp_path).model() == expected.model()
 
 
 # --------------------------------------------------------------- with open_clip, where installed

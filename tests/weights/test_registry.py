@@ -94,13 +94,14 @@ def test_refusals_name_what_a_model_has(name, what):
 
 def saved(folder, **arguments):
     """A hub folder of timm's plain ViT of width 384; its images have the mean 0.5."""
-    model = registry.create("vit_small_patch16_224", depth=1, img_size=32, **arguments)
+    sizes = {"depth": 1, "img_size": 32} | arguments
+    model = registry.create("vit_small_patch16_224", **sizes)
     timm.models.save_for_hf(model, folder, safe_serialization=True)
     return folder
 
 
 def test_what_the_name_of_a_bare_file_says(tmp_path):
-    arrays = saved(tmp_path / "hub") / "model.safetensors"
+    arrays = saved(tmp_path / "hub", depth=12) / "model.safetensors"
     plain = vit_jax.load(tmp_path / "hub")
     dino = shutil.copy(arrays, tmp_path / "vit_small_patch16_224.dino.safetensors")
     found = vit_jax.load(dino)
@@ -110,6 +111,10 @@ def test_what_the_name_of_a_bare_file_says(tmp_path):
     np.testing.assert_allclose(kernel[:, :, 0], expected[:, :, 0] * 0.5 / 0.229, rtol=1e-6)
     with pytest.raises(ValueError, match="isn't a B/16"):
         vit_jax.load(shutil.copy(arrays, tmp_path / "vit_base_patch16_224.safetensors"))
+    with pytest.raises(ValueError, match="its arrays are those of patch_size=16"):
+        vit_jax.load(shutil.copy(arrays, tmp_path / "vit_small_patch8_224.safetensors"))
+    with pytest.raises(ValueError, match=r"norm_pre.bias is missing"):
+        vit_jax.load(shutil.copy(arrays, tmp_path / "vit_small_patch16_clip_224.safetensors"))
     with pytest.raises(ValueError, match="rotary positions"):
         vit_jax.load(shutil.copy(arrays, tmp_path / "vit_pe_core_small_patch16_384.safetensors"))
 

@@ -132,3 +132,26 @@ def test_quantised_weights_are_refused(folder):
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(ValueError, match=r"head\.weight holds int8: quantised weights"):
         load_params(folder)
+
+
+def test_a_head_of_another_number_of_classes_is_refused(folder):
+    edit(folder, lambda config: config.update(num_classes=7))
+    with pytest.raises(ValueError, match=r"num_classes=7, but model\.safetensors has 5 logits"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"depth": 3}, "its arrays are those of depth=6"),
+        ({"patch_size": 8}, "its arrays are those of patch_size=16"),
+        ({"reg_tokens": 3}, "reg_token"),
+        ({"pre_norm": True}, "norm_pre"),
+        ({"pos_embed": "none"}, "pos_embed"),
+        ({"dynamic_img_pad": True}, "model_args has dynamic_img_pad=True"),
+    ],
+)
+def test_arguments_that_the_arrays_contradict_are_refused(folder, argument, message):
+    edit(folder, lambda config: config["model_args"].update(argument))
+    with pytest.raises(ValueError, match=message):
+        load(folder)

@@ -65,11 +65,12 @@ def default() -> ConfigDict:
     config.model.final_norm = placeholder(str)  # "before_pool" (paper), "after_pool" or "none"
     config.model.norm = placeholder(str)  # "layer" (paper) or "rms"
     config.model.mlp = placeholder(str)  # "plain" (paper) or "swiglu", which has a gate
-    # For these three and those above, and for positions, positions_at and pool, None takes the
+    # For these four and those above, and for positions, positions_at and pool, None takes the
     # value that the weights in init_from were trained with.
     config.model.gelu = placeholder(str)  # the "tanh" approximation (published), "exact", "quick"
     config.model.norm_epsilon = placeholder(float)  # added to LayerNorm's variance; published: 1e-6
     config.model.kernel_epsilon = placeholder(float)  # added to a standardised kernel's variance
+    config.model.crop_to_patches = placeholder(bool)  # leaves out pixels beside whole patches
     # What the backward pass computes a second time, to save memory: "none", "dots" (all but matmuls
     # with parameters) or "full" (everything of a block). None: "none".
     config.model.remat = placeholder(str)

@@ -109,6 +109,7 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "kernel_epsilon": Attribute(
             "mathematics", lambda x: x is None or _fraction(x), "a number in [0, 1), or None"
         ),
+        "crop_to_patches": _flag("mathematics"),
         "dropout": _fraction_number("run"),
         "stochastic_depth": _fraction_number("run"),
         "pre_logits": _flag("run"),

@@ -21,26 +21,33 @@ def to_patches(images: jax.Array, patch: tuple[int, int]) -> jax.Array:
 
     Args:
       images: pixels, of any dtype.
-      patch: (ph, pw) in pixels, which divide h and w.
+      patch: (ph, pw) in pixels. Pixels at the bottom and on the right that make no whole patch
+        are left out.
     """
-    b, h, w, channels = images.shape
-    blocks = images.reshape(b, h // patch[0], patch[0], w // patch[1], patch[1], channels)
+    rows, columns = images.shape[1] // patch[0], images.shape[2] // patch[1]
+    b, *_, channels = images.shape
+    whole = images[:, : rows * patch[0], : columns * patch[1]]
+    blocks = whole.reshape(b, rows, patch[0], columns, patch[1], channels)
     return jnp.moveaxis(blocks, 3, 2).reshape(b, -1, *patch, channels)
 
 
-def grid_shape(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+def grid_shape(
+    image_size: tuple[int, int], patch_size: tuple[int, int], *, crop: bool = False
+) -> tuple[int, int]:
     """Returns the (rows, columns) of patches that an image is cut into.
 
     Args:
       image_size: (h, w) in pixels.
       patch_size: (height, width) in pixels.
+      crop: True allows pixels at the bottom and on the right that make no whole patch.
 
     Raises:
-      ValueError: a side of the image is not a multiple of the patch's side.
+      ValueError: a side of the image is not a multiple of the patch's side, or, with `crop`, is
+        shorter.
     """
     rows, extra_h = divmod(image_size[0], patch_size[0])
     columns, extra_w = divmod(image_size[1], patch_size[1])
-    if extra_h or extra_w or not rows or not columns:
+    if ((extra_h or extra_w) and not crop) or not rows or not columns:
         raise ValueError(
             f"An image of {image_size[0]}x{image_size[1]} pixels can't be cut into patches of "
             f"{patch_size[0]}x{patch_size[1]}: each side of the image must be a multiple of the "
@@ -62,8 +69,7 @@ class PatchEmbedding(nn.Conv):
         takes at the chip's peak.
       others: as in Flax.
 
-    Raises (when called):
-      ValueError: the image's sides are not multiples of the patch's.
+    Pixels at the bottom and on the right that make no whole patch are left out.
     """
 
     kernel_size: tuple[int, int]
@@ -72,10 +78,8 @@ class PatchEmbedding(nn.Conv):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        _, height, width, channels = images.shape
-        grid_shape((height, width), self.kernel_size)
         if self.as_matmul:
-            shape = (*self.kernel_size, channels, self.features)
+            shape = (*self.kernel_size, images.shape[-1], self.features)
             kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
             bias = self.param("bias", self.bias_init, shape[-1:], self.param_dtype)
             x, kernel, bias = promote_dtype(images, kernel, bias, dtype=self.dtype)

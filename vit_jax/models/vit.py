@@ -30,6 +30,8 @@ class VisionTransformer(nn.Module):
         size is d, or what `pool` and `projection` say.
       patch_size: side of a patch in pixels, or its (height, width). With a stem, pixels are those
         of the feature map.
+      crop_to_patches: True leaves out pixels at the bottom and on the right that make no whole
+        patch, as the convolutions of timm and transformers do. False takes no such images.
       width: d, the size of every token (the paper's D).
       depth: number of encoder blocks (the paper's L).
       mlp_dim: hidden size of the MLP in each block.
@@ -83,6 +85,7 @@ class VisionTransformer(nn.Module):
     depth: int
     mlp_dim: int
     num_heads: int
+    crop_to_patches: bool = False
     stem: tuple[int, ...] | None = None
     axial: bool = False
     positions: str = "1d"
@@ -135,11 +138,11 @@ class VisionTransformer(nn.Module):
           ValueError: they can't be cut into whole patches.
         """
         if self.stem is None:
-            return grid_shape(image_size, self.patch_shape)
+            return grid_shape(image_size, self.patch_shape, crop=self.crop_to_patches)
         stride = feature_stride(len(self.stem))
         features = (-(-image_size[0] // stride), -(-image_size[1] // stride))
         try:
-            return grid_shape(features, self.patch_shape)
+            return grid_shape(features, self.patch_shape, crop=self.crop_to_patches)
         except ValueError as error:
             raise ValueError(
                 f"Of an image of {image_size[0]}x{image_size[1]} pixels the stem makes features "

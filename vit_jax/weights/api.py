@@ -90,7 +90,7 @@ def load(
     """
     if patch_size is not None:
         attributes["patch_size"] = patch_size
-    found, refusal = open_weights(source, variant, pool or "token", attributes)
+    found, refusal = open_weights(source, variant, pool, attributes)
     if refusal and num_classes is None:
         raise ValueError(refusal)
     return adapt(
@@ -116,7 +116,7 @@ def load_for_new_head(
     Raises:
       ValueError, FileNotFoundError: as `load`.
     """
-    return open_weights(source, variant, "token", attributes)[0]
+    return open_weights(source, variant, None, attributes)[0]
 
 
 def load_params(source: str | os.PathLike, **options: Any) -> Any:

@@ -11,33 +11,42 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# (Width, number of attention heads), by the size in a name. Most have 64 features in a head.
+from vit_jax.weights.checked_json import two_sides
+from vit_jax.weights.recognise import side_or_sides
+
+# (Width, number of attention heads, of blocks), by the size in a name. Most have 64 features in a
+# head.
 _SIZES = {
-    "tiny": (192, 3),
-    "xsmall": (256, 4),
-    "wee": (256, 4),
-    "dwee": (256, 4),
-    "pwee": (256, 4),
-    "dpwee": (256, 4),
-    "little": (320, 5),
-    "dlittle": (320, 5),
-    "small": (384, 6),
-    "medium": (512, 8),
-    "mediumd": (512, 8),
-    "betwixt": (640, 10),
-    "base": (768, 12),
-    "so150m2": (832, 13),
-    "so150m": (896, 14),
-    "intern300m": (1024, 16),
-    "large": (1024, 16),
-    "so400m": (1152, 16),
-    "huge": (1280, 16),
-    "giant": (1408, 16),
-    "giantopt": (1536, 16),
-    "gigantic": (1664, 16),
+    "tiny": (192, 3, 12),
+    "xsmall": (256, 4, 10),
+    "wee": (256, 4, 14),
+    "dwee": (256, 4, 14),
+    "pwee": (256, 4, 16),
+    "dpwee": (256, 4, 16),
+    "little": (320, 5, 14),
+    "dlittle": (320, 5, 14),
+    "small": (384, 6, 12),
+    "medium": (512, 8, 12),
+    "mediumd": (512, 8, 20),
+    "betwixt": (640, 10, 12),
+    "base": (768, 12, 12),
+    "so150m2": (832, 13, 21),
+    "so150m": (896, 14, 18),
+    "intern300m": (1024, 16, 24),
+    "large": (1024, 16, 24),
+    "so400m": (1152, 16, 27),
+    "huge": (1280, 16, 32),
+    "giant": (1408, 16, 40),
+    "giantopt": (1536, 16, 40),
+    "gigantic": (1664, 16, 48),
 }
-_AIMV2 = {"large": (1024, 8), "huge": (1536, 12), "1b": (2048, 16), "3b": (3072, 24)}
-_TESTS = {"": (64, 2), "2": (64, 2), "3": (96, 3), "4": (96, 3)}
+_AIMV2 = {
+    "large": (1024, 8, 24),
+    "huge": (1536, 12, 24),
+    "1b": (2048, 16, 24),
+    "3b": (3072, 24, 24),
+}
+_TESTS = {"": (64, 2, 6), "2": (64, 2, 8), "3": (96, 3, 9), "4": (96, 3, 9)}
 
 # Names, with a group "size" where the heads depend on it. In `vit_*`, "rest" has what comes after
 # the patch size: other words belong to other architectures.
@@ -124,13 +133,15 @@ def attributes_of(name: str) -> dict[str, Any] | None:
       name: timm's name, with or without "timm/" before it and a tag behind it.
 
     Returns:
-      `num_heads`, `gelu`, `norm_epsilon` and `pool` of a ViT, and `width`, with which the arrays
-      must agree; `kernel_epsilon` of a model with standardised kernels. None if the name is
+      `num_heads`, `gelu`, `norm_epsilon` and `pool` of a ViT; `kernel_epsilon` of a model with
+      standardised kernels. And that with which the arrays must agree: `width` and `depth`, and
+      `patch_size`, `registers`, `pre_norm` and `final_norm` where the name tells. None if it is
       unknown.
 
     Example:
-      >>> attributes_of("vit_base_patch16_gap_224")
-      {'width': 768, 'num_heads': 16, 'gelu': 'exact', 'norm_epsilon': 1e-06, 'pool': 'gap'}
+      >>> found = attributes_of("vit_base_patch16_gap_224")
+      >>> found["num_heads"], found["pool"], found["depth"]
+      (16, 'gap', 12)
     """
     if (found := _find(name)) is None:
         return None
@@ -139,26 +150,37 @@ def attributes_of(name: str) -> dict[str, Any] | None:
         return {"kernel_epsilon": 1e-8}
     words = parts.get("rest", "").split("_")
     few_digits = kind == "aimv2" or kind == "beit3" or "clip" in words
-    width, num_heads = _width_and_heads(kind, parts["size"], words)
+    width, num_heads, depth = _sizes(kind, parts["size"], words)
     attributes = {
         "width": width,
+        "depth": depth,
         "num_heads": num_heads,
         "gelu": _gelu(_without_tag(name), words),
         "norm_epsilon": 1e-5 if few_digits else 1e-6,
         "pool": _pool(kind, parts["size"], words),
     }
+    for key, pattern in (("patch_size", r"_patch(\d+)"), ("registers", r"_reg(\d)")):
+        if number := re.search(pattern, _without_tag(name)):
+            attributes[key] = int(number[1])
+    if "clip" in words:
+        attributes["pre_norm"] = True
+    if "radio" in words or parts["size"] == "intern300m":
+        attributes["final_norm"] = "none"
     return attributes | ({"kernel_epsilon": 1e-8} if kind == "hybrid" else {})
 
 
-def _width_and_heads(kind: str, size: str, words: list[str]) -> tuple[int, int]:
+def _sizes(kind: str, size: str, words: list[str]) -> tuple[int, int, int]:
+    """Returns the width, and the numbers of heads and of blocks."""
     if kind in ("aimv2", "test"):
         return {"aimv2": _AIMV2, "test": _TESTS}[kind][size]
     if size == "giant" and not {"dinov2", "tipsv2", "radio"}.isdisjoint(words):
-        return 1536, 24
+        return 1536, 24, 40
     if size == "base" and "plus" in words:
-        return 896, 14
+        return 896, 14, 12
     if size == "base" and "gap" in words and "siglip" not in words and "reg4" not in words:
-        return 768, 16
+        return 768, 16, 12
+    if "36x1" in words:
+        return 384, 6, 36
     return _SIZES[size]
 
 
@@ -213,13 +235,19 @@ POOLS = {"token": "token", "avg": "gap", "map": "map"}  # timm's global_pool as 
 _GELUS = {"gelu": "exact", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 # Arguments of timm's models that the arrays show, or that matter in training alone.
 _SHOWN = (
-    *("img_size", "patch_size", "in_chans", "num_classes", "depth", "mlp_ratio"),
-    *("qkv_bias", "proj_bias", "init_values", "class_token", "pos_embed", "no_embed_class"),
-    *("reg_tokens", "pre_norm", "final_norm", "fc_norm", "dynamic_img_size", "dynamic_img_pad"),
-    *("strict_img_size", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
+    *("img_size", "in_chans", "num_classes", "mlp_ratio"),
+    *("qkv_bias", "proj_bias", "init_values", "class_token", "no_embed_class"),
+    *("fc_norm", "dynamic_img_size", "strict_img_size"),
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
     *("attn_drop_rate", "drop_path_rate", "weight_init", "fix_init"),
 )
 _OFF = (None, False, "")  # values that switch an argument off
+_SIZE_ARGUMENTS = {
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+    "reg_tokens": "registers",
+}
 
 
 def from_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,8 +261,16 @@ def from_model_args(model_args: Mapping[str, Any]) -> dict[str, Any]:
     """
     attributes: dict[str, Any] = {}
     for key, value in model_args.items():
-        if key in ("embed_dim", "num_heads") and type(value) is int:
-            attributes["width" if key == "embed_dim" else key] = value
+        if key in _SIZE_ARGUMENTS and type(value) is int:
+            attributes[_SIZE_ARGUMENTS[key]] = value
+        elif key == "pos_embed" and value in ("learn", "none", ""):
+            attributes["positions"] = "1d" if value == "learn" else "none"
+        elif key == "pre_norm" and type(value) is bool:
+            attributes[key] = value
+        elif key == "final_norm" and type(value) is bool:
+            attributes |= {} if value else {"final_norm": "none"}
+        elif key == "patch_size" and value is not None:
+            attributes["patch_size"] = side_or_sides(two_sides(key, value))
         elif key == "global_pool" and value in list(POOLS):
             attributes["pool"] = POOLS[value]
         elif key == "act_layer" and value in list(_GELUS):

@@ -40,7 +40,7 @@ def fold(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     patches: int | None = None,
-    patches_alone: bool = True,
+    class_rows: bool | None = None,
     zeros: re.Pattern[str] = re.compile(""),
 ) -> tuple[Arrays, list[str]]:
     """Returns arrays of the same function by the names that our models have, and what was changed.
@@ -49,7 +49,7 @@ def fold(
       arrays: by name, see the top of this file.
       mean, std: of red, green and blue, see `TensorFile`. None if images are in [-1, 1].
       patches: number of patches of an image. None if it is not known.
-      patches_alone: see `Layout`.
+      class_rows: see `Layout`.
       zeros: matches the names of biases that may be missing.
 
     Returns:
@@ -61,7 +61,7 @@ def fold(
     arrays = dict(arrays)
     changes = [
         _join_class_tokens(arrays),
-        _complete_positions(arrays, patches, patches_alone),
+        _complete_positions(arrays, patches, class_rows),
         _fold_layer_scale(arrays),
         _add_biases(arrays, zeros),
     ]
@@ -97,7 +97,7 @@ def _join_class_tokens(arrays: Arrays) -> str:
     return "The two heads are one head that reads both class tokens; it gives their mean."
 
 
-def _complete_positions(arrays: Arrays, patches: int | None, patches_alone: bool) -> str:
+def _complete_positions(arrays: Arrays, patches: int | None, class_rows: bool | None) -> str:
     """Makes the table of positions one of class tokens and patches; registers have none."""
     if TABLE not in arrays or len(arrays[TABLE].shape) != 3:
         return ""
@@ -109,10 +109,12 @@ def _complete_positions(arrays: Arrays, patches: int | None, patches_alone: bool
     registers = arrays[REGISTERS].shape[1] if REGISTERS in arrays else 0
 
     # Rows of other tokens than patches, as far as the number of the others can be one of patches.
-    numbers = [tokens, tokens + registers, *([0] if patches_alone else [])]
+    numbers = [0, tokens] if class_rows is False else [tokens, tokens + registers]
+    if class_rows is None:
+        numbers.append(0)
     known = [n for n in numbers if rows - n == patches]
     squares = [n for n in numbers if n < rows and math.isqrt(rows - n) ** 2 == rows - n]
-    others = [*known, *squares, tokens][0]
+    others = [*known, *squares, *numbers][0]
     if others == tokens:
         return ""
     if others:

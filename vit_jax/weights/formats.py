@@ -60,8 +60,15 @@ class Format(NamedTuple):
     buckets: bool = False
 
 
+# The weights in a folder, by the configuration beside them.
+_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    hugging_face.CONFIG: ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"),
+    open_clip.CONFIG: open_clip.WEIGHTS,
+}
+
+
 def _is_hugging_face(path: pathlib.Path) -> bool:
-    return any((path / name).is_file() for name in (hugging_face.CONFIG, open_clip.CONFIG))
+    return any((path / name).is_file() for name in _FOLDERS)
 
 
 def _read_folder(folder: pathlib.Path, architecture: str) -> TensorFile:
@@ -69,24 +76,22 @@ def _read_folder(folder: pathlib.Path, architecture: str) -> TensorFile:
 
     They are those of transformers or timm (config.json), or else of open_clip.
     """
-    path = folder / hugging_face.CONFIG
-    names: tuple[str, ...] = (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-    )
-    if not path.is_file():
-        path, names = folder / open_clip.CONFIG, open_clip.WEIGHTS
-    config = parse_json(path, path.read_bytes())
-    weights = [folder / name for name in names]
-    found = [file for file in weights if file.is_file()]
-    if not found:
-        raise ValueError(f"{folder} has a {path.name}, but neither {' nor '.join(names)}.")
-    if path.name == open_clip.CONFIG:
-        return open_clip.read_open_clip(found[0], architecture=architecture)
+    wanted = {
+        config: [folder / name for name in names]
+        for config, names in _FOLDERS.items()
+        if (folder / config).is_file()
+    }
+    found = [(config, file) for config, files in wanted.items() for file in files if file.is_file()]
+    name, weights = found[0] if found else (next(iter(wanted)), None)
+    config = parse_json(folder / name, (folder / name).read_bytes())
+    if weights is None:
+        names = " nor ".join(_FOLDERS[name])
+        raise ValueError(f"{folder} has a {name}, but neither {names}.")
+    if name == open_clip.CONFIG:
+        return open_clip.read_open_clip(weights, architecture=architecture)
     if "architecture" in config:
-        return timm.read_timm_folder(found[0], config, architecture)
-    return hugging_face.read_hugging_face(found[0])
+        return timm.read_timm_folder(weights, config, architecture)
+    return hugging_face.read_hugging_face(weights)
 
 
 def _read_npz(path: pathlib.Path, _: str) -> TensorFile:

@@ -175,7 +175,8 @@ def read_hugging_face(path: str | os.PathLike, tensors: Tensors | None = None) -
         compute; or a file can't be read.
     """
     path = pathlib.Path(path)
-    shapes, read_array, _, left_out = tensors or open_tensors(path)
+    tensors = tensors or open_tensors(path)
+    shapes = tensors.shapes
     beside = path.with_name(CONFIG)
     config = _without_nulls(parse_json(beside, beside.read_bytes()))
     try:
@@ -183,8 +184,14 @@ def read_hugging_face(path: str | os.PathLike, tensors: Tensors | None = None) -
         model_type, tower = tower_type(kind_name), config
         if model_type != CLASSES[kind_name].model_type:
             tower = _without_nulls(get_typed(config, "vision_config", {}))
+            tower["projection_dim"] = config.get("projection_dim", 512)
         model, image_size = _read_config(tower, kind_name, model_type)
         class_names = _read_names(config)
+        if "ForImageClassification" in kind_name and not any("classifier" in x for x in shapes):
+            raise ValueError(
+                f"architectures has {kind_name!r}, but the file has no classifier. For an encoder "
+                f"alone, leave architectures out."
+            )
     except ValueError as error:
         raise ValueError(f"{beside}: {error}") from None
     images = read_images(path.parent, model_type)
@@ -199,7 +206,7 @@ def read_hugging_face(path: str | os.PathLike, tensors: Tensors | None = None) -
     return TensorFile(
         str(path),
         {name: shape for name, shape in shapes.items() if 0 not in shape},  # of no registers
-        read_array,
+        tensors.read,
         layouts_of(kind_name, tower.get("qkv_bias", True)),
         model,
         image_size,
@@ -208,7 +215,7 @@ def read_hugging_face(path: str | os.PathLike, tensors: Tensors | None = None) -
         images.mean,
         images.std,
         images.view,
-        changes=left_out,
+        changes=tensors.changes,
     )
 
 
@@ -263,7 +270,13 @@ def _read_config(
         "norm_epsilon": config.get("layer_norm_eps", family.epsilon),
         "gelu": _GELUS[act],
         "pool": pool if get_typed(config, "vision_use_head", True) else "gap",
+        # What each class has, whether or not the file has its arrays.
+        "positions": "1d",
+        "pre_norm": model_type == "clip_vision_model",
+        "final_norm": "none" if kind_name == "CLIPForImageClassification" else "before_pool",
     }
+    if kind_name in ("CLIPModel", "CLIPVisionModelWithProjection"):
+        model["projection"] = config.get("projection_dim", 512)
     if pool == "gap" and family.class_token:
         model["class_tokens"] = 1
     sizes = {ours: config[theirs] for theirs, ours in _SIZES.items() if theirs in config}

@@ -66,6 +66,7 @@ _RESAMPLES = {
     4: "box_antialias",
 }
 _CLOSE_RESAMPLES = {0: ("nearest", "bilinear"), 5: ("hamming", "bilinear_antialias")}
+_OTHER_SETTINGS = ("crop_pct", "keep_aspect_ratio", "size_divisor", "offset", "rescale_offset")
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -103,6 +104,8 @@ def read_images(folder: pathlib.Path, model_type: str) -> Images:
         given = parse_json(path, path.read_bytes())
         try:
             if name == PROCESSOR:
+                if "image_processor" not in given:  # it has processors of other things alone
+                    continue
                 given = get_typed(given, "image_processor", {})
             return _read(given, model_type, printable(path))
         except ValueError as error:
@@ -132,8 +135,11 @@ def _read(given: Mapping[str, Any], model_type: str, where: str) -> Images:
         raise ValueError(f"image_processor_type is {named!r}, which has steps of its own.")
     values = {**_DEFAULTS.get(kind, {}), **given}
     others = [key for key, x in values.items() if key.startswith("do_") and key not in _STEPS and x]
-    if others or "crop_pct" in values:
-        key = [*others, "crop_pct"][0]
+    others += [key for key in _OTHER_SETTINGS if values.get(key)]
+    if not values.get("do_resize", True) and values.get("do_center_crop", False):
+        others.append("do_resize")  # a centre of images as they are, of whatever size
+    if others:
+        key = others[0]
         raise ValueError(
             f"{key} is {values[key]!r}, and images can't be prepared in this way here: they are "
             f"resized, cut, scaled and normalised, in this order."

@@ -114,6 +114,18 @@ class NoPlaceError(ValueError):
         self.names = names
 
 
+def check_alone(path: str, name: str, other: str | None) -> None:
+    """Raises ValueError if another array of a file has the same parameter.
+
+    Args:
+      path: the file's.
+      name: an array's.
+      other: the other's. None if there is none.
+    """
+    if other is not None:
+        raise ValueError(f"{path} has two arrays for one parameter: {other} and {name}.")
+
+
 class Layout:
     """The rules of one way in which a format names its arrays.
 
@@ -124,7 +136,8 @@ class Layout:
         the encoder, such as those of a decoder.
       zeros: a regular expression, which fully matches our names of biases that files may lack.
         They are zeros then.
-      patches_alone: True if a table of positions may have no rows for class tokens that are there.
+      class_rows: True if a table of positions has rows for class tokens, where there are any; None
+        if it may have them; False if it has none, unless the other rows alone are of a square.
     """
 
     def __init__(
@@ -134,11 +147,11 @@ class Layout:
         *,
         ignored: str = "",
         zeros: str = "",
-        patches_alone: bool = False,
+        class_rows: bool | None = True,
     ):
         self.title, self._rules = title, tuple(rules)
         self._ignored, self.zeros = re.compile(ignored), re.compile(zeros)
-        self.patches_alone = patches_alone
+        self.class_rows = class_rows
 
     def ignores(self, theirs: str) -> bool:
         """Returns True if an array of the file is no part of the encoder."""

@@ -6,22 +6,28 @@ states, beside decoders and the heads of self-supervised objectives.
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_jax.common.messages import first_few
+from vit_jax.common.names import printable
 from vit_jax.weights import architectures, timm
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.safetensors import Tensors
 from vit_jax.weights.tensor_file import TensorFile
 
+logger = logging.getLogger(__name__)
+
 _PATCHES = "patch_embed.proj.weight"  # ends the name of an array that each of the models has
 # Of several models, that which is evaluated: the first whose prefix has one of these words.
-_EVALUATED = ("teacher", "base_encoder")
+_EVALUATED = ("teacher", "base_encoder", "target_encoder")
 # Names of what is no part of the encoder.
-_OTHERS = re.compile(r"mask_token|masked_embed|decoder_.*|head\.(\d+|mlp|last_layer)\b.*")
+_OTHERS = r"mask_token|masked_embed|decoder_.*|head\.(mlp|last_layer)\b.*"
+_HEAD_OF_MOCO = r"|head\.\d+\..*"
+_CLASSIFIER = re.compile(r"((?:.*\.)?)(head|fc|classifier)(\.\d+)?\.weight")
 # Differences from timm's names: LayerScale in DeiT-III; DINOv2's registers, gated MLPs, and blocks
 # that were trained in groups.
 _NAMES = (
@@ -49,6 +55,7 @@ _FAMILIES = (
     ("DINOv2", r"^(?=.* (\S*backbone\.)?mask_token )(?=.*\.ls1\.gamma )"),
     ("DeiT-III", r"\.gamma_1 "),
     ("iBOT", r" masked_embed "),
+    ("I-JEPA", r" (\S*\.)?predictor_embed\.| target_encoder[ .]"),
     ("DINO", r"^(?=.* (module\.)?backbone\.)(?=.* (module\.)?head\.last_layer\.)"),
 )
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
@@ -77,7 +84,7 @@ def read_meta(path: pathlib.Path, tensors: Tensors, architecture: str = "") -> T
         return file
     mean, std = architectures.IMAGENET
     said = f"The file's names are those of {family}: ImageNet's mean and deviation are taken."
-    model = {**file.model, **_heads(family, renamed.shapes)}
+    model = {**file.model, **_known_of(family, renamed.shapes)}
     return file._replace(mean=mean, std=std, model=model, changes=(*file.changes, said))
 
 
@@ -105,21 +112,31 @@ def _architecture_of(name: str) -> str:
 def _with_timm_names(path: pathlib.Path, tensors: Tensors) -> tuple[Tensors, str]:
     """Returns the arrays of one encoder by timm's names, and which repository the others are of."""
     prefix = _prefix_of(path, tensors.shapes)
+    family = _family(path, (*tensors.keys, *tensors.shapes))
+    left_out = re.compile(_OTHERS + (_HEAD_OF_MOCO if family == "MoCo v3" else ""))
     names = {}
     for name in tensors.shapes:
         new = name.removeprefix(prefix)
         for old, timms in _NAMES:
             new = re.sub(old, timms, new)
-        if name.startswith(prefix) and not _OTHERS.fullmatch(new):
+        if name.startswith(prefix) and not left_out.fullmatch(new):
             names[new] = name
     kept = set(names.values())
     changes = tensors.changes
     if others := [name for name in tensors.shapes if name not in kept]:
         only = f"Only {prefix} is taken, not" if prefix else "Left out:"
         changes = (*changes, f"{only} {first_few(others)}.")
+    for name in others:
+        outside = _CLASSIFIER.fullmatch(name)
+        if outside and outside[1] != prefix and prefix.startswith(outside[1]):
+            logger.warning(
+                "%s: only %s is taken, not the head %s.", printable(path), prefix, printable(name)
+            )
     shapes = {new: tensors.shapes[name] for new, name in names.items()}
-    renamed = Tensors(shapes, lambda name: tensors.read(names[name]), tensors.record, changes)
-    return renamed, _family(path, tensors.shapes)
+    renamed = tensors._replace(
+        shapes=shapes, read=lambda name: tensors.read(names[name]), changes=changes
+    )
+    return renamed, family
 
 
 def _prefix_of(path: pathlib.Path, names: Iterable[str]) -> str:
@@ -149,9 +166,18 @@ def _family(path: pathlib.Path, names: Iterable[str]) -> str:
     return ""
 
 
-def _heads(family: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Returns the number of attention heads, where it isn't one for 64 features."""
-    width = (shapes.get("norm.weight") or (0,))[0]
-    known = {("MoCo v3", 384): 12, ("MAE", 1280): 16, ("DeiT-III", 1280): 16}
+def _known_of(family: str, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Returns the number of attention heads and the pooling in a repository's models."""
+    width = (shapes.get(_PATCHES) or (0,))[0]
+    known = {
+        ("MoCo v3", 384): 12,
+        ("MAE", 1280): 16,
+        ("DeiT-III", 1280): 16,
+        ("I-JEPA", 1280): 16,
+        ("I-JEPA", 1408): 16,
+    }
     heads = known.get((family, width)) or width // 64
-    return {"num_heads": heads} if heads else {}
+    found: dict[str, Any] = {"num_heads": heads} if heads else {}
+    if "cls_token" in shapes and "fc_norm.weight" not in shapes:
+        found["pool"] = "token"
+    return found

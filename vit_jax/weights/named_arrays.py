@@ -32,10 +32,15 @@ def named_arrays(file: TensorFile) -> NamedArrays:
     """Returns a file's arrays by our names.
 
     Raises:
-      ValueError: none of the names is known.
+      ValueError: none of the names is known, or two are of one parameter.
     """
     found = layout.recognise_layout(file.layouts, file.shapes)
     places = {theirs: found.places(theirs, shape) for theirs, shape in file.shapes.items()}
+    sources: dict[str, str] = {}
+    for theirs, these in places.items():
+        for name in list(these) or [theirs]:
+            layout.check_alone(file.path, theirs, sources.get(name))
+            sources[name] = theirs
     arrays = {
         name: stored_array(file, place)
         for these in places.values()

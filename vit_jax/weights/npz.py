@@ -19,7 +19,7 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.weights import parameter_names
-from vit_jax.weights.layout import Shape
+from vit_jax.weights.layout import Shape, check_alone
 from vit_jax.weights.parameter_names import big_vision
 from vit_jax.weights.record import read_comment, read_record, write_comment
 from vit_jax.weights.tensor_file import PROJECTION, UNCHANGED, TensorFile, file_arrays
@@ -71,11 +71,12 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
         raise ValueError(f"{path} can't be read as an .npz file: {str(error)[:300]}.") from error
     prefix = big_vision.prefix_of(shapes)
     others = [name for name in shapes if not name.startswith(prefix)]
-    stored = {
-        big_vision.usual_name(name.removeprefix(prefix)): name
-        for name in shapes
-        if name.startswith(prefix)
-    }
+    stored: dict[str, str] = {}
+    for name in shapes:
+        if name.startswith(prefix):
+            usual = big_vision.usual_name(name.removeprefix(prefix))
+            check_alone(path, name, stored.get(usual))
+            stored[usual] = name
 
     def read_array(name: str) -> np.ndarray:
         try:
@@ -86,7 +87,9 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
         # NumPy stores a bfloat16 as two bytes without a type.
         return array.view(ml_dtypes.bfloat16) if array.dtype == "V2" else array
 
-    shapes, read = big_vision.unstack({k: shapes[name] for k, name in stored.items()}, read_array)
+    shapes, read = big_vision.unstack(
+        path, {k: shapes[name] for k, name in stored.items()}, read_array
+    )
     file = TensorFile(path, shapes, read, parameter_names.NPZ, mean=UNCHANGED, std=UNCHANGED)
     if others:
         file = file._replace(changes=(f"Only {prefix} is taken, not {first_few(others)}.",))
@@ -94,13 +97,15 @@ def read_npz(path: str | os.PathLike) -> TensorFile:
         head = PROJECTION if "head/kernel" in shapes else None
         file = file._replace(problem_type=head, view=big_vision.TOWER_VIEW)
     record = read_record(pathlib.Path(path), text)
+    if not record.model and "cls" in shapes:
+        file = file._replace(model={"pool": "token"})
     if not record.model and big_vision.has_no_positions(shapes):
         logger.warning(
             "%s has no table of positions, so they are taken as sines and cosines: "
             "positions='sincos'. If there are none, give positions='none'.",
             printable(path),
         )
-        file = file._replace(model={"positions": "sincos"})
+        file = file._replace(model={**file.model, "positions": "sincos"})
     return record.added_to(file)
 
 

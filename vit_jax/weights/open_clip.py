@@ -29,6 +29,7 @@ _MEAN_AND_STD = architectures.CLIP  # open_clip's own default
 _IN_OPENAIS_FILES = "input_resolution"  # a number that is among the arrays there, and nowhere else
 # The settings of open_clip as our `pool`, `eval_crop` and `eval_resize`.
 _POOLS = {"tok": "token", "avg": "gap"}
+_PARTS = {"positions": "1d", "final_norm": "before_pool"}  # of all its own towers
 _CROPS = {"shortest": "central", "squash": "squash"}
 _RESIZES = {"bicubic": "bicubic_antialias", "bilinear": "bilinear_antialias"}
 
@@ -92,15 +93,15 @@ def _assumed(file: TensorFile) -> TensorFile:
     if any(name.startswith(TRUNK) for name in file.shapes):
         return file._replace(model=named or {"gelu": "exact"})
     mean, std = _MEAN_AND_STD
-    model = {"gelu": "exact", "norm_epsilon": 1e-5, "pool": "token"}
+    model = {"gelu": "exact", "norm_epsilon": 1e-5, "pool": "token", **_PARTS}
     if _IN_OPENAIS_FILES in file.shapes:
         width = (file.shapes.get("visual.class_embedding") or (0,))[0]
-        model |= {"gelu": "quick", "num_heads": width // 64}
+        model |= {"gelu": "quick", "num_heads": width // 64, "pre_norm": True}
     elif named is None:
         logger.warning(
-            "%s: no %s is beside it, so nothing says which GELU it was trained with. Taken: "
-            "gelu='exact'. Models whose names have quickgelu, and those of OpenAI, need "
-            "gelu='quick'.",
+            "%s: no %s is beside it, so nothing says which GELU it was trained with, nor what is "
+            "pooled. Taken: gelu='exact', pool='token'. Models whose names have quickgelu, and "
+            "those of OpenAI, need gelu='quick'.",
             printable(file.path),
             CONFIG,
         )
@@ -123,14 +124,18 @@ def _configured(file: TensorFile, config: Mapping[str, Any]) -> TensorFile:
         three_numbers(key, images.get(key, default))
         for key, default in zip(("mean", "std"), _MEAN_AND_STD, strict=True)
     )
-    file = file._replace(
-        mean=mean,
-        std=std,
-        view=_view(images.get("resize_mode", "shortest"), images.get("interpolation", "bicubic")),
-        image_size=two_sides("image_size", vision.get("image_size", 224)),
-    )
+    image_size = two_sides("image_size", vision.get("image_size", 224))
+    size = two_sides("size", images.get("size", list(image_size)))
+    if size != image_size:
+        raise ValueError(f"images get the size {size}, but the model is one of {image_size}.")
+    view = _view(images.get("resize_mode", "shortest"), images.get("interpolation", "bicubic"))
+    if view["eval_crop"] == "central" and image_size[0] != image_size[1]:
+        view["eval_resize"] = _RESIZES["bicubic"]  # open_clip doesn't read the interpolation then
+    file = file._replace(mean=mean, std=std, view=view, image_size=image_size)
     if vision.get("timm_model_name"):
         return _configured_trunk(file, vision)
+    if get_typed(vision, "attentional_pool", False):
+        raise ValueError("attentional_pool has queries of its own, which our models don't compute.")
     pool = vision.get("pool_type", "tok")
     if pool not in list(_POOLS):
         raise ValueError(f"pool_type is {pool!r}; known are {', '.join(_POOLS)}.")
@@ -149,6 +154,10 @@ def _configured(file: TensorFile, config: Mapping[str, Any]) -> TensorFile:
             "gelu": gelu,
             "norm_epsilon": _section(vision, "norm_kwargs").get("eps", 1e-5),
             "pool": _POOLS[pool],
+            "pre_norm": not get_typed(vision, "no_ln_pre", False),
+            "projection": get_typed(model, "embed_dim", 512),
+            **_PARTS,
+            **({"final_norm": "after_pool"} if layouts != file.layouts else {}),
         },
     )
 

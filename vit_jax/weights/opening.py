@@ -15,13 +15,13 @@ from vit_jax.weights.tensor_file import TensorFile, refused_head
 
 
 def open_weights(
-    source: str | os.PathLike, variant: str | None, pool: str, attributes: dict[str, Any]
+    source: str | os.PathLike, variant: str | None, pool: str | None, attributes: dict[str, Any]
 ) -> tuple[Checkpoint, str]:
     """Returns weights as they are, and why their head can't be kept, "" if it can.
 
     Args:
       source, variant, attributes: as for `api.load`.
-      pool: the pooling, where the arrays don't show it.
+      pool: the pooling, where the arrays don't show it. None if the caller doesn't know it.
 
     Raises:
       ValueError, FileNotFoundError: as `api.load`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -32,7 +32,11 @@ _USUAL_DEPTH = 64  # features of an attention head in nearly all ViTs
 
 
 def to_checkpoint(
-    file: TensorFile, variant: str | None = None, *, assumed_pool: str = "token", **attributes: Any
+    file: TensorFile,
+    variant: str | None = None,
+    *,
+    assumed_pool: str | None = None,
+    **attributes: Any,
 ) -> Checkpoint:
     """Returns the checkpoint of a file's arrays; its parameters are `LazyArray`s.
 
@@ -44,7 +48,7 @@ def to_checkpoint(
       file: the opened file.
       variant: the model that the arrays must be of. None takes the variant that the file states,
         or else the one that its shapes are closest to, with the sizes of the arrays.
-      assumed_pool: see `shapes.attributes_of`.
+      assumed_pool: see `shapes.attributes_of`. None for "token", with a warning.
       **attributes: attributes of the model; they override what the file states and what its shapes
         show. With a `patch_size`, that of the arrays may be any: the caller resizes it.
 
@@ -54,6 +58,8 @@ def to_checkpoint(
     names = named_arrays(file)
     patches = _patches(file, names.arrays)
     given = {name: x for name, x in attributes.items() if name != "patch_size"}
+    if "patch_size" in attributes:  # only the arrays show what they are to be resized from
+        file = file._replace(model={k: v for k, v in file.model.items() if k != "patch_size"})
     try:
         if "dtype" in given:
             raise ValueError("dtype belongs to a computation, not to weights: leave it out.")
@@ -62,31 +68,43 @@ def to_checkpoint(
             mean=file.mean,
             std=file.std,
             patches=patches,
-            patches_alone=names.layout.patches_alone,
+            class_rows=names.layout.class_rows,
             zeros=names.layout.zeros,
         )
         our_shapes = {name: x.shape for name, x in folded.items()}
         num_classes = shapes.num_classes_of(our_shapes)
         shown = shapes.attributes_of(
-            our_shapes, pool=file.model.get("pool"), assumed_pool=assumed_pool
+            our_shapes,
+            pool=file.model.get("pool"),
+            assumed_pool="gap" if names.layout.class_rows is False else assumed_pool or "token",
         )
+        # A size of 0 is one whose array is missing: it is that of the variant, and is reported.
+        shown = {k: v for k, v in shown.items() if v != 0 or k not in of_kind(shown, "size")}
         found = {**shown, **file.model}
         closest = shapes.closest_variant(found)
         stated_variant = found.pop("variant", closest)
-        says_heads = "variant" in file.model or "num_heads" in found | given
+        guessed = []
         if variant is not None:
             checked = _ROW_KEYS - attributes.keys()
             found = {k: v for k, v in found.items() if k not in checked}
-        elif "width" in found and not says_heads:
-            found["num_heads"] = _usual_heads(found["width"], models.VARIANTS[closest])
-        is_named = variant is not None or says_heads or "width" not in found
+        elif "variant" not in file.model and "width" in found:
+            if "num_heads" not in found | given:
+                guessed.append("num_heads")
+                found["num_heads"] = _usual_heads(found["width"], models.VARIANTS[closest])
+            is_known = assumed_pool is not None or "pool" in {**file.model, **given}
+            if shown["pool"] == "token" and not is_known:
+                guessed.append("pool")
         variant = models.canonical(variant or stated_variant)
         own = _changed_from(variant, found | given)
         model = models.build(variant, num_classes=num_classes, **own)
         if (blocks := _blocks(model)) > len(our_shapes):  # such a model would take long to compare
             raise ValueError(f"it records {blocks} blocks, but has {len(our_shapes)} parameters.")
         image_shape, known = shapes.image_shape_of(our_shapes, model)
-        if file.image_size is not None and _can_cut(model, file.image_size):
+        if file.image_size is not None:
+            if "crop_to_patches" not in given and not _can_cut(model, file.image_size):
+                own["crop_to_patches"] = True  # as the sources' convolutions do
+                model = models.build(variant, num_classes=num_classes, **own)
+            model.grid(file.image_size)  # raises if it isn't possible
             image_shape, known = file.image_size, True
         tree = parameter_shapes(model, image_shape)
         model_shapes = {name: x.shape for name, x in flatten_dict(tree, sep="/").items()}
@@ -102,14 +120,20 @@ def to_checkpoint(
         if other := [f"{k}={v!r}" for k, v in sizes if getattr(model, k, v) != v]:
             problems.insert(0, f"its arrays are those of {', '.join(other)}")
         raise ValueError(f"{file.path} isn't a {variant}{like}: {'; '.join(problems)}.")
-    overruled = _overruled(file, model, given, image_shape)
+    overruled = [
+        f"{name} is {value!r}, as asked for, not {file.model[name]!r}."
+        for name, value in given.items()
+        if file.model.get(name, value) != value
+    ]
     for sentence in overruled:
         logger.warning("%s: %s", printable(file.path), sentence)
-    is_guessed = patches is None and folded.get(TABLE) is not names.arrays.get(TABLE)
-    if unknown := _unknown(file, is_named=is_named, is_guessed=is_guessed):
+    if patches is None and folded.get(TABLE) is not names.arrays.get(TABLE):
+        guessed.append("grid")
+    unknown, taken = _unknown(file, model, guessed)
+    if unknown:
         logger.warning(
             "%s: nothing in it says %s. Taken: %s.",
-            *(printable(file.path), " nor ".join(unknown), ", ".join(_assumed(model, file))),
+            *(printable(file.path), ", nor ".join(unknown), ", ".join(taken)),
         )
     left_out = [f"Left out: {first_few(names.ignored)}."] if names.ignored else []
     params = {name: folded[name].reshaped(shape) for name, shape in model_shapes.items()}
@@ -150,58 +174,35 @@ def _usual_heads(width: int, closest: Mapping[str, Any]) -> int:
     return width // _USUAL_DEPTH
 
 
-def _overruled(
-    file: TensorFile, model: nn.Module, given: Mapping[str, Any], image_shape: tuple[int, int]
-) -> list[str]:
-    """Returns a sentence for each thing that a file states and that is taken otherwise.
+def _unknown(
+    file: TensorFile, model: nn.Module, guessed: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Returns what nothing says of a file's model and images, and what is taken, in words.
 
     Args:
       file: the opened file.
       model: what is taken.
-      given: attributes that the caller gives.
-      image_shape: (height, width) in pixels that is taken.
+      guessed: what is assumed: "num_heads", "pool", or "grid" if that of patches is concluded from
+        the number of positions.
     """
-    sentences = [
-        f"{name} is {value!r}, as asked for, not {file.model[name]!r}."
-        for name, value in given.items()
-        if file.model.get(name, value) != value
-    ]
-    if file.image_size is not None and not _can_cut(model, file.image_size):
-        sentences.append(
-            f"Images of {file.image_size[0]}x{file.image_size[1]} pixels aren't whole patches: the "
-            f"model is one of {image_shape[0]}x{image_shape[1]}, to which images are resized."
-        )
-    return sentences
-
-
-def _unknown(file: TensorFile, *, is_named: bool, is_guessed: bool) -> list[str]:
-    """Returns what nothing says of a file's model and images, in words.
-
-    Args:
-      file: the opened file.
-      is_named: False if the number of heads is assumed.
-      is_guessed: True if the grid of patches is concluded from the number of positions.
-    """
-    unknown = []
+    unknown, taken = [], []
+    if "num_heads" in guessed:
+        unknown.append("how many attention heads there are")
+        taken.append(f"{model.num_heads} heads")
+    if "pool" in guessed:
+        unknown.append("what is pooled")
+        taken.append(f"pool={model.pool!r}")
+    if unknown:
+        taken.append(f"gelu={model.gelu!r}")
     if file.mean is None:
         unknown.append("with which mean and standard deviation images were scaled")
-    if not is_named:
-        unknown.append("how many attention heads there are, and what is pooled")
-    if unknown and is_guessed:
-        unknown.append("for which grid of patches the positions are")
-    return unknown
-
-
-def _assumed(model: nn.Module, file: TensorFile) -> list[str]:
-    """Returns what is taken where a file says nothing."""
-    keys = [key for key in ("gelu", "pool") if hasattr(model, key)]
-    taken = [f"{model.num_heads} heads"] if hasattr(model, "num_heads") else []
-    taken += [f"{key}={getattr(model, key)!r}" for key in keys]
-    if file.mean is None:
         taken.append("images with values in [-1, 1]")
-    if not file.view:
+    if unknown and "grid" in guessed:
+        unknown.append("for which grid of patches the positions are")
+    if unknown and not file.view:
+        unknown.append("how images were cut")
         taken.append("the central part of them")
-    return taken
+    return unknown, taken
 
 
 def any_image_shape(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -39,12 +39,14 @@ class Tensors(NamedTuple):
       read: returns the array of a name; raises ValueError if it can't be read.
       record: what the file records of its model, as `record.read_record` takes it.
       changes: what was left out or renamed, a sentence each.
+      keys: those of a training state under which the arrays were, the outermost first.
     """
 
     shapes: dict[str, Shape]
     read: Callable[[str], np.ndarray]
     record: str
     changes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def open_tensors(path: pathlib.Path) -> Tensors:
@@ -143,7 +145,7 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
         raise ValueError(
             f"{path} can't be read as a PyTorch state dict: {_reason(error)}."
         ) from error
-    state, changes = _find_parameters(state)
+    state, keys, changes = _find_parameters(state)
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(x) for name, x in state.items()
     ):
@@ -162,22 +164,24 @@ def _open_pickled(path: pathlib.Path) -> Tensors:
             ) from error
 
     shapes = {name: tuple(x.shape) for name, x in state.items()}
-    return Tensors(shapes, read_array, record, changes)
+    return Tensors(shapes, read_array, record, changes, keys)
 
 
-def _find_parameters(state: Any) -> tuple[Any, tuple[str, ...]]:
-    """Returns the parameters in a training state, and a sentence that says what was left out."""
-    taken, others = [], []
+def _find_parameters(state: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """Returns the parameters in a training state, their keys, and what was left out, in words."""
+    taken: list[str] = []
+    others: list[str] = []
     for _ in range(2):  # a state may hold itself
-        found = [k for k in _STATES if isinstance(state, dict) and isinstance(state.get(k), dict)]
+        parts = state if isinstance(state, dict) else {}
+        found = [key for key in _STATES if isinstance(parts.get(key), dict) and parts[key]]
         if not found:
             break
         others += [name for name in state if name != found[0]]
         taken.append(found[0])
         state = state[found[0]]
     if not others:
-        return state, ()
-    return state, (f"Only {'/'.join(taken)} is taken, not {first_few(others)}.",)
+        return state, tuple(taken), ()
+    return state, tuple(taken), (f"Only {'/'.join(taken)} is taken, not {first_few(others)}.",)
 
 
 def _reason(error: Exception) -> str:

@@ -121,7 +121,9 @@ def closest_variant(attributes: Mapping[str, Any]) -> str:
         is_known = isinstance(patch, int) and "patch_size" in row
         return equal, alike, -abs(patch - row["patch_size"]) if is_known else 0
 
-    return max(models.VARIANTS, key=agreement)
+    is_resnet = "layers" in attributes
+    same_kind = [name for name, row in models.VARIANTS.items() if ("layers" in row) == is_resnet]
+    return max(same_kind, key=agreement)
 
 
 def image_shape_of(shapes: Mapping[str, Shape], model: nn.Module) -> tuple[tuple[int, int], bool]:

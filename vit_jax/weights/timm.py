@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 # timm's interpolations, which are Pillow's, as `config.data.eval_resize` has them.
 _RESIZES = {name: f"{name}_antialias" for name in ("bilinear", "bicubic", "lanczos", "box")}
 _CROPS = {"center": "central", "squash": "squash"}  # crop_mode as `config.data.eval_crop`
+_HEADS = ("head.weight", "head.fc.weight")  # of ViTs and of ResNets
 
 
 def read_timm(
@@ -46,9 +47,11 @@ def read_timm(
 
     Raises:
       ValueError: the file can't be read, or the architecture has what our models don't compute.
+        Or the bias of the patch embedding is missing, which only models with `pre_norm` lack.
     """
     path = pathlib.Path(path)
-    shapes, read_array, text, left_out = tensors or open_tensors(path)
+    tensors = tensors or open_tensors(path)
+    shapes, text = tensors.shapes, tensors.record
     record = read_record(path, text)
     architecture = "" if record.model else architecture or path.name.removesuffix(path.suffix)
     refusal = architectures.refusal_of(architecture) or architectures.refusal_of_arrays(shapes)
@@ -63,9 +66,14 @@ def read_timm(
     if any("conv" in name for name in shapes):
         model = {"kernel_epsilon": 1e-8, **model}
     if "patch_embed.proj.weight" in shapes:
-        model = {"gelu": "exact", **model}
-    file = TensorFile(str(path), shapes, read_array, _layouts(shapes), model)
-    file = file._replace(changes=left_out)
+        # A table or a LayerNorm is missing if there is none, unless config.json says so.
+        has_norm = "norm.weight" in shapes or "fc_norm.weight" in shapes
+        norm = {} if has_norm else {"final_norm": "before_pool"}
+        model = {"gelu": "exact", "positions": "1d", **norm, **model}
+        if "patch_embed.proj.bias" not in shapes and "norm_pre.weight" not in shapes:
+            raise ValueError(f"{printable(path)} isn't whole: patch_embed.proj.bias is missing.")
+    file = TensorFile(str(path), shapes, tensors.read, _layouts(shapes), model)
+    file = file._replace(changes=tensors.changes)
     return record.added_to(file._replace(architecture=architecture))
 
 
@@ -108,6 +116,13 @@ def read_timm_folder(
     except ValueError as error:
         raise ValueError(f"{beside}: {error}") from None
     file = read_timm(path, architecture=architecture)
+    num_classes = config.get("num_classes", arguments.get("num_classes"))
+    logits = next((file.shapes[name][0] for name in _HEADS if file.shapes.get(name)), num_classes)
+    if num_classes is not None and num_classes != logits:
+        raise ValueError(
+            f"{beside} says num_classes={num_classes!r}, but {printable(path.name)} has {logits} "
+            f"logits."
+        )
     return file._replace(
         model={**file.model, **model},
         mean=scale[0] or file.mean,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from vit_jax.weights.layout import Layout, Rule, Shape
+from vit_jax.weights.layout import Layout, Rule, Shape, check_alone
 from vit_jax.weights.parameter_names.rules import ATTENTION, BLOCK, TABLE, same_rules
 
 # What may begin every name: the parameters are part of an optimizer's or a training state; they are
@@ -36,7 +36,7 @@ def _rules() -> list[Rule]:
     return [*rules, Rule((TABLE,), "pos_embedding")]
 
 
-BIG_VISION = Layout("big_vision", _rules(), patches_alone=True)
+BIG_VISION = Layout("big_vision", _rules(), class_rows=False)
 
 
 def prefix_of(names: Iterable[str]) -> str:
@@ -59,15 +59,15 @@ def usual_name(name: str) -> str:
 
 
 def has_no_positions(names: Iterable[str]) -> bool:
-    """Returns True if a file is of a ViT, but has no table of positions."""
+    """Returns True if a file of big_vision is of a ViT, but has no table of positions."""
     names = list(names)
-    return any(name.startswith("Transformer/") for name in names) and not any(
+    return any("/MlpBlock_0/" in name for name in names) and not any(
         name.endswith("_embedding") for name in names
     )
 
 
 def unstack(
-    shapes: Mapping[str, Shape], read: Callable[[str], np.ndarray]
+    path: str, shapes: Mapping[str, Shape], read: Callable[[str], np.ndarray]
 ) -> tuple[dict[str, Shape], Callable[[str], np.ndarray]]:
     """Returns the arrays of a file by the names of single blocks, where it has those of all in one.
 
@@ -76,11 +76,15 @@ def unstack(
     stays in memory until they are read.
 
     Args:
-      shapes: shapes of the file's arrays, by name.
+      path: the file's, for messages.
+      shapes: shapes of its arrays, by name.
       read: returns the array of a name.
 
     Returns:
       The same for the new names.
+
+    Raises:
+      ValueError: there are two arrays for one parameter.
     """
     parts = {
         f"Transformer/encoderblock_{i}/{name.removeprefix(_STACKED)}": (name, i)
@@ -102,4 +106,6 @@ def unstack(
         return waiting.pop(name)
 
     others = {name: shape for name, shape in shapes.items() if name not in stacked}
+    for name, (whole, _) in parts.items():
+        check_alone(path, whole, name if name in others else None)
     return others | {new: shapes[name][1:] for new, (name, _) in parts.items()}, read_part

@@ -63,6 +63,4 @@ def _own(final_norm: str) -> Layout:
 
 OPEN_CLIP = _own("Transformer/encoder_norm")
 OPEN_CLIP_NORM_AFTER = _own("fc_norm")
-OPEN_CLIP_TIMM = Layout(
-    "open_clip", _trunk_rules(), ignored=_OTHERS, zeros=ZEROS, patches_alone=True
-)
+OPEN_CLIP_TIMM = Layout("open_clip", _trunk_rules(), ignored=_OTHERS, zeros=ZEROS, class_rows=None)

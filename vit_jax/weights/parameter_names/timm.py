@@ -23,7 +23,7 @@ from vit_jax.weights.parameter_names.rules import (
 )
 
 # Biases that some of timm's models lack.
-ZEROS = r"embedding/bias|(Transformer|MAPHead_0)/.*/bias|head(_dist)?/bias"
+ZEROS = r"embedding/bias|(Transformer|MAPHead_0)/.*/bias"
 
 
 def _torch_stages(prefix: str, projected_norm: bool) -> list[Rule]:
@@ -116,7 +116,7 @@ def _timm_bit() -> list[Rule]:
 
 
 # Of MLPs that multiply by a gate, the files don't all have the same names; see `read_timm`.
-_OPTIONS: Mapping[str, Any] = {"zeros": ZEROS, "patches_alone": True}
+_OPTIONS: Mapping[str, Any] = {"zeros": ZEROS, "class_rows": None}
 TIMM_PACKED = Layout("timm", timm_rules(gate="packed"), **_OPTIONS)
 TIMM = (
     Layout("timm", timm_rules(), **_OPTIONS),
