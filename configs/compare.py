@@ -42,7 +42,7 @@ def get_config(argument="rendered_flowers"):
     config.job = "compare"
     config.data.name = argument
     config.data.image_size, config.data.crop_fraction = 64, 1.0
-    config.data.crop_area = 0.25
+    config.data.crop, config.data.crop_area = "torchvision", 0.25
     config.batch_size = config.eval_batch_size = 64
     config.optim.name = "adam"
     config.optim.lr, config.optim.warmup_steps = 1e-3, 50

@@ -13,8 +13,9 @@ command of `finetune.py`.
 
 For the data sets of the paper's table 3, this is the paper's recipe: Adam, base learning rate 2e-4,
 10,000 warm-up steps, cosine decay, and a million steps of batch 4096, which are 14 epochs of
-JFT-300M. For others it is our recipe of `pretrain.py`, for 40 epochs. The head then reads the mean
-of the patches, because the loss of masked patches doesn't train the class token.
+JFT-300M. Appendix B.1.2 names neither weight decay nor clipping: they are those of table 3. For
+others it is our recipe of `pretrain.py`, for 40 epochs. The head then reads the mean of the
+patches, because the loss of masked patches doesn't train the class token.
 """
 
 import pathlib
@@ -30,7 +31,7 @@ def get_config(argument="Nano/8,rendered_flowers"):
     if config.model.pre_logits:  # a recipe of table 3, whose head is not needed here
         config.model.pre_logits = config.model.dropout = None
         config.epochs, config.total_steps = None, 1_000_000
-        config.optim.lr, config.optim.decay = 2e-4, "cosine"
+        config.optim.lr, config.optim.decay, config.optim.lr_end = 2e-4, "cosine", 0.0
     else:
         config.model.pool = "gap"
         config.epochs = 40.0

@@ -78,6 +78,9 @@ def _table_3(config, rows):
         )
     row = by_variant.get(config.model.variant) or by_variant["…"]
     config.epochs, config.optim.lr, config.optim.decay = float(row[0]), *row[1:3]
+    config.optim.lr_end = 1e-5 if config.optim.decay == "linear" else 0.0  # its authors, issue 2
+    if config.data.name == "imagenet2012":
+        config.data.test = "validation"  # labels of its own test split aren't public
     config.optim.weight_decay, dropout, config.optim.clip_norm = row[3:]
     if "width" in models.VARIANTS[config.model.variant]:  # a ViT or a hybrid
         config.model.dropout, config.model.pre_logits = dropout, True
@@ -90,6 +93,7 @@ def _plain(config):
     """ImageNet-1k from scratch in 90 epochs (arXiv 2205.01580); for 300 set --config.epochs."""
     config.data.name = "imagenet2012"
     config.data.train, config.data.test = "train[:99%]", "validation"
+    config.data.eval_resize = "box_antialias"  # as the report's code: by area
     config.data.randaugment, config.data.randaugment_magnitude = 2, 10.0
     config.data.mixup = 0.2
     config.model.pool, config.model.positions = "gap", "sincos"

@@ -16,7 +16,7 @@ def get_config():
     config.model.variant = "Nano/8"
     config.data.name = "rendered_flowers"
     config.data.image_size = 48
-    config.data.crop_area = 0.35
+    config.data.crop, config.data.crop_area = "torchvision", 0.35
     config.data.crop_fraction = 1.0
     config.batch_size = 32
     config.eval_batch_size = 192

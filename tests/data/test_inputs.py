@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from conftest import write_jpegs
 from jax.experimental import multihost_utils
 
 from vit_jax.data import transforms
+from vit_jax.data.checks import require_test_labels
+from vit_jax.data.dataset import Example
 from vit_jax.data.inputs import evaluation_batches, open_inputs
 from vit_jax.data.pipeline import SkippedImages, seek
 
@@ -151,3 +154,14 @@ def test_what_can_not_be_trained_is_refused(settings, tmp_path):
     with pytest.raises(ValueError, match="only one class, only"):
         open_inputs(settings)
     assert open_inputs(settings, labels=False).class_names == ("only",)
+
+
+def test_a_test_split_without_labels_is_refused_at_the_start():
+    """As tfds's imagenet2012 has one where the public test images were prepared."""
+    splits = {"train": 3, "val": 2, "test": 1}
+    dataset = types.SimpleNamespace(class_names=("a", "b"), splits=splits)
+    require_test_labels(dataset, [Example(b"", 1, "0")], "test")
+    with pytest.raises(ValueError, match="The test split test can't be used: 7: has the label -1,"):
+        require_test_labels(dataset, [Example(b"", -1, "7")], "test")
+    with pytest.raises(ValueError, match=r"such as one of train, val: --config\.data\.test=SPLIT"):
+        require_test_labels(dataset, [Example(b"", -1, "7")], "test")

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from vit_jax.config.defaults import default
 from vit_jax.data import resizing, transforms
@@ -101,17 +102,83 @@ def test_resize_samples_pixel_centres():
     assert np.abs(resizing.resize(image, (4, 6)) - blocks).max() <= 0.5
 
 
-def test_inception_crop_stays_within_area_and_aspect(rng):
+IMAGE_SIZES = [(375, 500), (400, 400), (500, 333), (32, 32)]
+SAME = 1.63 * (2 / 20_000) ** 0.5  # Kolmogorov-Smirnov, 20,000 draws each, at 1 %
+
+
+def areas_and_aspects(windows):
+    height, width = np.array(windows, np.float64).T[-2:]
+    return height * width, width / height
+
+
+@pytest.fixture
+def drawn(rng):
+    return lambda draw, size: [draw(*size, rng) for _ in range(20_000)]
+
+
+def heights_of_the_public_crop(size, ratio, rng):
+    """TensorFlow's draw of a height by its documentation, for all aspect ratios at once."""
+    low, high = (np.rint(np.sqrt(share * np.prod(size) / ratio)) for share in (0.05, 1.0))
+    high = np.where(np.rint(high * ratio) > size[1], (size[1] + 0.5 - 1e-7) // ratio, high)
+    high = np.minimum(high, size[0])
+    return np.floor(low + rng.random(len(ratio)) * (np.maximum(high, low) - low + 1))
+
+
+@pytest.mark.parametrize("size", IMAGE_SIZES)
+def test_inception_windows_are_drawn_as_by_the_public_code(size, rng, drawn):
+    ratio = rng.uniform(0.75, 1.33, 60_000).astype(np.float32)
+    height = heights_of_the_public_crop(size, ratio, rng)
+    width = np.rint(height * ratio)
+    share = height * width / np.prod(size)
+    fits = (share >= 0.05) & (share <= 1) & (height <= size[0]) & (width <= size[1])
+    public = np.stack([height, width], axis=1)[fits][:20_000]
+    found, others = (
+        areas_and_aspects(drawn(draw, size))
+        for draw in (transforms.inception_window, transforms.torchvision_window)
+    )
+    for ours, theirs in zip(found, areas_and_aspects(public), strict=True):
+        # Where a side has few pixels, the public code also mends what rounding left outside.
+        assert stats.ks_2samp(ours, theirs).statistic < SAME + 0.01 * (min(size) < 100)
+    assert stats.ks_2samp(others[0], areas_and_aspects(public)[0]).statistic > 0.1
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("size", IMAGE_SIZES)
+def test_inception_windows_are_drawn_as_by_tensorflow(size, drawn):
+    tf = pytest.importorskip("tensorflow")
+    boxes = tf.zeros([0, 0, 4])
+
+    @tf.function
+    def draw():
+        return tf.image.sample_distorted_bounding_box(
+            (*size, 3), boxes, area_range=(0.05, 1.0), min_object_covered=0.0,
+            use_image_if_no_bounding_boxes=True,
+        )[1]  # fmt: skip
+
+    theirs = areas_and_aspects([draw().numpy()[:2] for _ in range(20_000)])
+    ours = areas_and_aspects(drawn(transforms.inception_window, size))
+    assert all(stats.ks_2samp(a, b).statistic < SAME for a, b in zip(ours, theirs, strict=True))
+
+
+def test_an_image_of_no_such_crop_is_taken_whole(rng):
+    for draw in (transforms.inception_window, transforms.torchvision_window):
+        assert draw(1, 20_000, rng) == (0, 0, 1, 20_000)
+
+
+@pytest.mark.parametrize("crop", ["inception", "torchvision"])
+def test_random_crops_stay_within_area_and_aspect(rng, crop):
     """The crop of a coordinate image shows which rectangle was taken."""
     y, x = np.mgrid[0:200, 0:250]
     coordinates = np.stack([x, y, x * 0], axis=-1).astype(np.uint8)
+    options = default().data
+    options.crop_area = 0.2
     areas, aspects = [], []
     for _ in range(300):
-        crop = transforms.inception_crop(coordinates, (101, 101), rng, area=(0.2, 1.0))
-        assert crop.shape == (101, 101, 3)
-        crop = crop.astype(float)
-        w = (crop[50, 100, 0] - crop[50, 0, 0]) * 101 / 100
-        h = (crop[100, 50, 1] - crop[0, 50, 1]) * 101 / 100
+        found = transforms.TRAIN_CROPS[crop](coordinates, (101, 101), rng, options)
+        assert found.shape == (101, 101, 3)
+        found = found.astype(float)
+        w = (found[50, 100, 0] - found[50, 0, 0]) * 101 / 100
+        h = (found[100, 50, 1] - found[0, 50, 1]) * 101 / 100
         areas.append(w * h / (200 * 250))
         aspects.append(w / h)
     assert 0.18 < min(areas) < 0.3 and 0.7 < max(areas) <= 1.03

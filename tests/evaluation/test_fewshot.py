@@ -35,6 +35,25 @@ def test_the_classifier_is_scikit_learns_ridge(rng, examples, features, penalty)
     np.testing.assert_array_equal(probe.predict(new), expected)
 
 
+@pytest.mark.parametrize(("examples", "features"), [(40, 6), (8, 30)])
+def test_a_fixed_strength_regularises_the_bias_as_the_public_code(rng, examples, features):
+    """The bias is the weight of a feature that is always 100, scikit-learn has no other."""
+    x, labels = problem(rng, examples, features)
+    labels[:3] = labels[3]  # classes of other sizes have other biases
+    probe = fewshot.fit_with_penalty(x, labels, 4, 1024.0)
+
+    def prepared(new):
+        return np.pad((new - x.mean(0)) / (x.std(0) + 1e-5), ((0, 0), (0, 1)), constant_values=100)
+
+    targets = 2 * np.eye(4)[labels] - 1
+    reference = Ridge(alpha=1024.0, fit_intercept=False, solver="svd").fit(prepared(x), targets)
+    np.testing.assert_allclose(probe.weights, reference.coef_[:, :-1].T, rtol=1e-6, atol=1e-10)
+    np.testing.assert_allclose(probe.bias, 100 * reference.coef_[:, -1], rtol=1e-6, atol=1e-10)
+    new, _ = problem(rng, 50, features)
+    np.testing.assert_array_equal(probe.predict(new), reference.predict(prepared(new)).argmax(1))
+    assert probe.penalty == 1024.0
+
+
 @pytest.mark.parametrize(("examples", "features"), [(24, 6), (12, 40)])
 def test_the_strength_predicts_left_out_examples_best(rng, examples, features):
     """By leaving each example out for real and fitting scikit-learn's ridge to the others."""

@@ -67,6 +67,7 @@ COUNTED = {
     "optim": (
         "name",
         "lr",
+        "lr_end",
         "warmup_steps",
         "decay",
         "momentum",

@@ -23,14 +23,16 @@ def settings():
     ],
 )
 @pytest.mark.parametrize("warmup", [0, 10])
-def test_schedule_warms_up_then_decays(settings, decay, shape, warmup):
+@pytest.mark.parametrize("end", [0.0, 0.03])
+def test_schedule_warms_up_then_decays(settings, decay, shape, warmup, end):
     settings.lr, settings.decay, settings.warmup_steps = 0.3, decay, warmup
+    settings.lr_end = end
     rate = optim.learning_rate_schedule(settings, total_steps=50)
     for step in range(51):
         if step < warmup:
             expected = 0.3 * step / warmup
         else:
-            expected = 0.3 * shape((step - warmup) / (50 - warmup))
+            expected = end + (0.3 - end) * shape((step - warmup) / (50 - warmup))
         assert float(rate(step)) == pytest.approx(expected, abs=1e-7)
 
 
@@ -147,7 +149,7 @@ def test_a_row_of_the_tables_is_all_that_a_new_name_needs(settings, monkeypatch)
     """The sign of the gradient, and a rate that falls in one step."""
     monkeypatch.setitem(optim.OPTIMIZERS, "sign", lambda config: optax.scale_by_sign())
     monkeypatch.setitem(
-        optim.SCHEDULES, "step", lambda lr, steps: lambda count: lr * (count < steps / 2)
+        optim.SCHEDULES, "step", lambda lr, steps, end: lambda count: lr * (count < steps / 2)
     )
     settings.update(name="sign", decay="step", lr=0.5, clip_norm=0.0)
     rate = optim.learning_rate_schedule(settings, total_steps=4)

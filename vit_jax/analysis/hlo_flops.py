@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 
 from vit_jax.analysis.hlo_text import Computation, Instruction, dimensions
+from vit_jax.models.flops import valid_pairs
 
 
 def instruction_flops(instruction: Instruction, computation: Computation) -> int | None:
@@ -69,7 +69,7 @@ def _convolution(instruction: Instruction, computation: Computation) -> int:
             array[names.index(str(axis))]
             for array, names in zip((lhs, rhs, out), labels, strict=True)
         )
-        pairs *= _valid_pairs(
+        pairs *= valid_pairs(
             *sizes,
             stride=_along(window, "stride", axis, 1),
             padding=_along(window, "pad", axis, 0),
@@ -82,22 +82,3 @@ def _convolution(instruction: Instruction, computation: Computation) -> int:
 def _along(window: dict[str, str], name: str, axis: int, default: int) -> int:
     """Returns a setting of a window along an axis; of padding, what lies before the input."""
     return int(window[name].split("x")[axis].split("_")[0]) if name in window else default
-
-
-@functools.cache
-def _valid_pairs(
-    inputs: int,
-    kernel: int,
-    outputs: int,
-    *,
-    stride: int,
-    padding: int,
-    lhs_dilation: int,
-    rhs_dilation: int,
-) -> int:
-    """Returns how many pairs of an output and a kernel's place meet an input, along one axis."""
-    places = (
-        o * stride + k * rhs_dilation - padding for o in range(outputs) for k in range(kernel)
-    )
-    last = (inputs - 1) * lhs_dilation
-    return sum(0 <= place <= last and place % lhs_dilation == 0 for place in places)

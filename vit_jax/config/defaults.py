@@ -92,9 +92,10 @@ def default() -> ConfigDict:
     config.data.image_size = placeholder(object)
     config.data.image_size = 224
     # How training images are cropped, in data.transforms.TRAIN_CROPS: "inception" takes a random
-    # part of the image; "resize" resizes, then crops at a random place.
+    # part of the image, as the published models were trained, and "torchvision" larger parts, as
+    # PyTorch's recipes; "resize" resizes, then crops at a random place.
     config.data.crop = "inception"
-    config.data.crop_area = 0.05  # of "inception": smallest share of the image's area
+    config.data.crop_area = 0.05  # of the first two: smallest share of the image's area
     # Side of the crop / side that the image is resized to; of "resize", "central" and "squash".
     # None: 0.875 in training; else as for eval_crop.
     config.data.crop_fraction = placeholder(float)
@@ -134,8 +135,9 @@ def default() -> ConfigDict:
     config.optim = ConfigDict()
     config.optim.name = "sgd"  # in training.optim.OPTIMIZERS; paper: "adam" in pre-training
     config.optim.lr = 0.01  # base learning rate, reached after the warm-up
+    config.optim.lr_end = 0.0  # what a cosine or linear decay ends at; the authors: 1e-5 if linear
     config.optim.warmup_steps = 0  # linear from 0; paper: 10,000 in pre-training
-    config.optim.decay = "cosine"  # to 0 at the end of the run, in training.optim.SCHEDULES
+    config.optim.decay = "cosine"  # to lr_end at the end of the run, in training.optim.SCHEDULES
     config.optim.momentum = 0.9  # of SGD
     config.optim.beta1 = 0.9  # of Adam: first moment
     config.optim.beta2 = 0.999  # of Adam: second moment
@@ -155,6 +157,9 @@ def default() -> ConfigDict:
     config.fewshot.every = 0  # steps of training between two evaluations, and at the end; 0: none
     config.fewshot.shots = (1, 5, 10, 25)  # examples of each class; paper: 5 in most tables
     config.fewshot.seeds = 3  # how many times the examples are drawn
+    # Strength of regularisation, of the bias, too; public code: 1024. None: the best by leave-one-out
+    # error, without regularising the bias.
+    config.fewshot.penalty = placeholder(float)
     config.fewshot.name = placeholder(str)  # data set; None: data.name and its splits
     config.fewshot.train = placeholder(str)  # split that examples are drawn from
     config.fewshot.test = placeholder(str)  # split that the classifiers are tested on

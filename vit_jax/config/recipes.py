@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 def train_from_scratch(config: ConfigDict) -> None:
     """Sets our recipe for random first parameters. Reads `model.variant`."""
-    config.data.crop_area = 0.25
+    config.data.crop, config.data.crop_area = "torchvision", 0.25
     if config.model.variant == "Nano/8":  # small images: keeps their border in evaluation
         config.data.image_size, config.data.crop_fraction = 64, 1.0
     config.batch_size = config.eval_batch_size = 64
@@ -19,7 +19,7 @@ def train_from_scratch(config: ConfigDict) -> None:
 
 def fine_tune(config: ConfigDict) -> None:
     """Sets the paper's recipe for pretrained weights (table 4) with an eighth of its batch."""
-    config.data.crop, config.data.eval_crop = "resize", "whole"  # as the public code has it
+    config.data.eval_crop = "whole"  # as the public code has it, and the crop and the warm-up
     config.batch_size = config.eval_batch_size = 64
     config.total_steps = 500
-    config.optim.lr = 0.01
+    config.optim.lr, config.optim.warmup_steps = 0.01, 100

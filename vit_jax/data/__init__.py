@@ -57,8 +57,9 @@ with epy.lazy_api_imports(globals()):
         View,
         decode,
         evaluation_view,
-        inception_crop,
+        inception_window,
         random_flip,
         resize_and_random_crop,
+        torchvision_window,
         view_of,
     )

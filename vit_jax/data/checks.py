@@ -100,6 +100,31 @@ def _untested(dataset: Dataset, empty: list[str], test: str) -> str:
     return message
 
 
+def require_test_labels(dataset: Dataset, source: Source, split: str) -> None:
+    """Raises an error if the first example of a test split has no label, as in ImageNet's own.
+
+    Folders and arrays, whose images all have labels, aren't looked at.
+
+    Args:
+      dataset: what `open_dataset` returns.
+      source: the examples of the split.
+      split: the split to test on.
+
+    Raises:
+      ValueError: the label is not that of a class; names the other splits.
+    """
+    if isinstance(dataset, FolderDataset | ArrayDataset):
+        return
+    try:
+        check_label(source[0], len(dataset.class_names))
+    except ExampleError as error:
+        others = [name for name in dataset.splits if name != split]
+        raise ValueError(
+            f"The test split {split} can't be used: {error}. Name another split, such as one of "
+            f"{first_few(others)}: --config.data.test=SPLIT."
+        ) from error
+
+
 def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> list[str]:
     """Returns the names of the classes that have no image in a split; reads no image.
 

@@ -17,7 +17,12 @@ from ml_collections import ConfigDict
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.batch import Batch
-from vit_jax.data.checks import require_decodable, require_trainable, warn_of_test_split
+from vit_jax.data.checks import (
+    require_decodable,
+    require_test_labels,
+    require_trainable,
+    warn_of_test_split,
+)
 from vit_jax.data.dataset import Dataset, Source
 from vit_jax.data.fingerprint import Fingerprint, fingerprint
 from vit_jax.data.pipeline import Shard, SkippedImages, eval_batches, train_batches
@@ -84,8 +89,9 @@ def open_inputs(
 ) -> Inputs:
     """Opens the data set of a training run, checks its size and classes, and logs them.
 
-    No image is read. All processes must call this. The batches are this process's part:
-    `config.batch_size` and `config.eval_batch_size` are of all processes together.
+    No image is read, but the first to test on of a tfds data set, for its label. All processes must
+    call this. The batches are this process's part: `config.batch_size` and `config.eval_batch_size`
+    are of all processes together.
 
     Args:
       config: see `vit_jax.config.default`.
@@ -95,7 +101,8 @@ def open_inputs(
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
       ValueError: there is no such data set or split, the training split has fewer images than a
-        batch, some of its classes have none, or the processes see different images.
+        batch, some of its classes have none, the test split has no labels, or the processes see
+        different images.
       ImportError, ConnectionError: as `open_dataset`.
     """
     if dataset is None:
@@ -119,6 +126,8 @@ def open_inputs(
         labels=labels,
     )
     warn_of_test_split(dataset, train_split, test_split, labels=labels)
+    if labels:
+        require_test_labels(dataset, test_source, test_split)
     data = fingerprint(dataset, labels=labels, train=train, test=test)
     _check_same_on_all(data, config.data.name)
     skipped = SkippedImages()

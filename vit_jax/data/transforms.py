@@ -10,6 +10,7 @@ row here. Those of evaluation are in `data.resizing`.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import warnings
@@ -137,33 +138,78 @@ def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.flip(image, 1) if rng.random() < 0.5 else image
 
 
-def inception_crop(
-    image: np.ndarray,
-    size: tuple[int, int],
+def inception_window(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    area: tuple[float, float] = (0.05, 1.0),
+    aspect: tuple[float, float] = (0.75, 1.33),
+) -> tuple[int, int, int, int]:
+    """Returns a random rectangle of an image, (top, left, height, width) in pixels.
+
+    It is Inception's crop (Szegedy et al., arXiv 1409.4842, section 6) as the published models were
+    trained with it: TensorFlow's `sample_distorted_bounding_box`. The aspect ratio is drawn, then
+    the height, both uniformly. So the density of the area A falls as 1 / sqrt(A). If a hundred
+    draws in a row don't fit, the rectangle is the whole image.
+
+    Args:
+      height, width: of the image, in pixels.
+      rng: where all is drawn from.
+      area: smallest and largest share of the image's area.
+      aspect: smallest and largest width / height.
+    """
+    least, most = (share * height * width for share in area)
+    for _ in range(100):
+        ratio = rng.uniform(*aspect)
+        lowest, highest = (round(math.sqrt(x / ratio)) for x in (least, most))
+        highest = min(highest, height, int((width + 0.5) / ratio))
+        drawn = int(rng.integers(min(lowest, highest), highest + 1))
+        for h in (drawn, drawn + 1, drawn - 1):  # rounding may leave the bounds by a pixel
+            w = round(h * ratio)
+            if least <= w * h <= most and 0 < w <= width and 0 < h <= height:
+                return _at_random_place(height, width, h, w, rng)
+    return 0, 0, height, width
+
+
+def torchvision_window(
+    height: int,
+    width: int,
     rng: np.random.Generator,
     area: tuple[float, float] = (0.05, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """Returns a random rectangle of the image, resized (Szegedy et al., arXiv 1409.4842, sec. 6).
+) -> tuple[int, int, int, int]:
+    """Returns a random rectangle of an image as torchvision's `RandomResizedCrop` draws it.
 
-    If ten draws in a row don't fit into the image, the whole image is resized.
-
-    Args:
-      image: uint8 RGB (height, width, 3).
-      size: (h, w) of the result.
-      rng: where area, aspect ratio and place are drawn from.
-      area: smallest and largest share of the image's area; drawn uniformly.
-      aspect: smallest and largest width / height; the logarithm is drawn uniformly.
+    The area is drawn uniformly, and so is the logarithm of the aspect ratio: rectangles are larger
+    than those of `inception_window`, whose arguments and result it has. If ten draws in a row don't
+    fit, the rectangle is the whole image.
     """
-    height, width = image.shape[:2]
     for _ in range(10):
         target = height * width * rng.uniform(*area)
         ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            return resize(image[top : top + h, left : left + w], size)
-    return resize(image, size)
+            return _at_random_place(height, width, h, w, rng)
+    return 0, 0, height, width
+
+
+def _at_random_place(
+    height: int, width: int, h: int, w: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Returns a rectangle of (h, w) pixels at a random place of an image of (height, width)."""
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+def _cut(
+    draw: Callable[..., tuple[int, int, int, int]],
+    image: np.ndarray,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    options: ConfigDict,
+) -> np.ndarray:
+    """Returns a random rectangle of an image, resized to (h, w)."""
+    top, left, h, w = draw(*image.shape[:2], rng, area=(options.crop_area, 1.0))
+    return resize(image[top : top + h, left : left + w], size)
 
 
 def resize_and_random_crop(
@@ -180,9 +226,8 @@ def resize_and_random_crop(
 TRAIN_CROPS: dict[
     str, Callable[[np.ndarray, tuple[int, int], np.random.Generator, ConfigDict], np.ndarray]
 ] = {
-    "inception": lambda image, size, rng, options: inception_crop(
-        image, size, rng, area=(options.crop_area, 1.0)
-    ),
+    "inception": functools.partial(_cut, inception_window),
+    "torchvision": functools.partial(_cut, torchvision_window),
     "resize": lambda image, size, rng, options: resize_and_random_crop(
         image, size, rng, view_of(options).crop_fraction
     ),

@@ -2,11 +2,13 @@
 
 A regularised least-squares regression maps the features of a few images of each class to targets
 in {-1, 1}, one for each class. The largest output is the prediction. The solution is computed in
-float64 on the host.
+float64 on the host. The paper doesn't say how strong the regularisation is: `fit` chooses it, and
+`fit_with_penalty` takes it, as the public code does.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 # The strengths of regularisation that are tried, for features of variance one.
 PENALTIES = tuple(4.0**exponent for exponent in range(-5, 13))
+_CONSTANT = 100.0  # the feature whose weight is the bias in the public code
 
 
 class Score(NamedTuple):
@@ -89,6 +92,26 @@ def fit(
     best = min(penalties, key=left_out_error)
     weights = vt.T @ ((s / (s**2 + best))[:, None] * projected)
     return Probe(mean, scale, weights, bias, best)
+
+
+def fit_with_penalty(
+    features: np.ndarray, labels: np.ndarray, num_classes: int, penalty: float
+) -> Probe:
+    """Returns the least-squares classifier of a strength of regularisation, as the public code has.
+
+    It is big_vision's `fewshot_lsr`, whose usual strength is 1024. Features are scaled as in `fit`.
+    The bias is the weight of one more feature, which is 100 in all images: it is regularised, too.
+
+    Args:
+      features, labels, num_classes: as for `fit`.
+      penalty: factor of the squared norm of the weights.
+    """
+    x = np.asarray(features, np.float64)
+    mean, scale = x.mean(0), x.std(0) + 1e-5
+    x = np.pad((x - mean) / scale, ((0, 0), (0, 1)), constant_values=_CONSTANT)
+    targets = 2.0 * np.eye(num_classes)[labels] - 1.0
+    weights = x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(len(x)), targets)
+    return Probe(mean, scale, weights[:-1], _CONSTANT * weights[-1], penalty)
 
 
 def draw_examples(
@@ -160,6 +183,7 @@ class FewShot:
       seeds: how many times the examples are drawn. There is a classifier for each draw and
         each number of shots.
       batches: (source, num_classes=) -> evaluation batches of the source.
+      penalty: see `fit_with_penalty`. None chooses it, see `fit`.
       skip: see `draw_examples`.
       test_split: what summaries call the test examples, such as "train[85%:]".
 
@@ -176,10 +200,12 @@ class FewShot:
         shots: Sequence[int],
         seeds: int,
         batches: Callable[..., Iterable[Batch]],
+        penalty: float | None = None,
         skip: bool = False,
         test_split: str = "",
     ):
         self.test_split = test_split
+        self._fit = functools.partial(fit_with_penalty, penalty=penalty) if penalty else fit
         self._num_classes, self._shots = num_classes, tuple(shots)
         self._draws = np.stack(
             [
@@ -210,7 +236,8 @@ class FewShot:
         for shots in self._shots:
             for seed, drawn in enumerate(self._draws):
                 labels = np.repeat(np.arange(self._num_classes), shots)
-                probe = fit(train_features[drawn[:, :shots].ravel()], labels, self._num_classes)
+                drawn_features = train_features[drawn[:, :shots].ravel()]
+                probe = self._fit(drawn_features, labels, self._num_classes)
                 accuracy = float((probe.predict(test_features) == test_labels).mean())
                 scores.append(Score(shots, seed, probe.penalty, accuracy, len(test_labels)))
         return scores
@@ -243,6 +270,7 @@ def open_few_shot(
         num_classes=len(dataset.class_names),
         shots=config.fewshot.shots,
         seeds=config.fewshot.seeds,
+        penalty=config.fewshot.penalty,
         batches=batches,
         skip=config.data.on_error == "skip",
         test_split=test_split,

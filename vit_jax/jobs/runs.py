@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _OF_THE_RESULT = (
     *("total_steps", "epochs", "init_from", "init_resize", "init_average", "init_head"),
     *("data.test", "data.eval_crop", "data.eval_resize", "data.on_error", "on_nonfinite"),
-    *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "name", "train", "test")),
+    *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "penalty", "name", "train", "test")),
 )
 # What it depends on of the data, see `_fingerprint`.
 _PARTS = ("train", "test", "few-shot train", "few-shot test")

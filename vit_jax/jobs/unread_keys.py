@@ -90,15 +90,14 @@ UNREAD = (
         lambda c: c.objective != "classification",
         "objective is not 'classification'",
     ),
+    Unread(("optim.lr_end",), lambda c: c.optim.decay == "constant", "optim.decay is 'constant'"),
     Unread(("optim.momentum",), lambda c: c.optim.name != "sgd", "optim.name is not 'sgd'"),
     Unread(
         ("optim.beta1", "optim.beta2"),
         lambda c: c.optim.name != "adam",
         "optim.name is not 'adam'",
     ),
-    Unread(
-        ("data.crop_area",), lambda c: c.data.crop != "inception", "data.crop is not 'inception'"
-    ),
+    Unread(("data.crop_area",), lambda c: c.data.crop == "resize", "data.crop is 'resize'"),
     Unread(
         ("data.crop_fraction",),
         lambda c: (c.data.crop != "resize" or not _trains(c)) and c.data.eval_crop == "whole",

@@ -19,6 +19,9 @@ from vit_jax.models.axial import AxialAttention
 
 # What standardising a kernel adds: in BiT to the variance, in stems to the standard deviation.
 BIT_EPSILON, STEM_EPSILON = 1e-10, 1e-5
+# Of BiT. The mean is subtracted before squares are summed, as in big_vision: E[x^2] - E[x]^2 loses
+# digits where a mean is large beside the deviation, as it is in published BiT ResNets.
+bit_norm = functools.partial(nn.GroupNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class StdConv(nn.Module):
@@ -112,7 +115,7 @@ class PreActivationUnit(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         conv = functools.partial(StdConv, bit=True, epsilon=self.kernel_epsilon, dtype=self.dtype)
-        norm = functools.partial(nn.GroupNorm, epsilon=1e-5, dtype=self.dtype)
+        norm = functools.partial(bit_norm, dtype=self.dtype)
         z = nn.relu(norm(name="gn1")(x))
         y = conv(self.features, name="conv1")(z)
         y = nn.relu(norm(name="gn2")(y))
@@ -251,7 +254,7 @@ class ResNet(nn.Module):
             dtype=self.dtype,
         )
         x = _stages(x, self.layers, width, unit)
-        x = nn.relu(nn.GroupNorm(epsilon=1e-5, dtype=self.dtype, name="gn_pre_head")(x))
+        x = nn.relu(bit_norm(dtype=self.dtype, name="gn_pre_head")(x))
         x = x.mean((1, 2))
         if self.num_classes:
             init = nn.initializers.zeros

@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 
 # ------------------------------------------------------------------------------- schedules
 
-# By the value of config.optim.decay: (optim.lr, steps of the decay) -> learning rate by step.
-SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
-    "cosine": optax.cosine_decay_schedule,
-    "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
-    "constant": lambda lr, steps: optax.constant_schedule(lr),
+# By the value of config.optim.decay: (optim.lr, steps, optim.lr_end) -> learning rate by step.
+SCHEDULES: dict[str, Callable[[float, int, float], optax.Schedule]] = {
+    "cosine": lambda lr, steps, end: optax.cosine_decay_schedule(lr, steps, alpha=end / lr),
+    "linear": lambda lr, steps, end: optax.linear_schedule(lr, end, steps),
+    "constant": lambda lr, steps, end: optax.constant_schedule(lr),
 }
 
 
@@ -29,11 +29,12 @@ def learning_rate_schedule(optim: ConfigDict, total_steps: int) -> optax.Schedul
     """Returns the learning rate by step: a linear rise from 0, then the schedule.
 
     Args:
-      optim: `config.optim`; reads `lr`, `warmup_steps` and `decay`, a key of `SCHEDULES`.
+      optim: `config.optim`; reads `lr`, `lr_end`, `warmup_steps` and `decay`, a key of
+        `SCHEDULES`.
       total_steps: length of the run. If the warm-up is longer, the rate only rises.
     """
     steps = max(1, total_steps - optim.warmup_steps)
-    decay = SCHEDULES[optim.decay](optim.lr, steps)
+    decay = SCHEDULES[optim.decay](optim.lr, steps, optim.lr_end)
     if not optim.warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, optim.lr, optim.warmup_steps)
