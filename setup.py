@@ -68,7 +68,7 @@ setup(
     # package.
     package_dir={"": "."},
     packages=find_packages(include=["vit_jax", "vit_jax.*"]),
-    package_data={"vit_jax": ["py.typed", "weights/imagenet2012.tsv"]},
+    package_data={"vit_jax": ["py.typed", "weights/imagenet2012.tsv", "analysis/paper_plan.csv"]},
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)],
     install_requires=[

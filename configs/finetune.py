@@ -5,8 +5,10 @@
         --config.data.image_size=96 --config.batch_size=32 --config.optim.lr=0.03
 
 Time: 66 seconds on two cores (307 images/s), 4 minutes on slower ones.
-Result of one run: 65.7 % test accuracy. The model of the quickstart had only seen drawn flowers of
-48 pixels.
+Result: 57.5 % test accuracy, the mean of three seeds (57.8, 58.8 and 55.9 %). The model of the
+quickstart had only seen drawn flowers of 48 pixels. So small a model, in so few steps, does better
+with weaker crops and no warm-up: 59.2 % (59.7, 58.2 and 59.7 %) with `--config.data.crop=resize
+--config.optim.warmup_steps=0`, which was the recipe before.
 
 The argument is VARIANT,DATASET: a variant of `vit_jax.models.VARIANTS`, and a tfds name or a folder
 of images. `init_from` is a workdir, a file or folder of weights, a URL or a name:

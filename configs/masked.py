@@ -29,7 +29,8 @@ def get_config(argument="Nano/8,rendered_flowers"):
     config = _PRETRAIN["get_config"](argument)
     config.objective = "masked_patches"
     if config.model.pre_logits:  # a recipe of table 3, whose head is not needed here
-        config.model.pre_logits = config.model.dropout = None
+        config.model.pre_logits = config.model.dropout = config.model.head_bias = None
+        config.optim.loss, config.optim.label_smoothing = "softmax", 0.0
         config.epochs, config.total_steps = None, 1_000_000
         config.optim.lr, config.optim.decay, config.optim.lr_end = 2e-4, "cosine", 0.0
     else:

@@ -18,11 +18,11 @@ from vit_jax.cli.errors import stop_at_closed_pipe
 from vit_jax.models.flops import forward_flops, table_6
 from vit_jax.models.params import count_parameters, parameter_shapes
 
-
 # Rows of table 6 that differ by more than 1 %.
 _NOTES = """
 R50+L/16: the paper's 859 for 7 epochs isn't half of its 1668 for 14 epochs. Ours agrees with 1668.
 B/32: the paper's 55 has two digits only; its R50+B/32, with the same blocks, agrees."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m vit_jax.cost`.

@@ -8,6 +8,12 @@ compiles the train step of a configuration for a TPU topology, or for the GPUs o
 a roofline, the time of a step and of the whole run. Nothing is trained; no data and no weights are
 read. `--topology=local` is this machine's devices; TPUs need `pip install -e ".[tpu]"`, GPUs
 `pip install -e ".[cuda]"`.
+
+    python -m vit_jax.plan --paper
+
+prints what the pre-trainings of the paper's tables 2, 3 and 6 need and take on TPU v3, TPU v5e and
+H100, as it was compiled before. `--paper=FILE.csv` compiles for itself what that file lacks, which
+takes hours, and writes each result into it: it can be stopped, and goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vit_jax.analysis import paper
 from vit_jax.analysis.hardware import EXAMPLES
 from vit_jax.analysis.plan_table import format_plan
 from vit_jax.analysis.planning import dataset_size, plan
@@ -37,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs `python -m vit_jax.plan`."""
     args, config = _parse(argv)
     start_logging()
+    if args.paper:
+        _plan_paper(args)
+        return
     if args.topology == "local":
         start_devices()
     else:
@@ -61,6 +71,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(report) if args.json else "\n".join(format_plan(report)))
 
 
+def _plan_paper(args: argparse.Namespace) -> None:
+    """Prints the plan of the paper; compiles what a file of the user's lacks."""
+    try:
+        if args.paper != str(paper.KEPT):
+            without_tpu()
+            topologies = [args.topology] if args.topology else list(paper.TOPOLOGIES)
+            paper.compile_programs(args.paper, paper.programs(topologies), _log)
+        lines = paper.format_paper(paper.read_rows(args.paper))
+    except (OSError, ValueError) as error:
+        sys.exit(describe_error(error))
+    except MEMORY_ERRORS as error:
+        sys.exit(describe_out_of_memory(error, "Take a machine with more memory to compile on."))
+    with stop_at_closed_pipe():
+        print("\n".join(lines))
+
+
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     """Returns the command line's arguments and its configuration."""
     parser = argparse.ArgumentParser(
@@ -70,7 +96,15 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="--config=FILE:ARGUMENT and --config.KEY=VALUE are vit_jax.main's: see its --help",
     )
-    parser.add_argument("--topology", required=True, help=f"such as {', '.join(EXAMPLES)}")
+    parser.add_argument("--topology", help=f"such as {', '.join(EXAMPLES)}")
+    parser.add_argument(
+        "--paper",
+        nargs="?",
+        const=str(paper.KEPT),
+        metavar="FILE.csv",
+        help="print the plan of the paper; with FILE.csv, compile what it lacks first, for "
+        f"{', '.join(paper.TOPOLOGIES)}, or for --topology of these",
+    )
     parser.add_argument("--num_classes", type=int, help="default: the data set's, else 1000")
     parser.add_argument("--images", type=int, help="to train on; default: the data set's")
     parser.add_argument(
@@ -78,6 +112,17 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON instead")
     args, rest = parser.parse_known_args(argv)
+    if args.paper:
+        others = {k: v for k, v in vars(args).items() if k not in ("paper", "topology") and v}
+        compiles = args.paper != str(paper.KEPT)
+        if rest or others or args.topology not in (None, *(paper.TOPOLOGIES if compiles else ())):
+            parser.error(
+                "--paper takes no other flag, and --paper=FILE.csv only --topology, one of "
+                f"{', '.join(paper.TOPOLOGIES)}"
+            )
+        return args, ConfigDict()
+    if args.topology is None:
+        parser.error("--topology is needed, the devices to plan for; or --paper")
     rest = [parser.prog, *rest]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=rest)

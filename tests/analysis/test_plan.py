@@ -293,17 +293,22 @@ def command(*arguments):
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_step_is_compiled_for_a_tpu_that_is_not_there():
-    done = command("--topology=v5e:2x2", "--json")
+@pytest.mark.parametrize(
+    ("topology", "device", "count", "memory"),
+    [("v5e:2x2", "TPU v5 lite", 4, 15.75), ("v3:2x2", "TPU v3", 8, 15.48)],  # a v3's two cores
+)
+def test_a_step_is_compiled_for_a_tpu_that_is_not_there(topology, device, count, memory):
+    """The memory is what XLA names in its messages that a program doesn't fit."""
+    done = command(f"--topology={topology}", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert (report["device"], report["chips"], report["fits"]) == ("TPU v5 lite", 4, True)
-    assert report["memory_bytes"] == 15.75 * 2**30
+    assert (report["device"], report["chips"], report["fits"]) == (device, count, True)
+    assert report["memory_bytes"] == int(memory * 2**30)
     assert report["collectives"]["all-reduce"]["bytes"] > 4 * report["parameters"]
     times = report["step_seconds"]
     assert times["step"] == max(times[x] for x in ("compute", "memory", "interconnect")) > 0
     assert report["run_chip_hours"] == pytest.approx(
-        4 * report["total_steps"] * times["step"] / 3600
+        count * report["total_steps"] * times["step"] / 3600
     )
 
 

@@ -1,4 +1,4 @@
-"""Heads that don't choose one class for an image: refused, but their weights can be fine-tuned."""
+"""Heads that don't tell the classes of an image: refused, but their weights can be fine-tuned."""
 
 import json
 
@@ -13,7 +13,7 @@ from vit_jax.inference.classifier import Classifier
 from vit_jax.weights.api import load, load_params, save
 
 SMALL = dict(width=24, depth=1, mlp_dim=32, num_heads=2, patch_size=8)
-OTHER_PROBLEMS = ("multi_label_classification", "regression", "ordinal", ["regression"])
+OTHER_PROBLEMS = ("regression", "ordinal", ["regression"])
 
 
 @pytest.fixture
@@ -48,6 +48,12 @@ def test_other_problems_are_refused(folder, problem):
 def test_one_class_an_image_is_taken(folder, problem):
     change(folder, problem_type=problem)
     assert load(folder).num_classes == 3
+    assert load(folder).loss == "softmax"
+
+
+def test_several_classes_an_image_are_taken_with_their_sigmoid(folder):
+    change(folder, problem_type="multi_label_classification")
+    assert (load(folder).num_classes, load(folder).loss) == (3, "sigmoid")
 
 
 def test_commands_refuse_and_fine_tuning_goes_on(folder, tmp_path, capsys):

@@ -242,7 +242,7 @@ def test_the_program_cuts_out_what_evaluation_does(crop, tmp_path, rng):
         view = dict(eval_crop=crop, crop_fraction=0.7, eval_resize=resizing)
         checkpoint.config.data.update(view)
         path = tmp_path / f"model{number}.stablehlo"
-        description = {"platforms": [], "class_names": [], **view}
+        description = {"platforms": [], "class_names": [], "probabilities": "softmax", **view}
         description |= {"variant": "Ti/16", "input": {"shape": ["b", 24, 16, 3]}}
         description |= {"output": {"name": "logits", "shape": ["b", CLASSES]}}
         source = program(path, description).replace("call = jax.jit", "call = lambda: jax.jit")

@@ -87,7 +87,7 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"total_steps": 5, "epochs": 2.0}, "epochs", "total_steps is set, too"),
         ({}, "fewshot.seeds", "fewshot.every is 0"),
         ({"optim.name": "adam"}, "optim.momentum", "optim.name is not 'sgd'"),
-        ({"data.crop": "resize"}, "data.crop_area", "data.crop is not 'inception'"),
+        ({"data.crop": "resize"}, "data.crop_area", "data.crop is 'resize'"),
         ({"data.eval_crop": "whole"}, "data.crop_fraction", "neither data.crop is 'resize' nor"),
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
         ({"job": "evaluate"}, "init_average", "tests the average, if there is one"),

@@ -153,7 +153,11 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
     ("variant", "overrides", "message"),
     [
         ("B/17", {}, "closest: B/16"),
-        ("B/16", {"widht": 4}, "has no widht; it takes axial, class_tokens, depth"),
+        (
+            "B/16",
+            {"widht": 4},
+            "has no widht; it takes axial, class_tokens, crop_to_patches, depth",
+        ),
         ("B/16", {"num_heads": 7}, "width=768 is not a multiple of num_heads=7"),
         ("B/16", {"pool": "max"}, "pool='max' is unknown: 'token' or 'gap'"),
         ("B/16", {"registers": -1}, "registers=-1 must be a whole number"),
@@ -172,7 +176,11 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
         ("B/16", {"implementation": "cudnn"}, "not in float32 with a depth of 64"),
         ("B/16", {"scan": True, "stochastic_depth": 0.1}, "stochastic_depth must be 0"),
         ("Axial-B/16", {"pool": "token"}, "no place for a class token: take pool='gap'"),
-        ("R50x1", {"dropout": 0.1}, "Variant R50x1 has no dropout; it takes axial, dtype, kernel_"),
+        (
+            "R50x1",
+            {"dropout": 0.1},
+            "R50x1 has no dropout; it takes axial, dtype, head_bias, kernel_",
+        ),
     ],
 )
 def test_impossible_models_are_explained(variant, overrides, message):

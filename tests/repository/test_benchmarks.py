@@ -6,9 +6,12 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 from conftest import ONE_DEVICE, REPOSITORY
 
+from benchmarks import numerics
 from vit_jax.models.variants import build
 
 pytestmark = pytest.mark.slow
@@ -117,3 +120,21 @@ def test_memory(tmp_path):
     assert row["largest batch"] == row["a device"] > 64
     assert row["state GiB"] < row["total GiB"] <= 0.06
     assert row["MiB an image"] > 0 < row["GFLOPs an image"]
+
+
+def test_numerics(tmp_path):
+    found = rows(tmp_path, "numerics", "--smoke", "--seeds=1")
+    names = ["plain", "custom_vjp", "public formulation"]
+    assert [row["formulation"] for row in found] == names
+    assert all(0 < float(row["logits, %"]) < 5 for row in found)
+    assert all(0 < float(row["gradients, %"]) < 10 for row in found)
+
+
+def test_the_public_formulation_of_the_numerics_is_ours_in_float32(rng):
+    model = build("Nano/8", num_classes=5, dtype=np.float32)
+    images = rng.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    params = numerics.trained_like(shapes, seed=0)
+    public = numerics.public_logits(params, images, depth=model.depth, patch=8, dtype=np.float32)
+    found = model.apply({"params": params}, images)
+    assert numerics.relative_error(public, found) < 3e-6

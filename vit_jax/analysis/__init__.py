@@ -16,5 +16,8 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.analysis.plan_table import format_plan
     from vit_jax.analysis.planning import dataset_size, plan
 
+    # what the paper's pre-trainings take
+    from vit_jax.analysis.paper import compile_programs, format_paper, trainings
+
     # the largest batch, and other ways to fit
     from vit_jax.analysis.suggestions import find_largest_batch, suggest_changes

@@ -24,18 +24,23 @@ class Chip(NamedTuple):
       peak_flops: bfloat16 operations a second.
       memory_bandwidth: bytes a second.
       interconnect_bandwidth: bytes a second that it sends over all its links together.
+      reserved: bytes of a TPU's memory that XLA keeps, as its messages show.
     """
 
     memory: float
     peak_flops: float
     memory_bandwidth: float
     interconnect_bandwidth: float
+    reserved: float = GIB / 4
 
 
 # By JAX's name of the kind. Sources: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e, and NVIDIA's
 # data sheets of the A100, H100 and H200 with NVLink. NVIDIA's peaks are those without sparsity.
-# Both publish the interconnect's bandwidth for two directions; half of it is here.
+# Both publish the interconnect's bandwidth for two directions; half of it is here. Of the TPU v3,
+# JAX's device is a core, half of a chip (cloud.google.com/tpu/docs/v3; its links: Jouppi et al.
+# 2020, "A domain-specific supercomputer for training deep neural networks").
 CHIPS = {
+    "TPU v3": Chip(16 * GIB, 61.5e12, 450e9, 164e9, reserved=0.52 * GIB),
     "TPU v4": Chip(32 * GIB, 275e12, 1228e9, 300e9),
     "TPU v5 lite": Chip(16 * GIB, 197e12, 819e9, 200e9),
     "TPU v5": Chip(95 * GIB, 459e12, 2765e9, 600e9),
@@ -44,8 +49,7 @@ CHIPS = {
     "NVIDIA H100 80GB HBM3": Chip(79 * GIB, 989e12, 3350e9, 450e9),
     "NVIDIA H200": Chip(139 * GIB, 989e12, 4800e9, 450e9),
 }
-RESERVED = GIB // 4  # bytes of a TPU's memory that XLA keeps: it leaves 15.75 of a v5e's 16 GiB
-EXAMPLES = ("v5e:4x4", "v4:2x2x4", "v5p:2x2x2", "v6e:2x4", "h100:8", "local")
+EXAMPLES = ("v5e:4x4", "v4:2x2x4", "v5p:2x2x2", "v6e:2x4", "v3:4x4", "h100:8", "local")
 
 
 class Gpu(NamedTuple):
@@ -104,7 +108,7 @@ def find_topology(name: str) -> Topology:
 
     Args:
       name: "local", for this machine's devices; TPUs, such as "v5e:4x4", where a device is a chip
-        with all its cores; or up to eight GPUs of one host, such as "h100:8".
+        with all its cores, but a core of a v3; or up to eight GPUs of one host, such as "h100:8".
 
     Raises:
       ValueError: there is no such topology, or the memory of this machine's devices is unknown.
@@ -148,7 +152,7 @@ def _find_tpus(name: str) -> Topology:
             raise OSError(f"libtpu can't be used: {message}") from error
         raise ValueError(f"{unknown} ({message})") from error
     chip = CHIPS[devices[0].device_kind]
-    return Topology(devices, int(chip.memory) - RESERVED, chip)
+    return Topology(devices, int(chip.memory - chip.reserved), chip)
 
 
 def _find_gpus(name: str) -> Topology:

@@ -211,16 +211,37 @@ def _bytes_accessed(
     }
     for name, number in operand_numbers.items():
         users = [x for x in inside.values() if name in x.operands]
-        if users and all(x.kind == "dynamic-slice" and x.operands[0] == name for x in users):
-            read[number] = min(read[number], sum(sum(array_bytes(x.shape)) for x in users))
-        elif (
+        if (
             len(users) == 1
             and users[0].kind == "dynamic-update-slice"
             and users[0].operands[0] == name
         ):
             written -= read[number] - sum(array_bytes(inside[users[0].operands[1]].shape))
             read[number] = 0
+        read[number] = min(read[number], _bytes_sliced(name, inside, computations))
     return sum(read) + written
+
+
+def _bytes_sliced(name: str, inside: Computation, computations: dict[str, Computation]) -> float:
+    """Returns the bytes of the slices that a fusion takes of an array.
+
+    It is infinite if the fusion, or one within it, uses the array in another way.
+    """
+    total = 0.0
+    for user in inside.values():
+        if name not in user.operands:
+            continue
+        if user.kind == "fusion":
+            inner = computations[dict(user.called)["calls"]]
+            for key, x in inner.items():
+                number = int(x.rest.partition(")")[0]) if x.kind == "parameter" else None
+                if number is not None and user.operands[number] == name:
+                    total += _bytes_sliced(key, inner, computations)
+        elif user.kind == "dynamic-slice" and user.operands[0] == name:
+            total += sum(array_bytes(user.shape))
+        else:
+            return math.inf
+    return total
 
 
 def _in_slow_memory(shape: str) -> float:

@@ -28,7 +28,7 @@ from vit_jax.checkpoints.integrity import (
 )
 from vit_jax.checkpoints.metadata import metadata_of, read_metadata
 from vit_jax.common.files import absolute, cannot_write, is_bucket, replacing
-from vit_jax.config.keys import image_shape, model_attributes
+from vit_jax.config.keys import image_shape, look_up, model_attributes
 from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.models.attributes import without
 
@@ -42,8 +42,8 @@ class Checkpoint(NamedTuple):
       path: where the checkpoint was read.
       params: a nested dictionary with Linen names. Its leaves are float32 arrays, or objects with a
         shape that NumPy turns into such arrays, and which are read from disk at that moment.
-      config: the configuration of the run. For weights of another code base only `model` and
-        `data.image_size` have a meaning.
+      config: the configuration of the run. For weights of another code base only `model`,
+        `data.image_size` and `optim.loss` have a meaning.
       class_names: names of the classes, in the order of the logits. () if they are not known.
       step: number of updates. 0 for weights of another code base.
       average: the Polyak average of the parameters, a tree like `params`. None if there is none.
@@ -65,6 +65,11 @@ class Checkpoint(NamedTuple):
     def num_classes(self) -> int:
         """The number of logits. 0 if the model has no head."""
         return self.params["head"]["bias"].shape[0] if "head" in self.params else 0
+
+    @property
+    def loss(self) -> str:
+        """What the head was trained with, `optim.loss`: it says what makes its logits shares."""
+        return look_up(self.config, "optim.loss", "softmax")  # early versions had no such key
 
     @property
     def image_shape(self) -> tuple[int, int] | None:

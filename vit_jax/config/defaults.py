@@ -35,7 +35,7 @@ def default() -> ConfigDict:
     config.fsdp = placeholder(int)
 
     # The model. Keys that are set replace the variant's values; None keeps them. ResNets take only
-    # axial, kernel_epsilon, layers and width_factor. See models.attributes.ATTRIBUTES.
+    # axial, head_bias, kernel_epsilon, layers and width_factor. See models.attributes.ATTRIBUTES.
     config.model = ConfigDict()
     config.model.variant = "B/16"  # a row of models.VARIANTS, in any common spelling
     config.model.dropout = placeholder(float)  # probability; paper: 0.1 on ImageNet(-21k), else 0
@@ -45,6 +45,8 @@ def default() -> ConfigDict:
     config.model.pool = placeholder(str)
     config.model.pre_logits = placeholder(bool)  # Dense, tanh before the head; paper: pre-training
     config.model.projection = placeholder(int)  # size of a linear layer after pooling; paper: 0
+    # What the bias of a new head starts with. None: 0. Its authors' pre-training: -10.
+    config.model.head_bias = placeholder(float)
     config.model.positions = placeholder(str)  # "1d" (paper), "2d", "relative", "sincos", "none"
     # Where positions are added: before the encoder, "stem" (paper), or before every block, from a
     # table for each, "layers", or from one table, "shared".
@@ -143,6 +145,10 @@ def default() -> ConfigDict:
     config.optim.beta2 = 0.999  # of Adam: second moment
     config.optim.weight_decay = 0.0  # decoupled, kernels only, times the rate; paper: 0.03 to 0.3
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0: no clipping
+    # Cross-entropy, in training.objective.LOSSES: "softmax" over the classes, or "sigmoid", of each
+    # class by itself, which also takes images with several labels (the paper's authors in
+    # pre-training).
+    config.optim.loss = "softmax"
     config.optim.label_smoothing = 0.0  # probability that is spread evenly over the classes
     config.optim.momentum_dtype = "float32"  # of momentum (Adam: the first moment), or "bfloat16"
     config.optim.polyak = 0.0  # decay of the averaged parameters; 0: no average; paper: 0.9999
@@ -157,8 +163,8 @@ def default() -> ConfigDict:
     config.fewshot.every = 0  # steps of training between two evaluations, and at the end; 0: none
     config.fewshot.shots = (1, 5, 10, 25)  # examples of each class; paper: 5 in most tables
     config.fewshot.seeds = 3  # how many times the examples are drawn
-    # Strength of regularisation, of the bias, too; public code: 1024. None: the best by leave-one-out
-    # error, without regularising the bias.
+    # Strength of regularisation, of the bias, too; public code: 1024. None: the best by
+    # leave-one-out error, without regularising the bias.
     config.fewshot.penalty = placeholder(float)
     config.fewshot.name = placeholder(str)  # data set; None: data.name and its splits
     config.fewshot.train = placeholder(str)  # split that examples are drawn from

@@ -17,7 +17,14 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.data.checks import check_folder, require_decodable, require_trainable
 
     # what every data set is made of
-    from vit_jax.data.dataset import Dataset, Example, ExampleError, ReadError, Source
+    from vit_jax.data.dataset import (
+        Dataset,
+        Example,
+        ExampleError,
+        ReadError,
+        Source,
+        is_multi_label,
+    )
 
     # what tells data from others
     from vit_jax.data.fingerprint import Fingerprint, find_differences

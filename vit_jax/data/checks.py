@@ -13,7 +13,7 @@ from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArrayDataset
-from vit_jax.data.dataset import Dataset, ExampleError, Source
+from vit_jax.data.dataset import Dataset, ExampleError, Source, classes_of, is_multi_label
 from vit_jax.data.folders import FolderDataset, FolderSource, parts_of
 from vit_jax.data.pipeline import check_label, decode_example
 from vit_jax.data.splits import count_shared, default_splits
@@ -46,7 +46,7 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
         )
     if not labels:
         return
-    if len(dataset.class_names) < 2:
+    if len(dataset.class_names) < 2 and not is_multi_label(dataset.source(split)):
         raise ValueError(
             f"There is only one class, {first_few(dataset.class_names)}, so there is nothing to "
             f"tell apart: give images of two or more. A folder has a subfolder for each class."
@@ -59,6 +59,48 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
             f"{where} has no images to train on ({split}) for {len(empty)} of its "
             f"{len(dataset.class_names)} classes: {first_few(empty, _LISTED)}. Add images of them, "
             f"or leave these classes out, or, if data.train is a part, take a larger one."
+        )
+
+
+def require_loss_for_labels(source: Source, loss: str, data: str, checkpoint: str = "") -> None:
+    """Raises an error if images may have several labels, or none, and the loss needs one.
+
+    Args:
+      source: examples to train or to test on; none is read.
+      loss: `config.optim.loss`.
+      data: the name of the data set, for the message.
+      checkpoint: what was trained with this loss; "" for the run that is to begin.
+
+    Raises:
+      ValueError: the loss is not "sigmoid". If the labels are those of a labels.csv, the message
+        names an image.
+    """
+    if loss == "sigmoid" or not is_multi_label(source):
+        return
+    files = source.files if isinstance(source, FolderSource) else ()
+    counts = ((path, len(classes_of(label))) for path, label in files)
+    example = next((f" ({printable(x)} has {n})" for x, n in counts if n != 1), "")
+    advice = "To train on all labels, set --config.optim.loss=sigmoid."
+    if checkpoint:
+        advice = f"{printable(checkpoint)} was trained with it: take one trained with 'sigmoid'."
+    raise ValueError(
+        f"Images of {printable(data)} can have several labels, or none{example}, and "
+        f"optim.loss='{loss}' takes one label an image. {advice}"
+    )
+
+
+def require_one_label(source: Source, data: str) -> None:
+    """Raises ValueError if images may have several labels, of which few-shot evaluation needs one.
+
+    Args:
+      source: examples to draw from; none is read.
+      data: the name of the data set, for the message.
+    """
+    if is_multi_label(source):
+        raise ValueError(
+            f"Few-shot evaluation draws images of each class, and those of {printable(data)} can "
+            f"have several labels, or none: name data with one label an image as fewshot.name, or "
+            f"set fewshot.every=0."
         )
 
 
@@ -137,7 +179,7 @@ def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> lis
     """
     source = dataset.source(split)
     members = source.files if isinstance(source, FolderSource) else source.examples
-    found = {label for _, label in members}
+    found = {x for _, label in members for x in classes_of(label)}
     return [name for label, name in enumerate(dataset.class_names) if label not in found]
 
 

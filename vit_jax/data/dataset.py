@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+Label = int | tuple[int, ...]  # one class; or all classes of an image, sorted
+
 
 class Example(NamedTuple):
     """An example as it is stored.
@@ -18,12 +20,13 @@ class Example(NamedTuple):
     Attributes:
       image: the bytes of an encoded image, such as a JPEG file's; or a decoded image, uint8 RGB
         (h, w, 3).
-      label: the class, counted from 0; negative if the split has no labels.
+      label: the class, counted from 0; negative if the split has no labels. Where images have
+        several labels, or none, see `is_multi_label`, the classes of all of them, as a tuple.
       id: a name for messages, such as the file's path.
     """
 
     image: bytes | np.ndarray
-    label: int
+    label: Label
     id: str
 
 
@@ -64,7 +67,8 @@ class Source(Protocol):
     """A sequence of examples that are read by index, by several threads at once.
 
     Reading raises `ExampleError` if the example is damaged, and `ReadError` if it can't be read for
-    another reason, which may be transient.
+    another reason, which may be transient. A source whose labels are tuples has an attribute
+    `multi_label`, which is True.
     """
 
     def __len__(self) -> int: ...
@@ -72,8 +76,18 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+def is_multi_label(source: Source) -> bool:
+    """Returns True if the images of a source may have several labels, or none."""
+    return getattr(source, "multi_label", False)
+
+
+def classes_of(label: Label) -> tuple[int, ...]:
+    """Returns the classes of an example's label."""
+    return label if isinstance(label, tuple) else (label,)
+
+
 class Dataset(Protocol):
-    """A set of images, each of one class.
+    """A set of images with labels.
 
     Attributes:
       name: stands for these images, and for no others: a run that is resumed compares it.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import class_name, from_system
-from vit_jax.data.dataset import Dataset, Source
+from vit_jax.data.dataset import Dataset, Source, classes_of
 from vit_jax.data.folders import FolderDataset, FolderSource
 from vit_jax.data.splits import absolute_parts
 
@@ -29,9 +29,10 @@ class Fingerprint(NamedTuple):
 def fingerprint(dataset: Dataset, *, labels: bool, **splits: tuple[str, Source]) -> Fingerprint:
     """Returns the fingerprint of what a run reads of a data set; no image is read.
 
-    It is the same on every machine. The name of a folder's image is its path in the folder. Images
-    of other data sets have no names: these are told by the data set's name, with its version, and
-    by the numbers of the split's first and last example.
+    It is the same on every machine. The name of a folder's image is its path in the folder, with
+    its labels if a labels.csv gives them. Images of other data sets have no names: these are told
+    by the data set's name, with its version, and by the numbers of the split's first and last
+    example.
 
     Args:
       dataset: what `open_dataset` returns.
@@ -50,8 +51,11 @@ def _ids(dataset: Dataset, split: str, source: Source) -> list[bytes]:
     """Returns names that tell the images of a split from others: one for each, or for all."""
     if isinstance(dataset, FolderDataset) and isinstance(source, FolderSource):
         start = len(str(dataset.folder / "x")) - 1
-        paths = (from_system(str(path)[start:]) for path, _ in source.files)
-        return [path.encode("utf-8", "surrogateescape") for path in paths]
+        names = []
+        for path, label in source.files:
+            labels = f"\t{classes_of(label)}" if dataset.has_labels_file else ""  # else in the path
+            names.append(f"{from_system(str(path)[start:])}{labels}")
+        return [name.encode("utf-8", "surrogateescape") for name in names]
     parts = absolute_parts(split, dataset.splits)
     return [f"{dataset.name} {p.splitname} {p.from_} {p.to}".encode() for p in parts]
 
@@ -85,7 +89,7 @@ def find_differences(
         else:
             found.append(
                 f"the {part} split, {now['split']}, has {now['images']} images as before, but some "
-                f"are others or have other names"
+                f"are others, or have other names or labels"
             )
     return found
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import check_distinct, class_of_folder, from_system, printable
+from vit_jax.data.dataset import Label
 from vit_jax.data.image_files import (
     IMAGE_SUFFIXES,
     ImageFiles,
@@ -32,15 +33,18 @@ class Layout(NamedTuple):
 
     Attributes:
       class_names: in order.
-      files: {split: {class: paths}}, of every split that has images.
+      files: {split: [(path, label)]}, of every split that has images. The labels of all are numbers
+        of classes, or those of all are tuples of them, see `dataset.is_multi_label`.
       unused_images: the images of the folder that are not used, and why, a text each.
       other_files: what else there is, such as "3 .txt files"; "" if there is nothing.
+      has_labels_file: True if the labels are those of a labels.csv.
     """
 
     class_names: tuple[str, ...]
-    files: Mapping[str, Mapping[str, list[pathlib.Path]]]
+    files: Mapping[str, list[tuple[pathlib.Path, Label]]]
     unused_images: list[str]
     other_files: str
+    has_labels_file: bool = False
 
 
 def find_layout(root: pathlib.Path) -> Layout:
@@ -102,7 +106,17 @@ def find_layout(root: pathlib.Path) -> Layout:
     with_images = {split: x for split, x in files.items() if any(x.values())}
     if not with_images:
         raise FileNotFoundError(_no_images(root, loose, unused))
-    return Layout(tuple(names), with_images, unused_images, count_unused(unused))
+    number = {name: label for label, name in enumerate(names)}
+    labelled: dict[str, list[tuple[pathlib.Path, Label]]] = {
+        split: [(path, number[name]) for name, paths in found.items() for path in paths]
+        for split, found in with_images.items()
+    }
+    return Layout(tuple(names), labelled, unused_images, count_unused(unused))
+
+
+def split_of_folder(folder: pathlib.Path) -> str | None:
+    """Returns the split that a folder is by its name; None if it is none."""
+    return _ALL_SPLITS.get(folder.name.lower())
 
 
 def _merge(

@@ -15,8 +15,9 @@ from typing import Any
 from vit_jax.common.files import folders_beside, local_path
 from vit_jax.common.messages import closest, first_few
 from vit_jax.common.names import from_system, printable
-from vit_jax.data.dataset import Dataset, Example, ExampleError, ReadError
+from vit_jax.data.dataset import Dataset, Example, ExampleError, Label, ReadError, classes_of
 from vit_jax.data.folder_layout import find_layout
+from vit_jax.data.labels_file import find_labels
 from vit_jax.data.reading import read_file
 from vit_jax.data.splits import absolute_parts
 
@@ -62,10 +63,11 @@ class FolderSource:
 
     Attributes:
       files: the path and the label of each.
+      multi_label: see `dataset.is_multi_label`.
     """
 
-    def __init__(self, files: Sequence[tuple[pathlib.Path, int]]):
-        self.files = files
+    def __init__(self, files: Sequence[tuple[pathlib.Path, Label]], multi_label: bool = False):
+        self.files, self.multi_label = files, multi_label
 
     def __len__(self) -> int:
         return len(self.files)
@@ -87,6 +89,8 @@ class FolderSource:
 class FolderDataset:
     """Images in `<class>/*`, which are one split, "train", or in `train|val|test/<class>/*`.
 
+    Or images whose labels a file labels.csv gives, see `labels_file.find_labels`.
+
     A slice in per cent, such as `train[85%:]`, holds the files whose `position_of` is in it. So
     files that are added or removed move no other file from one slice to another. Files that are
     numbered in sequence are spread evenly over the slices. Of n other files of a class, a share s
@@ -99,15 +103,19 @@ class FolderDataset:
       folder: the path of the folder.
       class_names: names of the class folders, of all splits together, in alphabetical order. If all
         are numbers, they are in the order of numbers: 0, 1, 2, … 10. See `names.class_of_folder`.
+        Or the labels in labels.csv, in the same order.
       splits: names of the splits that have images, with their numbers of images.
       name: the path of the folder.
       unused_images, other_files: what is not used, see `folder_layout.Layout`.
+      multi_label: True if labels.csv gives an image several labels, or none, in some split. Then
+        all labels are tuples.
+      has_labels_file: True if the labels are those of a labels.csv.
 
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
       ReadError: a folder can't be read at the moment, see `reading.retry`.
-      ValueError: it is not clear what the splits or classes are, see `find_layout`; or `folder`
-        can't be a path of this machine.
+      ValueError: it is not clear what the splits or classes are, see `find_layout` and
+        `find_labels`; or `folder` can't be a path of this machine.
     """
 
     def __init__(self, folder: str | pathlib.Path):
@@ -118,26 +126,18 @@ class FolderDataset:
             raise FileNotFoundError(
                 f"There is no folder {str(folder)!r} to read images from{hint}."
             )
-        layout = find_layout(root)
+        layout = find_labels(root) or find_layout(root)
         self.class_names = layout.class_names
         self.unused_images, self.other_files = layout.unused_images, layout.other_files
-        self._files = {split: self._order(files) for split, files in layout.files.items()}
+        self.has_labels_file = layout.has_labels_file
+        labels = [x for files in layout.files.values() for _, x in files]
+        self.multi_label = any(isinstance(x, tuple) for x in labels)
+        self._files = {split: _order(files) for split, files in layout.files.items()}
         self.splits: Mapping[str, int] = {name: len(files) for name, files in self._files.items()}
-
-    def _order(
-        self, files: Mapping[str, Sequence[pathlib.Path]]
-    ) -> list[tuple[float, pathlib.Path, int]]:
-        """Returns position, path and label of a split's files, of {class: paths}, sorted."""
-        found = [
-            (position_of(path.name), path, label)
-            for label, name in enumerate(self.class_names)
-            for path in files.get(name, ())
-        ]
-        return sorted(found, key=lambda file: (file[0], file[2], from_system(str(file[1]))))
 
     def count_images(self, split: str) -> dict[str, int]:
         """Returns {name of a class: number of its images in a split}, for every class."""
-        counts = Counter(label for _, _, label in self._files[split])
+        counts = Counter(x for _, _, label in self._files[split] for x in classes_of(label))
         return {name: counts[label] for label, name in enumerate(self.class_names)}
 
     def describe(self) -> list[str]:
@@ -161,7 +161,7 @@ class FolderDataset:
         """
         parts = self.parts(split)
         found = [x for p in parts for x in self._files[p.splitname][p.from_ : p.to]]
-        return FolderSource([(path, label) for _, path, label in found])
+        return FolderSource([(path, label) for _, path, label in found], self.multi_label)
 
     def parts(self, split: str) -> list[Any]:
         """Returns the parts of a split, see `absolute_parts`."""
@@ -170,6 +170,12 @@ class FolderDataset:
     def _first_from(self, split: str, position: float) -> int:
         """Returns the number of the first file of a split that has at least a position."""
         return bisect.bisect_left(self._files[split], position, key=operator.itemgetter(0))
+
+
+def _order(files: Sequence[tuple[pathlib.Path, Label]]) -> list[tuple[float, pathlib.Path, Label]]:
+    """Returns position, path and label of a split's files, sorted."""
+    found = [(position_of(path.name), path, label) for path, label in files]
+    return sorted(found, key=lambda x: (x[0], classes_of(x[2]), from_system(str(x[1]))))
 
 
 def parts_of(dataset: Dataset, split: str) -> list[Any]:

@@ -19,6 +19,7 @@ from vit_jax.common.names import printable
 from vit_jax.data.batch import Batch
 from vit_jax.data.checks import (
     require_decodable,
+    require_loss_for_labels,
     require_test_labels,
     require_trainable,
     warn_of_test_split,
@@ -101,8 +102,8 @@ def open_inputs(
     Raises:
       FileNotFoundError: there is no such folder, or it has no images.
       ValueError: there is no such data set or split, the training split has fewer images than a
-        batch, some of its classes have none, the test split has no labels, or the processes see
-        different images.
+        batch, some of its classes have none, images have several labels and `optim.loss` takes one,
+        the test split has no labels, or the processes see different images.
       ImportError, ConnectionError: as `open_dataset`.
     """
     if dataset is None:
@@ -127,6 +128,7 @@ def open_inputs(
     )
     warn_of_test_split(dataset, train_split, test_split, labels=labels)
     if labels:
+        require_loss_for_labels(train_source, config.optim.loss, config.data.name)
         require_test_labels(dataset, test_source, test_split)
     data = fingerprint(dataset, labels=labels, train=train, test=test)
     _check_same_on_all(data, config.data.name)

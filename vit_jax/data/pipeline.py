@@ -9,9 +9,10 @@ run, see `data.reading`.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import grain
@@ -23,7 +24,14 @@ from vit_jax.common import host
 from vit_jax.config.keys import image_shape
 from vit_jax.data import transforms
 from vit_jax.data.batch import Batch, empty_batch
-from vit_jax.data.dataset import Example, ExampleError, ReadError, Source
+from vit_jax.data.dataset import (
+    Example,
+    ExampleError,
+    ReadError,
+    Source,
+    classes_of,
+    is_multi_label,
+)
 from vit_jax.data.randaugment import rand_augment
 from vit_jax.data.reading import retry
 
@@ -111,8 +119,10 @@ def train_batches(
         )
         return image, example
 
+    empty = _empty(source, batch_size, size, num_classes)
+
     def collate(examples: list[tuple[np.ndarray, Example]]) -> Batch:
-        return _collate(examples, num_classes, batch_size, size)
+        return _collate(examples, num_classes, empty())
 
     examples = _order(len(source), seed).map_with_index(augment)[shard.process :: shard.processes]
     batches = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
@@ -177,6 +187,7 @@ def eval_batches(
     """
     size = image_shape(options.image_size)
     reader = _Reader(source, options, skipped)
+    empty = _empty(source, batch_size, size, num_classes)
 
     def view(index: int) -> tuple[np.ndarray, Example] | None:
         if index >= len(source) or (found := reader.read(index)) is None:
@@ -188,7 +199,7 @@ def eval_batches(
         examples = [view(index) for index in indices]
         if not any(examples):
             reader.read_usable(0)  # raises an error if no image of the source can be used
-        return _collate(examples, num_classes, batch_size, size)
+        return _collate(examples, num_classes, empty())
 
     steps = -(-len(source) // (batch_size * shard.processes))
     indices = grain.MapDataset.range(steps * batch_size * shard.processes)
@@ -218,11 +229,11 @@ def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
 
 
 def check_label(example: Example, num_classes: int) -> None:
-    """Raises ExampleError if an example's label is not in 0 … `num_classes` - 1."""
-    if not 0 <= example.label < num_classes:
+    """Raises ExampleError if a label of an example is not in 0 … `num_classes` - 1."""
+    if wrong := [x for x in classes_of(example.label) if not 0 <= x < num_classes]:
         raise ExampleError(
             example.id,
-            f"has the label {example.label}, but there are {num_classes} classes counted from 0: "
+            f"has the label {wrong[0]}, but there are {num_classes} classes counted from 0: "
             f"a split without labels can't be trained or evaluated on",
         )
 
@@ -268,19 +279,30 @@ class _Reader:
         raise ValueError(f"None of {count} images can be used, such as {self._bad[index]}.")
 
 
+def _empty(
+    source: Source, batch_size: int, size: tuple[int, int], num_classes: int
+) -> Callable[[], Batch]:
+    """Returns the function that makes a batch for examples of a source, without examples."""
+    label_shape = (num_classes,) if is_multi_label(source) else ()
+    return functools.partial(empty_batch, batch_size, size, label_shape=label_shape)
+
+
 def _collate(
-    examples: Sequence[tuple[np.ndarray, Example] | None],
-    num_classes: int,
-    batch_size: int,
-    size: tuple[int, int],
+    examples: Sequence[tuple[np.ndarray, Example] | None], num_classes: int, batch: Batch
 ) -> Batch:
-    """Returns a batch of the examples, each in its place; where one is None, the mask is False."""
-    batch = empty_batch(batch_size, size)
+    """Puts the examples into a batch without any, each in its place, and returns it.
+
+    Where one is None, the mask stays False.
+    """
     for i, found in enumerate(examples):
         if found is not None:
             image, example = found
             check_label(example, num_classes)
-            batch["image"][i], batch["label"][i], batch["mask"][i] = image, example.label, True
+            batch["image"][i], batch["mask"][i] = image, True
+            if isinstance(example.label, tuple):
+                batch["label"][i, [*example.label]] = True
+            else:
+                batch["label"][i] = example.label
     return batch
 
 

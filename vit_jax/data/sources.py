@@ -18,7 +18,7 @@ from vit_jax.common.names import printable
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
 from vit_jax.data.builders.record_files import system_errors
-from vit_jax.data.dataset import Dataset, Example, ExampleError, Source
+from vit_jax.data.dataset import Dataset, Example, ExampleError, Label, Source
 from vit_jax.data.folders import FolderDataset
 from vit_jax.data.reading import retry
 from vit_jax.data.splits import default_splits, parse_split
@@ -41,16 +41,19 @@ class TfdsSource:
       read: takes a record, returns the image's bytes and the label.
       name: name of the data set and split, for the examples' ids.
       files: the path of each file that the records are in, and the numbers of these records there.
+      multi_label: see `dataset.is_multi_label`.
     """
 
     def __init__(
         self,
         open_records: Callable[[], Sequence[vtab.Record]],
-        read: Callable[[vtab.Record], tuple[bytes, int]],
+        read: Callable[[vtab.Record], tuple[bytes, Label]],
         name: str,
         files: Sequence[tuple[str, range]],
+        multi_label: bool = False,
     ):
         self._open_records, self._read, self._name, self._files = open_records, read, name, files
+        self.multi_label = multi_label
         self._records = open_records()
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Example:
         id = f"{self._name} #{index}"
 
-        def read() -> tuple[bytes, int]:
+        def read() -> tuple[bytes, Label]:
             try:
                 with system_errors():
                     return self._read(self._records[index])
@@ -85,6 +88,9 @@ class TfdsSource:
 class TfdsDataset:
     """A tfds data set of images with class labels. It is prepared first if it is not yet.
 
+    The labels are a feature of the kind `ClassLabel`, or `Sequence(ClassLabel)`, of which an image
+    may have several.
+
     Args:
       name: tfds's name, with or without a config and a version.
       data_dir: tfds's folder. None for its default, see `open_dataset`.
@@ -92,7 +98,7 @@ class TfdsDataset:
         features.
 
     Raises:
-      ValueError: the data set does not have images with one class label each.
+      ValueError: the data set does not have images with class labels.
       DataError, FileNotFoundError, ImportError, ConnectionError: as `prepare.open_builder`.
     """
 
@@ -101,15 +107,19 @@ class TfdsDataset:
         info = self._builder.info
         self.name = info.full_name  # with the config and the version
         features = dict(info.features)
-        image_key, label_key = info.supervised_keys or ("image", "label")
+        usual = "labels" if "labels" in features and "label" not in features else "label"
+        image_key, label_key = info.supervised_keys or ("image", usual)
         image_bytes_of, label = (task.image, task.label) if task else (bytes, label_key)
         labels = _named_labels(label, features) if isinstance(label, str) else label
+        self._multi_label = isinstance(label, str) and _is_sequence(features.get(label))
         if not isinstance(features.get(image_key), tfds.features.Image) or not labels.names:
             raise ValueError(
                 f"The tfds data set {name} can't be used for classification: it has the features "
-                f"{', '.join(features)}, and an image with one class label is needed."
+                f"{', '.join(features)}, and an image with a class label, or with a sequence of "
+                f"them, is needed."
             )
-        self._read = lambda record: (image_bytes_of(record[image_key]), int(labels.of(record)))
+        to_label: Callable[[Any], Label] = _to_tuple if self._multi_label else int
+        self._read = lambda record: (image_bytes_of(record[image_key]), to_label(labels.of(record)))
         self.class_names = labels.names
         self.splits: Mapping[str, int] = {
             split: info.splits[split].num_examples for split in info.splits
@@ -133,13 +143,23 @@ class TfdsDataset:
             (file.filename, range(file.skip, file.skip + file.take))
             for file in info.splits[split].file_instructions
         ]
-        return TfdsSource(open_records, self._read, f"{self.name} {split}", files)
+        name = f"{self.name} {split}"
+        return TfdsSource(open_records, self._read, name, files, self._multi_label)
 
 
 def _named_labels(key: str, features: Mapping[str, Any]) -> vtab.Labels:
     """Returns the classes of a feature. They have no names if the feature has none."""
-    names = getattr(features.get(key), "names", None) or ()
+    feature: Any = features.get(key)
+    names = getattr(feature.feature if _is_sequence(feature) else feature, "names", None) or ()
     return vtab.Labels(tuple(names), operator.itemgetter(key))
+
+
+def _is_sequence(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Sequence)
+
+
+def _to_tuple(labels: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted({int(x) for x in labels}))
 
 
 # ------------------------------------------------------------------------------------- opening

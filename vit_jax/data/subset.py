@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vit_jax.data.dataset import Dataset, Example, ExampleError, Source
+from vit_jax.data.dataset import Dataset, Example, ExampleError, Source, classes_of
 
 # tfds gives them the 1,000 classes of ImageNet-1k. 200 have images.
 _NAME_MORE_CLASSES = ("imagenet_a", "imagenet_r")
@@ -27,7 +27,8 @@ class RelabelledSource:
 
     def __getitem__(self, index: int) -> Example:
         example = self._source[index]
-        return example._replace(label=self._new[example.label])
+        (label,) = classes_of(example.label)
+        return example._replace(label=self._new[label])
 
 
 def without_empty_classes(dataset: Dataset, source: Source) -> tuple[tuple[str, ...], Source]:
@@ -43,10 +44,10 @@ def without_empty_classes(dataset: Dataset, source: Source) -> tuple[tuple[str, 
     """
     if dataset.name.split("/")[0] not in _NAME_MORE_CLASSES:
         return tuple(dataset.class_names), source
-    found = set()
+    found: set[int] = set()
     for index in range(len(source)):
         try:
-            found.add(source[index].label)
+            found.update(classes_of(source[index].label))
         except ExampleError:  # the evaluation reads it again, and stops or skips it
             continue
     labels = sorted(found)

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from vit_jax.config.defaults import default
 from vit_jax.data import sources
 from vit_jax.data.batch import Batch
-from vit_jax.data.dataset import Dataset, Example, Source
+from vit_jax.data.checks import require_one_label
+from vit_jax.data.dataset import Dataset, Example, Source, classes_of
 from vit_jax.data.pipeline import decode_example
 from vit_jax.evaluation.evaluator import Evaluator
 from vit_jax.models.patches import to_float
@@ -142,7 +143,7 @@ def draw_examples(
             if skip:
                 continue
             raise
-        label = example.label
+        (label,) = classes_of(example.label)
         if 0 <= label < num_classes and len(found[label]) < shots:
             found[label].append(int(index))
             missing -= 1
@@ -259,6 +260,7 @@ def open_few_shot(
       FileNotFoundError: there is no data.
     """
     dataset, (train_split, train), (test_split, test) = few_shot_splits(config, dataset)
+    require_one_label(train, config.fewshot.name or config.data.name)
     logger.info(
         "few-shot evaluation on %s: examples are drawn from %s (%d images), tested on %s (%d "
         "images)",

@@ -37,7 +37,8 @@ class Prediction(NamedTuple):
 
     Attributes:
       label: the class's name, or "class 3" if the checkpoint has no names.
-      probability: a number in [0, 1]; those of all classes sum to 1.
+      probability: a number in [0, 1]; those of all classes sum to 1, or, of a model trained with
+        `optim.loss="sigmoid"`, each class has a probability of its own.
     """
 
     label: str
@@ -95,9 +96,15 @@ class Classifier:
         self.class_names = self.checkpoint.class_names or tuple(
             f"class {i}" for i in range(checkpoint.num_classes)
         )
+        if self.checkpoint.num_classes and self.checkpoint.loss == "sigmoid":
+            logger.info(
+                "Probabilities are of each class by itself, by a sigmoid, and don't sum to 1: %s "
+                "was trained with optim.loss='sigmoid'.",
+                printable(self.checkpoint.path),
+            )
         self._check_head = functools.cache(functools.partial(check_head, self.checkpoint))
         self._batch_size = batch_size
-        self._model = self.checkpoint.model()
+        self._model, self._is_multi_label = self.checkpoint.model(), checkpoint.loss == "sigmoid"
         self._probabilities = self._on_all_devices(self._compute_probabilities)
         self._features = functools.cache(
             lambda layers: self._on_all_devices(functools.partial(self._compute_features, layers))
@@ -169,7 +176,7 @@ class Classifier:
 
     def _compute_probabilities(self, params: Any, images: jax.Array) -> jax.Array:
         logits: Any = self._model.apply({"params": params}, to_float(images), train=False)
-        return jax.nn.softmax(logits)
+        return jax.nn.sigmoid(logits) if self._is_multi_label else jax.nn.softmax(logits)
 
     def _compute_features(
         self, layers: tuple[int, ...], params: Any, images: jax.Array

@@ -70,6 +70,7 @@ def export(
       `variant`;
       `input` and `output`, each with `name`, `dtype` and `shape`;
       `class_names`, in the order of the logits, empty if they are not known;
+      `probabilities`, what makes them of the logits: "softmax", or "sigmoid" of each by itself;
       `eval_crop`, `crop_fraction` and `eval_resize`: how an image gets the input's size, see
       `config/defaults.py`;
       `parameters`, their number;
@@ -167,6 +168,7 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any]:
         "input": {"name": "images", "dtype": "uint8", "shape": ["b", *shape], "channels": "RGB"},
         "output": {"name": name, "dtype": "float32", "shape": ["b", outputs]},
         "class_names": list(checkpoint.class_names),
+        "probabilities": checkpoint.loss,
         **view_of(checkpoint.config.data)._asdict(),
         "parameters": _parameter_count(checkpoint),
     }

@@ -111,8 +111,7 @@ _CLASSES = '''\
 def classify(file, top=3):
     """Returns the likeliest classes of an image: [(name, probability)]."""
     (logits,) = run(crop(read_image(file))[None])
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    shares = $shares
     best = np.argsort(-shares, kind="stable")[:top]
     return [(NAMES[i] if NAMES else f"class {i}", float(shares[i])) for i in best]
 
@@ -120,6 +119,11 @@ def classify(file, top=3):
 def answer(file):
     """Returns the likeliest classes of an image, as text."""
     return [f"{name} {100 * share:.1f} %" for name, share in classify(file)]'''
+
+_SHARES = {  # by the loss that the head was trained with
+    "softmax": "np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()",
+    "sigmoid": "0.5 + 0.5 * np.tanh(0.5 * logits)  # of each class by itself",
+}
 
 _REPRESENTATION = '''\
 def answer(file):
@@ -140,6 +144,7 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
     images, outputs = description["input"], description["output"]
     has_head = outputs["name"] == "logits"
     parts = _JAX if "platforms" in description else _ONNX
+    answer = _CLASSES.replace("$shares", _SHARES[description["probabilities"]])
     return _PROGRAM.substitute(
         parts,
         packages=f"numpy pillow opencv-python-headless {parts['packages']}",
@@ -154,7 +159,7 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
         pixels=_source(pixels, "_TILE = ", "def from_array"),
         resizing=_source(resizing, "def resize("),
         **{key: repr(description[key]) for key in View._fields},
-        answer=_CLASSES if has_head else _REPRESENTATION,
+        answer=answer if has_head else _REPRESENTATION,
     )
 
 

@@ -17,7 +17,7 @@ from vit_jax.common import files
 from vit_jax.common.names import printable
 from vit_jax.config.keys import model_attributes, run_config
 from vit_jax.evaluation.intervals import wilson_interval
-from vit_jax.jobs.runs import find_test_split, train_once, write_tables
+from vit_jax.jobs.runs import accuracy_of, find_test_split, train_once, write_tables
 from vit_jax.jobs.validation import validate
 from vit_jax.models.flops import forward_flops, training_exaflops
 from vit_jax.models.params import count_parameters
@@ -86,7 +86,7 @@ def _compared(
     images = results[0]["step"] * config.batch_size
     speeds = [r["images_per_second"] for r in results if "images_per_second" in r]
     exaflops = float(f"{training_exaflops(flops, images):.3g}")
-    point = Point(exaflops, [result["test_accuracy"] for result in results], test_images)
+    point = Point(exaflops, [*map(accuracy_of, results)], test_images)
     low, high = wilson_interval(point.mean, test_images)
     row = {
         "run": name,

@@ -18,14 +18,22 @@ from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.config.keys import model_attributes
 from vit_jax.data import sources, splits
-from vit_jax.data.dataset import Dataset
+from vit_jax.data.checks import require_loss_for_labels
+from vit_jax.data.dataset import Dataset, is_multi_label
 from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
 from vit_jax.data.subset import without_empty_classes
 from vit_jax.data.transforms import view_of
+from vit_jax.evaluation.fewshot import feature_extractor
 from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.evaluation.pairing import BY_NUMBER, Pairing, pair_classes, with_classes
-from vit_jax.evaluation.split_metrics import POLYAK, TEST, prefixed, sum_over_batches
+from vit_jax.evaluation.split_metrics import (
+    MEAN_AVERAGE_PRECISION,
+    POLYAK,
+    TEST,
+    measure_split,
+    prefixed,
+)
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.same_data import splits_of_run, warn_of_other_images
 from vit_jax.jobs.validation import validate
@@ -37,7 +45,11 @@ from vit_jax.weights.api import adapt, load
 
 logger = logging.getLogger(__name__)
 
-_SHARES = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy"}  # of images; as tables say it
+_SHARES = {  # of images; as tables say it
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "precision_at_1": "precision at 1",
+}
 _PARAMETERS = {TEST: "trained", POLYAK: "Polyak average"}  # as tables say it
 
 
@@ -61,10 +73,13 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       NAME, NAME_low and NAME_high: the ends of its 95 % interval, see `wilson_interval`;
       `images_per_second`; `skipped_images`, if there were any; `checkpoint`, its path; `table`,
       the path of evaluation.csv; and `confusion_matrix`, the path of a table with one row for each
-      true class and one column for each predicted class, counting images.
+      true class and one column for each predicted class, counting images. If images have several
+      labels, there is no such table, and accuracies are `test_precision_at_1` and
+      `test_mean_average_precision`.
 
     Raises:
-      ValueError: a class of the data can't be paired with one of the checkpoint's, or as `train`.
+      ValueError: a class of the data can't be paired with one of the checkpoint's; or images have
+        several labels, and the checkpoint was trained for one each; or as `train`.
       FileNotFoundError: there is no data or no checkpoint, or no file `data.class_map`.
 
     Example:
@@ -97,31 +112,36 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "%s: evaluated on %s, %s (%d images). %s",
         *(printable(checkpoint.path), printable(config.data.name), split, len(source), reason),
     )
+    require_loss_for_labels(source, checkpoint.loss, config.data.name, checkpoint.path)
     warn_of_other_images(checkpoint, config.data.name, dataset, split, source)
     class_names, source = without_empty_classes(dataset, source)
     pairing = pair_classes(checkpoint, class_names, config.data.name, config.data.class_map)
     _log_pairing(pairing, checkpoint, class_names, config.data.name)
     checkpoint = with_classes(checkpoint, pairing, class_names)
     options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
-    objective = classification(checkpoint.model(dtype=config.dtype), confusion=True)
-    config = fit_evaluation(config, objective.evaluate, checkpoint.params, options.image_size)
+    model, multi_label = checkpoint.model(dtype=config.dtype), is_multi_label(source)
+    objective = classification(
+        model, loss=checkpoint.loss, multi_label=multi_label, confusion=not multi_label
+    )
+    extract = feature_extractor(model)
+    measured_by = extract if multi_label else objective.evaluate
+    config = fit_evaluation(config, measured_by, checkpoint.params, options.image_size)
     make_batches = evaluation_batches(config, options, skipped)
     batches = make_batches(source, num_classes=len(class_names))
-    program = make_program(config, evaluate=objective.evaluate)
+    program = make_program(config, evaluate=objective.evaluate, extract_features=extract)
 
     start = time.monotonic()
-    sums = {TEST: sum_over_batches(program, program.place(checkpoint.params), batches)}
-    seconds = time.monotonic() - start
+    found, sums = measure_split(objective, program, program.place(checkpoint.params), batches)
+    seconds, measured = time.monotonic() - start, {TEST: found}
     if checkpoint.average is not None:
         average = program.place(checkpoint.average)
-        sums[POLYAK] = sum_over_batches(program, average, batches)
-    images = int(sums[TEST]["count"])
-    measured = {prefix: objective.summarize(found) for prefix, found in sums.items()}
+        measured[POLYAK], _ = measure_split(objective, program, average, batches)
+    images = int(sums["count"])
     columns = {prefix: _with_intervals(metrics, images) for prefix, metrics in measured.items()}
 
     matrix, table = folder / "confusion_matrix.csv", folder / "evaluation.csv"
-    if jax.process_index() == 0:
-        counts = zip(class_names, sums[TEST]["confusion"].astype(int), strict=True)
+    if jax.process_index() == 0 and not multi_label:
+        counts = zip(class_names, sums["confusion"].astype(int), strict=True)
         rows = [[name, *row] for name, row in counts]
         write_csv(matrix, [["true \\ predicted", *class_names], *rows])
     where = {"data": config.data.name, "split": split, "images": images}
@@ -143,7 +163,7 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "images_per_second": round(images / seconds, 1),
         "checkpoint": checkpoint.path,
         "table": str(table),
-        "confusion_matrix": str(matrix),
+        **({} if multi_label else {"confusion_matrix": str(matrix)}),
     }
 
 
@@ -182,11 +202,14 @@ def _with_intervals(metrics: dict[str, float], images: int) -> dict[str, float]:
 
 def _shown(metrics: dict[str, float], images: int) -> dict[str, str]:
     """Returns metrics as the Markdown table shows them."""
-    return {"loss": f"{metrics['loss']:.3f}"} | {
+    shown = {"loss": f"{metrics['loss']:.3f}"} | {
         f"{title}, % (95 % interval)": in_percent(metrics[name], images)
         for name, title in _SHARES.items()
         if name in metrics
     }
+    if (mean := metrics.get(MEAN_AVERAGE_PRECISION)) is not None:
+        shown["mean average precision, %"] = f"{100 * mean:.1f}"
+    return shown
 
 
 def open_checkpoint(config: ConfigDict, folder: epath.Path) -> Checkpoint:

@@ -19,6 +19,7 @@ from vit_jax.jobs.nonfinite import ON_NONFINITE
 from vit_jax.models.attributes import DTYPES
 from vit_jax.models.positions import RESIZES
 from vit_jax.training.masked_patches import TARGETS
+from vit_jax.training.objective import LOSSES
 from vit_jax.training.optim import OPTIMIZERS, SCHEDULES
 from vit_jax.training.parallel import STRATEGIES
 from vit_jax.training.setup import OBJECTIVES
@@ -40,6 +41,7 @@ def choices() -> Mapping[str, Collection[str]]:
         "data.on_error": ON_ERROR,
         "optim.name": OPTIMIZERS,
         "optim.decay": SCHEDULES,
+        "optim.loss": LOSSES,
         "optim.momentum_dtype": DTYPES,
         "masked.target": TARGETS,
         "on_nonfinite": ON_NONFINITE,

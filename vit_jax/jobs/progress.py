@@ -15,7 +15,14 @@ from vit_jax.common.bars import progress_bar
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = {"loss": "train_loss", "accuracy": "train_accuracy", "test": "test_accuracy"}
+_SHOWN = {
+    "loss": "train_loss",
+    "accuracy": "train_accuracy",
+    "test": "test_accuracy",
+    "precision at 1": "train_precision_at_1",
+    "test at 1": "test_precision_at_1",
+    "test mAP": "test_mean_average_precision",
+}
 _SPEED = "images_per_second"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -278,7 +279,8 @@ def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
       One text a key: "optim.lr was 0.01, is 0.03".
     """
     defaults, found = default(), []
-    config, saved = with_view(config), with_view(saved)
+    with contextlib.suppress(AttributeError, ValueError):  # a damaged one is compared as it is
+        config, saved = with_view(config), with_view(saved)
     for key in all_keys(defaults):
         if isinstance(defaults[key], ConfigDict) or any(overlap(key, free) for free in MAY_CHANGE):
             continue

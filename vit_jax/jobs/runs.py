@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -158,7 +158,7 @@ def _read_result(path: epath.Path) -> dict[str, Any]:
             raise TypeError("config.model.variant is no text")
         config.data.name, config.optim.lr, int(summary["step"])
         if config.get("objective", "classification") == "classification":
-            float(summary["test_accuracy"])
+            accuracy_of(summary)
         if "data" in stored:
             Fingerprint(**stored["data"])
             [(x["split"], x["images"], x["ids"]) for x in stored["data"]["splits"].values()]
@@ -177,6 +177,12 @@ def _micro_batches_of(workdir: epath.Path, batch_size: int) -> int | None:
     except FileNotFoundError:  # its checkpoints were removed
         return None
     return steps if batch_size % (jax.device_count() * steps) == 0 else None
+
+
+def accuracy_of(summary: Mapping[str, Any]) -> float:
+    """Returns the test accuracy of a run; if its images have several labels, its precision at 1."""
+    precision = "test_precision_at_1"
+    return float(summary[precision if precision in summary else "test_accuracy"])
 
 
 def find_test_split(config: ConfigDict) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from vit_jax.common import files
 from vit_jax.data import sources, splits
 from vit_jax.data.folders import FolderDataset
 from vit_jax.evaluation.intervals import in_percent, with_interval
-from vit_jax.jobs.runs import train_once, write_tables
+from vit_jax.jobs.runs import accuracy_of, train_once, write_tables
 from vit_jax.jobs.validation import validate
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def sweep(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     for rate in rates:
         trial.optim.lr = float(rate)
         result = train_once(trial, folder / f"lr_{rate:g}", checked, first)
-        columns = with_interval("held_out_accuracy", result["test_accuracy"], images)
+        columns = with_interval("held_out_accuracy", accuracy_of(result), images)
         columns["held_out_loss"] = result["test_loss"]
         rows.append(
             {"lr": rate, **{name: round(x, 4) for name, x in columns.items()}}

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.workdir import lock, open_workdir
 from vit_jax.data import pipeline
-from vit_jax.data.dataset import Dataset
+from vit_jax.data.dataset import Dataset, is_multi_label
 from vit_jax.data.inputs import Inputs, open_inputs
 from vit_jax.evaluation.evaluator import Evaluator, is_due, measure
 from vit_jax.evaluation.fewshot import feature_extractor, few_shot_evaluator, open_few_shot
@@ -50,7 +50,8 @@ def train(
       `step`, `test_accuracy`, `test_loss` (nats; for pixels, the squared error),
       `test_top5_accuracy` (with more than 5 classes), `polyak_test_accuracy`… (of the averaged
       parameters), `fewshot_5`… (by shots), `images_per_second` (in training), `checkpoint` (the
-      last one's folder) and, if any, `skipped_updates` and `skipped_images` (by this process).
+      last one's folder) and, if any, `skipped_updates` and `skipped_images` (by this process). If
+      images have several labels, accuracies are `precision_at_1` and `mean_average_precision`.
 
     Raises:
       ValueError: the configuration, data, checkpoint or workdir can't be used; says why.
@@ -98,7 +99,8 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
         pipeline.seek(inputs.train_batches, start.step)  # reads while the step compiles
 
     # -------------------------------------------------------------------------- model and state
-    setup = set_up(config, num_classes=len(class_names), total_steps=total_steps)
+    many = is_multi_label(inputs.train_source)
+    setup = set_up(config, num_classes=len(class_names), total_steps=total_steps, multi_label=many)
     program = make_program(
         config,
         evaluate=setup.objective.evaluate,

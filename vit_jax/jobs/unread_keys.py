@@ -86,7 +86,7 @@ UNREAD = (
         "objective is not 'masked_patches'",
     ),
     Unread(
-        ("data.mixup", "optim.label_smoothing", "init_head"),
+        ("data.mixup", "optim.loss", "optim.label_smoothing", "model.head_bias", "init_head"),
         lambda c: c.objective != "classification",
         "objective is not 'classification'",
     ),

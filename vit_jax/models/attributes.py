@@ -16,6 +16,7 @@ it), and a key in `config/defaults.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -61,6 +62,10 @@ def _wholes(x: Any) -> bool:
 
 def _fraction(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < 1
+
+
+def _finite(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _whole_number(kind: Kind) -> Attribute:
@@ -114,6 +119,7 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "stochastic_depth": _fraction_number("run"),
         "pre_logits": _flag("run"),
         "projection": Attribute("run", _count, "a whole number of at least 0"),
+        "head_bias": Attribute("run", _finite, "a finite number"),
         "remat": _one_of("device", *REMATS),
         "scan": _flag("device"),
         "implementation": _one_of("device", None, *IMPLEMENTATIONS),

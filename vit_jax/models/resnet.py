@@ -218,6 +218,7 @@ class ResNet(nn.Module):
       width_factor: multiplies every width; 1 gives d = 2048.
       axial: True puts row and column attention in the place of the 3x3 convolutions (paper D.6).
       kernel_epsilon: see `StdConv.epsilon`.
+      head_bias: initial value of the head's bias.
       dtype: dtype of the computation; parameters are always float32.
     """
 
@@ -226,6 +227,7 @@ class ResNet(nn.Module):
     width_factor: int = 1
     axial: bool = False
     kernel_epsilon: float | None = None
+    head_bias: float = 0.0
     dtype: Any = jnp.float32
 
     @property
@@ -257,6 +259,12 @@ class ResNet(nn.Module):
         x = nn.relu(bit_norm(dtype=self.dtype, name="gn_pre_head")(x))
         x = x.mean((1, 2))
         if self.num_classes:
-            init = nn.initializers.zeros
-            x = nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="head")(x)
+            head = nn.Dense(
+                self.num_classes,
+                kernel_init=nn.initializers.zeros,
+                bias_init=nn.initializers.constant(self.head_bias),
+                dtype=self.dtype,
+                name="head",
+            )
+            x = head(x)
         return x.astype(jnp.float32)

@@ -28,6 +28,7 @@ class VisionTransformer(nn.Module):
     Attributes:
       num_classes: c; 0 leaves the head out and returns what it would read, the representation. Its
         size is d, or what `pool` and `projection` say.
+      head_bias: initial value of the head's bias.
       patch_size: side of a patch in pixels, or its (height, width). With a stem, pixels are those
         of the feature map.
       crop_to_patches: True leaves out pixels at the bottom and on the right that make no whole
@@ -106,6 +107,7 @@ class VisionTransformer(nn.Module):
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
     remat: str = "none"
+    head_bias: float = 0.0
     scan: bool = False
     implementation: str | None = None
     dtype: Any = jnp.float32
@@ -241,7 +243,11 @@ class VisionTransformer(nn.Module):
             x = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pre_logits")(x))
         if self.num_classes:
             head = nn.Dense(
-                self.num_classes, kernel_init=nn.initializers.zeros, dtype=self.dtype, name="head"
+                self.num_classes,
+                kernel_init=nn.initializers.zeros,
+                bias_init=nn.initializers.constant(self.head_bias),
+                dtype=self.dtype,
+                name="head",
             )
             x = head(x)
         return x.astype(jnp.float32)

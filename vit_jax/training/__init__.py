@@ -5,7 +5,12 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     # objectives; `classification` and `masked_patches` are modules that hold one each
     from vit_jax.training.masked_patches import TARGETS
-    from vit_jax.training.objective import Objective, softmax_cross_entropy
+    from vit_jax.training.objective import (
+        LOSSES,
+        Objective,
+        sigmoid_cross_entropy,
+        softmax_cross_entropy,
+    )
 
     # optimizers and schedules
     from vit_jax.training.optim import (

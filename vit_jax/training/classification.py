@@ -9,49 +9,60 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.patches import to_float
-from vit_jax.training.metrics import METRICS, add_up
+from vit_jax.training.metrics import add_up, choose_metrics, is_one_of
 from vit_jax.training.mixup import apply_mixup
-from vit_jax.training.objective import Objective, softmax_cross_entropy
+from vit_jax.training.objective import LOSSES, Objective
 
 
 def classification(
     model: nn.Module,
     *,
+    loss: str = "softmax",
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
+    multi_label: bool = False,
     confusion: bool = False,
 ) -> Objective:
     """Returns the objective of classification; its batches hold `image`, `label` and `mask`.
 
-    The metrics of training are `loss` and `accuracy`. The sums of a test are `count`, those of
-    `metrics.METRICS` and, if asked for, `confusion`: int32 (c, c), true class by predicted class.
+    The metrics of training are `loss` and `accuracy`, or `precision_at_1` if images have several
+    labels. The sums of a test are `count`, those of `metrics.choose_metrics` and, if asked for,
+    `confusion`: int32 (c, c), true class by predicted class.
 
     Args:
       model: images (b, h, w, 3) -> logits (b, c).
-      label_smoothing: see `softmax_cross_entropy`.
-      mixup: alpha of `apply_mixup`. `accuracy` counts the label with the larger weight.
-      confusion: counts the confusion matrix in a test.
+      loss: a key of `objective.LOSSES`.
+      label_smoothing: see `objective.LOSSES`.
+      mixup: alpha of `apply_mixup`. `accuracy` counts the label with the larger weight, and
+        `precision_at_1` those of the image with the larger weight.
+      multi_label: True if `label` is bool (b, c): every class of each image. Needs the loss
+        "sigmoid".
+      confusion: counts the confusion matrix in a test. Not with `multi_label`.
     """
+    cross_entropy = LOSSES[loss]
+    share = "precision_at_1" if multi_label else "accuracy"
+    metrics = choose_metrics(loss, multi_label=multi_label)
 
-    def loss(params, batch, key):
+    def train_loss(params, batch, key):
         images, label, other, weight = apply_mixup(
             to_float(batch["image"]), batch["label"], jax.random.fold_in(key, 0), mixup
         )
         logits: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
-        total = weight * softmax_cross_entropy(logits, label, label_smoothing).mean()
+        total = weight * cross_entropy(logits, label, label_smoothing).mean()
         if mixup:
-            total += (1 - weight) * softmax_cross_entropy(logits, other, label_smoothing).mean()
-        return total, {"loss": total, "accuracy": (logits.argmax(-1) == label).mean()}
+            total += (1 - weight) * cross_entropy(logits, other, label_smoothing).mean()
+        is_right = is_one_of(logits, label) if multi_label else logits.argmax(-1) == label
+        return total, {"loss": total, share: is_right.mean()}
 
     def evaluate(params, batch):
         logits: Any = model.apply({"params": params}, to_float(batch["image"]), train=False)
         label, mask = batch["label"], batch["mask"]
-        sums = {"count": mask.sum(), **add_up(logits, label, mask)}
+        sums = {"count": mask.sum(), **add_up(metrics, logits, label, mask)}
         if confusion:
             num_classes = logits.shape[-1]
             table = jnp.zeros((num_classes, num_classes), jnp.int32)
             sums["confusion"] = table.at[label, logits.argmax(-1)].add(mask.astype(jnp.int32))
         return sums
 
-    test_metrics = {name: metric.value for name, metric in METRICS.items()}
-    return Objective(model, loss, evaluate, ("loss", "accuracy"), test_metrics)
+    values = {name: metric.value for name, metric in metrics.items()}
+    return Objective(model, train_loss, evaluate, ("loss", share), values, multi_label)

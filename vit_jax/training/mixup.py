@@ -17,17 +17,17 @@ def apply_mixup(
 
     Args:
       images: (b, h, w, 3) float.
-      labels: (b,).
+      labels: (b,), or (b, c) if images have several.
       key: the random key of the weight.
       alpha: 0 leaves the images as they are.
 
     Returns:
-      The images, their labels (b,), the labels (b,) of the images that were blended in, and the
-      weight of the former, in [0.5, 1].
+      The images, their labels, the labels of the images that were blended in, and the weight of the
+      former, in [0.5, 1].
     """
     if not alpha:
         return images, labels, labels, 1.0
     weight = jax.random.beta(key, alpha, alpha)
     weight = jnp.maximum(weight, 1 - weight)
     images = weight * images + (1 - weight) * jnp.roll(images, 1, axis=0)
-    return images, labels, jnp.roll(labels, 1), weight
+    return images, labels, jnp.roll(labels, 1, axis=0), weight

@@ -31,6 +31,8 @@ class Objective(NamedTuple):
         each.
       test_metrics: functions (sum, count) -> metric, by the name of the metric of a test.
         `metrics.csv` has a column `test_NAME` for each.
+      multi_label: True if an example may have several labels, or none. Then its `label` is bool
+        (b, c), and a test also measures the mean average precision.
     """
 
     model: nn.Module
@@ -38,6 +40,7 @@ class Objective(NamedTuple):
     evaluate: Callable[[Any, DeviceBatch], Metrics]
     train_metrics: tuple[str, ...]
     test_metrics: Mapping[str, Callable[[Any, float], float]]
+    multi_label: bool = False
 
     def summarize(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Returns the test metrics of some sums; a metric without a sum is left out."""
@@ -67,3 +70,30 @@ def softmax_cross_entropy(
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+
+
+def sigmoid_cross_entropy(
+    logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Returns the binary cross-entropy in nats, summed over the classes: -> (…) float32.
+
+    Each class has a probability of its own, the sigmoid of its logit. It is the `sigmoid_xent` that
+    the paper's authors trained with (google-research/vision_transformer, issues 2 and 34).
+
+    Args:
+      logits: (…, c) float, any dtype.
+      labels: int (…), classes, from 0; or bool (…, c), True for each class of the example.
+      label_smoothing: s, which makes of a target y in {0, 1} the target (1 - s) y + s / c.
+    """
+    logits = logits.astype(jnp.float32)
+    targets = labels.astype(jnp.float32)
+    if labels.dtype != jnp.bool_:
+        targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=jnp.float32)
+    targets = optax.smooth_labels(targets, label_smoothing)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
+
+
+LOSSES = {  # by the value of config.optim.loss
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+}

@@ -46,21 +46,25 @@ class ObjectiveRow(NamedTuple):
     """A row of `OBJECTIVES`.
 
     Attributes:
-      make: (configuration, model) -> the objective.
+      make: (configuration, model, multi_label) -> the objective, see `set_up`.
       needs_labels: True if the objective reads labels, and the model needs a head for them.
     """
 
-    make: Callable[[ConfigDict, Any], Objective]
+    make: Callable[[ConfigDict, Any, bool], Objective]
     needs_labels: bool
 
 
-def _classification(config: ConfigDict, model: nn.Module) -> Objective:
+def _classification(config: ConfigDict, model: nn.Module, multi_label: bool) -> Objective:
     return classification(
-        model, label_smoothing=config.optim.label_smoothing, mixup=config.data.mixup
+        model,
+        loss=config.optim.loss,
+        label_smoothing=config.optim.label_smoothing,
+        mixup=config.data.mixup,
+        multi_label=multi_label,
     )
 
 
-def _masked_patches(config: ConfigDict, model: VisionTransformer) -> Objective:
+def _masked_patches(config: ConfigDict, model: VisionTransformer, _: bool) -> Objective:
     return masked_patches(model, target=config.masked.target, fraction=config.masked.fraction)
 
 
@@ -75,7 +79,9 @@ def needs_labels(config: ConfigDict) -> bool:
     return OBJECTIVES[config.objective].needs_labels
 
 
-def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
+def set_up(
+    config: ConfigDict, *, num_classes: int, total_steps: int, multi_label: bool = False
+) -> Setup:
     """Returns what a configuration trains: the model, the objective, the update, the first state.
 
     Args:
@@ -83,6 +89,7 @@ def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
         `fit_memory.fit_training`.
       num_classes: the number of classes of the data. Without labels, the model has no head.
       total_steps: the length of the run and of its learning-rate schedule.
+      multi_label: True if the images of the data may have several labels, see `is_multi_label`.
 
     Raises:
       ValueError: the variant doesn't exist, or doesn't take these attributes.
@@ -93,7 +100,7 @@ def set_up(config: ConfigDict, *, num_classes: int, total_steps: int) -> Setup:
         dtype=config.dtype,
         **model_attributes(config),
     )
-    objective = OBJECTIVES[config.objective].make(config, model)
+    objective = OBJECTIVES[config.objective].make(config, model, multi_label)
     learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
     optimizer = optim.optimizer(config.optim, learning_rate)
     max_skipped = config.max_skipped_updates if config.on_nonfinite == "skip" else 0

@@ -31,7 +31,7 @@ from vit_jax.weights.parameter_names.rules import BLOCK, TABLE
 from vit_jax.weights.recognise import side_or_sides
 from vit_jax.weights.safetensors import write_tensors
 from vit_jax.weights.tensor_file import CLASSES as ONE_CLASS
-from vit_jax.weights.tensor_file import file_arrays
+from vit_jax.weights.tensor_file import MULTI_LABEL, file_arrays
 
 _ACTS = {"exact": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 _MLP_RATIOS = range(1, 65)  # that are tried for a gated MLP of DINOv2
@@ -147,7 +147,7 @@ def write_hugging_face(checkpoint: Checkpoint, folder: str | os.PathLike) -> Non
     tensors |= _unused(checkpoint, name)
     if checkpoint.num_classes:
         names = checkpoint.class_names or default_names(checkpoint.num_classes)
-        config["problem_type"] = ONE_CLASS
+        config["problem_type"] = MULTI_LABEL if checkpoint.loss == "sigmoid" else ONE_CLASS
         config["id2label"] = {str(i): name for i, name in enumerate(names)}
         config["label2id"] = {name: i for i, name in enumerate(names)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,11 @@ from vit_jax.weights.loading import loading_lines
 from vit_jax.weights.summary import describe
 
 _LIBRARIES = {"hf": "transformers", "timm": "timm"}
-_METRICS = {"accuracy": "accuracy", "top5_accuracy": "top-5 accuracy"}  # shares of the images
+_METRICS = {  # shares of the images
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "precision_at_1": "precision at 1",
+}
 _HUB_LICENCES = ("apache-2.0", "apple-amlr", "apple-ascl", "cc-by-nc-4.0", "mit")
 _LOCAL_KEYS = ("data.dir", "fewshot.dir", "init_from")  # folders of one machine; or told elsewhere
 _MOST_NAMES = 100  # of classes that are listed

@@ -22,7 +22,7 @@ from vit_jax.weights import folding, shapes
 from vit_jax.weights.layout import Shape
 from vit_jax.weights.named_arrays import comparable_shapes, named_arrays
 from vit_jax.weights.parameter_names.rules import TABLE
-from vit_jax.weights.tensor_file import LazyArray, TensorFile
+from vit_jax.weights.tensor_file import MULTI_LABEL, LazyArray, TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,13 @@ def to_checkpoint(
     return Checkpoint(
         path=file.path,
         params=unflatten_dict(params, sep="/"),
-        config=config_for(variant, image_shape if known else None, view=file.view, **own),
+        config=config_for(
+            variant,
+            image_shape if known else None,
+            view=file.view,
+            loss="sigmoid" if file.problem_type == MULTI_LABEL else "softmax",
+            **own,
+        ),
         class_names=file.class_names if num_classes else (),
         step=0,
         changes=(*file.changes, *changes, *overruled, *left_out),
@@ -222,23 +228,25 @@ def config_for(
     image_size: tuple[int, int] | None,
     *,
     view: Mapping[str, Any] = MappingProxyType({}),
+    loss: str = "softmax",
     **attributes: Any,
 ) -> ConfigDict:
     """Returns a configuration for weights that come without one.
 
-    Only its `model`, `data.image_size` and the keys of `view` have a meaning.
+    Only its `model`, `data.image_size`, `optim.loss` and the keys of `view` have a meaning.
 
     Args:
       variant: name of the model.
       image_size: (height, width) in pixels. None if it is not known.
       view: keys of `config.data` that say how images are resized and cut in evaluation.
+      loss: what the head was trained with, see `Checkpoint.loss`.
       **attributes: attributes of the model that are not those of the variant.
     """
     config = default()
     with config.ignore_type():  # a patch may have two sides
         config.model.update(variant=models.canonical(variant), **attributes)
         config.data.update(**view)
-    config.data.image_size = side_or_sides(image_size)
+    config.data.image_size, config.optim.loss = side_or_sides(image_size), loss
     return config
 
 

@@ -17,7 +17,7 @@ from vit_jax.config.keys import model_attributes
 from vit_jax.data.transforms import View
 from vit_jax.models import attributes
 from vit_jax.weights.checked_json import get_typed, parse_json, two_sides
-from vit_jax.weights.tensor_file import CLASSES, UNCHANGED, TensorFile
+from vit_jax.weights.tensor_file import CLASSES, MULTI_LABEL, UNCHANGED, TensorFile
 
 KEY = "vit_jax"  # of the record, in the metadata of safetensors
 _COMMENT_START = b'{"vit_jax": '  # tells our comment of a zip file from those of other programs
@@ -31,7 +31,7 @@ class Record(NamedTuple):
       model: "variant", and attributes as `models.build` takes them. {} if there is no record.
       image_size: (height, width) in pixels. None if it is not recorded.
       class_names: names of the classes, in the order of the logits. () if they are not recorded.
-      problem_type: what the head answers, `CLASSES`. None if there is no record.
+      problem_type: what the head answers, `CLASSES` or `MULTI_LABEL`. None if there is no record.
       view: how images are resized and cut in evaluation, see `TensorFile`.
     """
 
@@ -67,6 +67,7 @@ def write_record(checkpoint: Checkpoint) -> str:
         "image_size": checkpoint.image_shape,
         "class_names": checkpoint.class_names,
         "view": {key: checkpoint.config.data.get(key) for key in View._fields},
+        "loss": checkpoint.loss,
     }
     return json.dumps(record)
 
@@ -97,7 +98,8 @@ def read_record(path: pathlib.Path, text: str | bytes) -> Record:
         }
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return Record(model, image_size, class_names, CLASSES if model else None, view)
+    problem_type = MULTI_LABEL if record.get("loss") == "sigmoid" else CLASSES
+    return Record(model, image_size, class_names, problem_type if model else None, view)
 
 
 def write_comment(checkpoint: Checkpoint) -> bytes:

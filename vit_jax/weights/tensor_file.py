@@ -17,6 +17,7 @@ from vit_jax.weights.layout import Layout, Place, Shape
 
 UNCHANGED = (0.5, 0.5, 0.5)  # mean and standard deviation that give [-1, 1], as our models take
 CLASSES = "single_label_classification"  # one class an image: a softmax gives the probabilities
+MULTI_LABEL = "multi_label_classification"  # a sigmoid gives the probability of each class
 PROJECTION = "projection"  # into the space that images and texts share
 
 
@@ -33,8 +34,8 @@ class TensorFile(NamedTuple):
       image_size: (height, width) in pixels. None if the file does not say it.
       class_names: names of the classes, in the order of the logits. () if the file does not say
         them.
-      problem_type: what the head answers, as Hugging Face names it: `CLASSES`, or another; or
-        `PROJECTION`. None if the file does not say it.
+      problem_type: what the head answers, as Hugging Face names it: `CLASSES`, `MULTI_LABEL`, or
+        another; or `PROJECTION`. None if the file does not say it.
       mean, std: what was subtracted from pixels in [0, 1], and what the difference was divided by,
         for red, green and blue. None if nothing says it.
       view: how images are resized and cut in evaluation: fields of `data.transforms.View`. {} if
@@ -59,9 +60,9 @@ class TensorFile(NamedTuple):
 
 
 def refused_head(file: TensorFile, num_classes: int) -> str:
-    """Returns why a file's head can't be kept, "" if it chooses one class or there is none."""
+    """Returns why a file's head can't be kept, "" if it tells classes or there is none."""
     problem_type = file.problem_type or ("regression" if num_classes == 1 else CLASSES)
-    if num_classes == 0 or problem_type == CLASSES:
+    if num_classes == 0 or problem_type in (CLASSES, MULTI_LABEL):
         return ""
     reason = "it has a single output, as for regression or for yes and no"
     if file.problem_type == PROJECTION:
@@ -69,7 +70,7 @@ def refused_head(file: TensorFile, num_classes: int) -> str:
     elif file.problem_type:
         reason = f"the config.json beside it has problem_type={file.problem_type!r}"
     return (
-        f"{file.path}: the head doesn't choose one class for an image: {reason}. A softmax of what "
+        f"{file.path}: the head doesn't tell the classes of an image: {reason}. A softmax of what "
         f"it gives would be no probability. Leave the head out: num_classes=0 in vit_jax.load, "
         f"--num_classes=0 in `python -m vit_jax.convert`. Fine-tuning from it needs neither."
     )
