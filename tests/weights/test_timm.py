@@ -194,7 +194,7 @@ def test_flops_equal_the_count_of_pytorch(variant):
             module.fused_attn = False
     with counter, torch.no_grad():
         reference(torch.zeros(1, 3, 224, 224))
-    assert counter.get_total_flops() == forward_flops(variant, 224, num_classes=1000)
+    assert counter.get_total_flops() == forward_flops(variant, 224, num_classes=1000, padding=True)
 
 
 def test_a_folder_of_timms_hub_is_opened(tmp_path):

@@ -158,7 +158,11 @@ def require_test_labels(dataset: Dataset, source: Source, split: str) -> None:
     if isinstance(dataset, FolderDataset | ArrayDataset):
         return
     try:
-        check_label(source[0], len(dataset.class_names))
+        example = source[0]
+    except ExampleError:  # a damaged one is named, or skipped, when it is needed
+        return
+    try:
+        check_label(example, len(dataset.class_names))
     except ExampleError as error:
         others = [name for name in dataset.splits if name != split]
         raise ValueError(
