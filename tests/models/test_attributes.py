@@ -99,7 +99,12 @@ def test_an_attribute_does_what_its_kind_says(rng, name):
         ("class_tokens", [None, 0, 2], [-1, True], "must be a whole number of at least 0, or No"),
         ("final_norm", ["before_pool", "after_pool", "none"], [None], "unknown: 'before_pool' or"),
         ("axial", [True, False], [1, None], "axial=1 must be True or False"),
-        ("head_bias", [0, -10.0], [None, True, float("inf")], "=None must be a finite number"),
+        (
+            "head_bias",
+            [0, -10.0],
+            [None, True, float("inf"), 10**400],
+            "=None must be a finite number",
+        ),
         ("dropout", [0, 0.5], [1, -0.1, False], "dropout=1 must be a number in [0, 1)"),
         ("kernel_epsilon", [None, 1e-8], [2], "kernel_epsilon=2 must be a number in [0, 1), or No"),
         ("positions_at", ["stem", "layers", "shared"], ["top"], "positions_at='top' is unknown: "),

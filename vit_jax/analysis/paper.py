@@ -161,7 +161,7 @@ def compile_programs(
     def write() -> None:
         write_csv(path, [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)])
 
-    write()  # what can't be written is told before anything is compiled
+    write()  # a file that can't be written is refused before anything is compiled
     for variant, data, topology in programs:
         if (variant, data, topology) in done or topology in left_out:
             continue

@@ -96,7 +96,8 @@ class Classifier:
         self.class_names = self.checkpoint.class_names or tuple(
             f"class {i}" for i in range(checkpoint.num_classes)
         )
-        if self.checkpoint.num_classes and self.checkpoint.loss == "sigmoid":
+        self._by_sigmoid = self.checkpoint.loss == "sigmoid"
+        if self.checkpoint.num_classes and self._by_sigmoid:
             logger.info(
                 "Probabilities are of each class by itself, by a sigmoid, and don't sum to 1: %s "
                 "was trained with optim.loss='sigmoid'.",
@@ -104,7 +105,7 @@ class Classifier:
             )
         self._check_head = functools.cache(functools.partial(check_head, self.checkpoint))
         self._batch_size = batch_size
-        self._model, self._is_multi_label = self.checkpoint.model(), checkpoint.loss == "sigmoid"
+        self._model = self.checkpoint.model()
         self._probabilities = self._on_all_devices(self._compute_probabilities)
         self._features = functools.cache(
             lambda layers: self._on_all_devices(functools.partial(self._compute_features, layers))
@@ -176,7 +177,7 @@ class Classifier:
 
     def _compute_probabilities(self, params: Any, images: jax.Array) -> jax.Array:
         logits: Any = self._model.apply({"params": params}, to_float(images), train=False)
-        return jax.nn.sigmoid(logits) if self._is_multi_label else jax.nn.softmax(logits)
+        return jax.nn.sigmoid(logits) if self._by_sigmoid else jax.nn.softmax(logits)
 
     def _compute_features(
         self, layers: tuple[int, ...], params: Any, images: jax.Array

@@ -16,10 +16,11 @@ it), and a key in `config/defaults.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
 
 from vit_jax.models.encoder import MLPS, REMATS
 from vit_jax.models.layers import GELUS, IMPLEMENTATIONS, NORMS
@@ -60,12 +61,13 @@ def _wholes(x: Any) -> bool:
     return isinstance(x, tuple) and all(map(_whole, x))
 
 
-def _fraction(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < 1
-
-
 def _finite(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    largest = float(np.finfo(np.float32).max)
+    return isinstance(x, int | float) and not isinstance(x, bool) and -largest <= x <= largest
+
+
+def _fraction(x: Any) -> bool:
+    return _finite(x) and 0 <= x < 1
 
 
 def _whole_number(kind: Kind) -> Attribute:

@@ -219,6 +219,20 @@ def gelu(x: jax.Array, kind: str, implementation: str) -> jax.Array:
 # ---------------------------------------------------------------------------------------- dense
 
 
+def head_layer(num_classes: int, bias: float, dtype: Any) -> nn.Dense:
+    """Returns the layer of the logits, `head`: (b, d) -> (b, num_classes), in a compact module.
+
+    Its kernel starts with zeros (paper B.1.1), its bias with `bias`.
+    """
+    return nn.Dense(
+        num_classes,
+        kernel_init=nn.initializers.zeros,
+        bias_init=nn.initializers.constant(bias),
+        dtype=dtype,
+        name="head",
+    )
+
+
 class FlatDense(nn.DenseGeneral):
     """Flax's layer over the last axes of x, as one matmul of matrices and the sum with a vector.
 

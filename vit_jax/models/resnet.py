@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.axial import AxialAttention
+from vit_jax.models.layers import head_layer
 
 # What standardising a kernel adds: in BiT to the variance, in stems to the standard deviation.
 BIT_EPSILON, STEM_EPSILON = 1e-10, 1e-5
@@ -259,12 +260,5 @@ class ResNet(nn.Module):
         x = nn.relu(bit_norm(dtype=self.dtype, name="gn_pre_head")(x))
         x = x.mean((1, 2))
         if self.num_classes:
-            head = nn.Dense(
-                self.num_classes,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias),
-                dtype=self.dtype,
-                name="head",
-            )
-            x = head(x)
+            x = head_layer(self.num_classes, self.head_bias, self.dtype)(x)
         return x.astype(jnp.float32)

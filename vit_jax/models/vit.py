@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.encoder import Encoder
-from vit_jax.models.layers import best_implementation, norm_layer
+from vit_jax.models.layers import best_implementation, head_layer, norm_layer
 from vit_jax.models.patches import PatchEmbedding, grid_shape
 from vit_jax.models.pooling import MAPHead, pool_tokens
 from vit_jax.models.resnet import feature_stride, hybrid_stem
@@ -242,12 +242,5 @@ class VisionTransformer(nn.Module):
         if self.pre_logits:
             x = nn.tanh(nn.Dense(self.width, dtype=self.dtype, name="pre_logits")(x))
         if self.num_classes:
-            head = nn.Dense(
-                self.num_classes,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias),
-                dtype=self.dtype,
-                name="head",
-            )
-            x = head(x)
+            x = head_layer(self.num_classes, self.head_bias, self.dtype)(x)
         return x.astype(jnp.float32)

@@ -36,16 +36,13 @@ def named_arrays(file: TensorFile) -> NamedArrays:
     """
     found = layout.recognise_layout(file.layouts, file.shapes)
     places = {theirs: found.places(theirs, shape) for theirs, shape in file.shapes.items()}
+    arrays: dict[str, LazyArray] = {}
     sources: dict[str, str] = {}
     for theirs, these in places.items():
-        for name in list(these) or [theirs]:
+        for name in list(these) or [theirs]:  # an unknown array may have the name of one of ours
             layout.check_alone(file.path, theirs, sources.get(name))
             sources[name] = theirs
-    arrays = {
-        name: stored_array(file, place)
-        for these in places.values()
-        for name, place in these.items()
-    }
+        arrays |= {name: stored_array(file, place) for name, place in these.items()}
     if not arrays:
         titles = " or ".join(dict.fromkeys(x.title for x in file.layouts))
         raise ValueError(
