@@ -1,4 +1,4 @@
-"""The error that bfloat16 adds to logits and gradients: ours and the public formulation's.
+"""The error that bfloat16 adds to logits and gradients: ours, the public formulation's and timm's.
 
 The model is Ti/16 with random parameters whose sizes are like those of trained ones. Each row is
 the relative L2 distance to the same model in float32, for each seed.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import machine
+from vit_jax.models.layers import IMPLEMENTATIONS
 from vit_jax.models.variants import build
+from vit_jax.weights.api import save_params
+
+CLASSES = 1000
+
+
+def implementations() -> tuple[str, ...]:
+    """Returns the implementations that this machine's devices compute."""
+    return IMPLEMENTATIONS if jax.default_backend() == "gpu" else IMPLEMENTATIONS[:2]
 
 
 def public_logits(params: dict, images: jax.Array, *, depth: int, patch: int, dtype: Any):
@@ -98,47 +109,105 @@ def relative_error(found: Any, exact: Any) -> float:
     return (error / sum(float(np.square(np.asarray(b, np.float64)).sum()) for _, b in pairs)) ** 0.5
 
 
-def errors(
-    variant: str, image_size: int, seed: int, implementations: tuple[str, ...], images: int = 4
-) -> dict[str, tuple[float, float]]:
-    """Returns the relative errors of (logits, gradients) in bfloat16, by formulation.
+Errors = dict[str, list[tuple[float, float]]]  # of logits and gradients for each seed, by row
+
+
+def inputs(seed: int, images: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random pixels (b, h, w, 3) in [-1, 1], float32, and labels (b,), int64."""
+    rng = np.random.default_rng(1000 + seed)
+    pixels = rng.uniform(-1, 1, (images, image_size, image_size, 3)).astype(np.float32)
+    return pixels, rng.integers(0, CLASSES, images)
+
+
+def our_errors(
+    variant: str, image_size: int, seeds: int, implementations: Sequence[str], images: int = 4
+) -> Errors:
+    """Returns the errors of our implementations and of the public formulation.
 
     Args:
       variant: name of a model with a class token and learned 1-D positions.
       image_size: in pixels.
-      seed: of parameters, images and labels.
+      seeds: number of draws of parameters, images and labels.
       implementations: of `vit_jax.models.layers`.
       images: number of images.
     """
-    rng = np.random.default_rng(1000 + seed)
-    size = (images, image_size, image_size, 3)
-    pixels = jnp.asarray(rng.uniform(-1, 1, size), jnp.float32)
-    labels = rng.integers(0, 1000, images)
 
-    def measured(logits):
-        def loss(params):
-            y = logits(params, pixels)
+    def program(logits, precision=None):
+        def loss(params, pixels, labels):
+            with jax.default_matmul_precision(precision):
+                y = logits(params, pixels)
             picked = jnp.take_along_axis(jax.nn.log_softmax(y), labels[:, None], 1)
             return -picked.mean(), y
 
-        (_, y), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-        return y, gradients
+        computed = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return lambda *arguments: (lambda out: (out[0][1], out[1]))(computed(*arguments))
 
     def ours(implementation, dtype):
-        model = build(variant, num_classes=1000, implementation=implementation, dtype=dtype)
-        return model, lambda params, x: model.apply({"params": params}, x, train=True)
+        return build(variant, num_classes=CLASSES, implementation=implementation, dtype=dtype)
 
-    model, exact = ours("plain", jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
-    params = trained_like(shapes, seed)
+    def logits_of(model):
+        return lambda params, pixels: model.apply({"params": params}, pixels, train=True)
+
+    model = ours("plain", jnp.float32)
+    exact = program(logits_of(model), "highest")
+    rows = {name: program(logits_of(ours(name, jnp.bfloat16))) for name in implementations}
     public = functools.partial(public_logits, depth=model.depth, patch=model.patch_size)
-    rows = {name: ours(name, jnp.bfloat16)[1] for name in implementations}
-    rows["public formulation"] = functools.partial(public, dtype=jnp.bfloat16)
-    truth = measured(exact)
-    return {
-        name: tuple(relative_error(a, b) for a, b in zip(measured(f), truth, strict=True))
-        for name, f in rows.items()
-    }
+    rows["public formulation"] = program(functools.partial(public, dtype=jnp.bfloat16))
+    found: Errors = {name: [] for name in rows}
+    for seed in range(seeds):
+        pixels, labels = inputs(seed, images, image_size)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
+        arguments = trained_like(shapes, seed), pixels, labels
+        truth = exact(*arguments)
+        for name, compute in rows.items():
+            pairs = zip(compute(*arguments), truth, strict=True)
+            found[name].append(tuple(relative_error(a, b) for a, b in pairs))
+    return found
+
+
+def timm_errors(variant: str, image_size: int, seeds: int, images: int = 4) -> Errors:
+    """Returns the errors of timm's model under PyTorch's autocast, on the same inputs.
+
+    They are relative to timm's model in float32. Arguments are those of `our_errors`.
+    """
+    machine.import_torchvision()
+    import timm
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False
+    ours = build(variant, num_classes=CLASSES)
+    model = timm.models.VisionTransformer(
+        img_size=image_size,
+        patch_size=ours.patch_size,
+        num_classes=CLASSES,
+        embed_dim=ours.width,
+        depth=ours.depth,
+        num_heads=ours.num_heads,
+        mlp_ratio=ours.mlp_dim / ours.width,
+        act_layer=functools.partial(torch.nn.GELU, approximate="tanh"),
+    ).to(device)
+    found = []
+    for seed in range(seeds):
+        pixels, labels = inputs(seed, images, image_size)
+        shapes = jax.eval_shape(ours.init, jax.random.key(0), pixels)["params"]
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/timm.safetensors"
+            save_params(trained_like(shapes, seed), file, variant=variant, format="timm")
+            timm.models.load_checkpoint(model, file)
+        pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
+        labels = torch.from_numpy(labels).to(device)
+
+        def compute(autocast, pixels=pixels, labels=labels):
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                y = model(pixels).float()
+            loss = torch.nn.functional.cross_entropy(y, labels)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            return y.detach().cpu().numpy(), [g.cpu().numpy() for g in gradients]
+
+        pairs = zip(compute(True), compute(False), strict=True)
+        found.append(tuple(relative_error(a, b) for a, b in pairs))
+    return {"timm, autocast": found}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -151,9 +220,10 @@ def main(argv: list[str] | None = None) -> None:
     variant, sizes = ("Nano/8", (32,)) if args.smoke else ("Ti/16", (224, 384))
     rows = []
     for size in sizes:
-        found = [errors(variant, size, s, ("plain", "custom_vjp")) for s in range(args.seeds)]
-        for name in found[0]:
-            logits, gradients = zip(*(f[name] for f in found), strict=True)
+        found = our_errors(variant, size, args.seeds, implementations())
+        found |= timm_errors(variant, size, args.seeds)
+        for name, by_seed in found.items():
+            logits, gradients = zip(*by_seed, strict=True)
             rows.append(
                 {
                     "model": variant,

@@ -18,8 +18,8 @@ from vit_jax.training.step import TrainState, make_update
 def spoiled(objective, bad):
     """The objective with a loss of NaN for the batches that `bad` picks."""
 
-    def loss(params, batch, key):
-        value, metrics = objective.loss(params, batch, key)
+    def loss(params, batch, *keys):
+        value, metrics = objective.loss(params, batch, *keys)
         value = jnp.where(bad(batch), jnp.nan, value)
         return value, metrics | {"loss": value}
 
@@ -65,7 +65,8 @@ def test_a_refused_update_leaves_all_but_the_counts_of_steps(start):
 
     third, metrics = update(skipped, batch)
     assert (metrics["nonfinite"], metrics["skipped"], third.step) == (0, 1, 3)
-    gradient = jax.grad(lambda params: objective.loss(params, batch, jax.random.key(0))[0])
+    keys = jax.random.split(jax.random.key(0))
+    gradient = jax.grad(lambda params: objective.loss(params, batch, *keys)[0])
     expected = jax.tree.map(
         lambda param, trace, grad: param - 0.1 / 3 * (0.9 * trace + grad),
         first.params,

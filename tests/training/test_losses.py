@@ -89,7 +89,7 @@ def test_the_loss_with_mixup_is_that_of_the_mixed_targets(batch, labels):
     objective = classification(
         model, loss="sigmoid", label_smoothing=0.1, mixup=0.5, multi_label=True
     )
-    found, metrics = objective.loss(params, batch, key)
+    found, metrics = objective.loss(params, batch, key, key)
     weight = jax.random.beta(jax.random.fold_in(key, 0), 0.5, 0.5)
     weight = float(jnp.maximum(weight, 1 - weight))
     images = batch["image"].astype(np.float32) / 127.5 - 1
@@ -149,7 +149,9 @@ def test_the_configuration_chooses_the_loss(batch, settings):
     settings.optim.update(loss="sigmoid", label_smoothing=0.2)
     model = tiny()
     params, make = random_params(model), OBJECTIVES["classification"].make
-    found, _ = make(settings, model, False).loss(params, batch, jax.random.key(0))
+    found, _ = make(settings, model, False).loss(
+        params, batch, *jax.random.split(jax.random.key(0))
+    )
     logits = model.apply({"params": params}, batch["image"].astype(np.float32) / 127.5 - 1)
     hot = np.eye(CLASSES)[batch["label"]]
     expected, _ = by_hand(np.asarray(logits, np.float64), 0.8 * hot + 0.2 / CLASSES)

@@ -84,7 +84,7 @@ def test_the_loss_with_mixup_is_that_of_the_mixed_targets(batch):
     model, key = tiny(), jax.random.key(5)
     params = random_params(model)
     objective = classification(model, label_smoothing=0.1, mixup=0.5)
-    total, metrics = objective.loss(params, batch, key)
+    total, metrics = objective.loss(params, batch, key, key)
     share = float(
         apply_mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), jax.random.fold_in(key, 0), 0.5)[3]
     )

@@ -71,6 +71,26 @@ def test_a_sharded_state_takes_the_steps_of_one_device(batch, fsdp, accumulate_s
         assert_close(program.gather(found), metrics)
 
 
+@pytest.mark.parametrize("accumulate_steps", [1, 2])
+def test_all_devices_and_micro_batches_have_one_share_of_mixup(batch, accumulate_steps):
+    """Each mixes the images of its part by the share that is drawn for the step."""
+    objective, optimizer = classification(tiny(), mixup=0.8), optax.sgd(0.1)
+    update = make_update(objective, optimizer, lambda count: 0.1, accumulate_steps=accumulate_steps)
+    key, state = jax.random.key(7), state_of(optimizer)
+    batch = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), batch)  # four images a device
+    program = parallel.pmap(update=update, key=key)
+    shared_key = jax.random.fold_in(key, state.step)
+    losses = [
+        objective.loss(
+            state.params, {k: x[part] for k, x in batch.items()}, shared_key, shared_key
+        )[0]
+        for stretch in np.split(np.arange(32), 8)
+        for part in stretch.reshape(-1, accumulate_steps).T
+    ]
+    _, metrics = program.update(program.place(state), program.put_batch(batch))
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", FSDP)
 def test_each_device_holds_its_part_before_and_after_a_step(batch, fsdp):

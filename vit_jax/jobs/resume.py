@@ -231,7 +231,8 @@ def _adapted(
 # -------------------------------------------------------------------- the run that a workdir holds
 
 # Keys that may change when a run is resumed. First those that don't change the updates, except for
-# the random numbers of dropout, stochastic depth, mixup and the corruption of patches.
+# the random numbers of dropout, stochastic depth and the corruption of patches, and for the pairs
+# of mixup.
 _COMPUTATION = (
     "parallel",
     "fsdp",

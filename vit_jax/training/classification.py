@@ -43,9 +43,9 @@ def classification(
     share = "precision_at_1" if multi_label else "accuracy"
     metrics = choose_metrics(loss, multi_label=multi_label)
 
-    def train_loss(params, batch, key):
+    def train_loss(params, batch, key, shared_key):
         images, label, other, weight = apply_mixup(
-            to_float(batch["image"]), batch["label"], jax.random.fold_in(key, 0), mixup
+            to_float(batch["image"]), batch["label"], jax.random.fold_in(shared_key, 0), mixup
         )
         logits: Any = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
         total = weight * cross_entropy(logits, label, label_smoothing).mean()

@@ -28,8 +28,9 @@ def fit_training(
     `accumulate_steps`, if it is None, becomes `preferred` if a step fits with it, else the smallest
     number that lets a step fit. `eval_batch_size` is reduced until an evaluation fits. Neither
     changes the gradients or the results, but for rounding and, if there are micro-batches, for the
-    random numbers of dropout, stochastic depth, mixup and corruption. All processes get the same
-    values. If the memory of the devices is unknown, everything is taken to fit, with a warning.
+    random numbers of dropout, stochastic depth and corruption, and the pairs of mixup. All
+    processes get the same values. If the memory of the devices is unknown, everything is taken to
+    fit, with a warning.
 
     Args:
       config: see `config.defaults.default`; valid for these devices.
@@ -63,8 +64,8 @@ def fit_training(
             logger.warning(
                 "The run so far took accumulate_steps=%d, and takes %d from here: with the earlier "
                 "number a step doesn't fit into the memory of these devices by the estimate, or it "
-                "doesn't divide the %d images of a device. Dropout, stochastic depth, mixup and "
-                "the corruption of patches draw other random numbers.",
+                "doesn't divide the %d images of a device. Dropout, stochastic depth and the "
+                "corruption of patches draw other random numbers, and mixup blends other pairs.",
                 preferred,
                 steps,
                 per_device,

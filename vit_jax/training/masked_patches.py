@@ -117,7 +117,8 @@ def masked_patches(
         )
         return *compare(predictions, compute_targets(patches)), corrupted.selected
 
-    def loss(params, batch, key):
+    def loss(params, batch, key, shared_key):
+        del shared_key  # every image is corrupted in its own way
         images = batch["image"]
         keys = jax.random.split(jax.random.fold_in(key, 0), len(images))
         losses, right, selected = predict(params, images, keys, train=True, rngs={"dropout": key})

@@ -143,7 +143,7 @@ def _per_image(
 
     def backward(params, batch, key):
         def loss(params):
-            return run.objective.loss(params, batch, key)
+            return run.objective.loss(params, batch, key, key)
 
         return jax.tree.leaves(jax.vjp(loss, params, has_aux=True)[1])
 

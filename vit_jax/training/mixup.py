@@ -11,9 +11,9 @@ def apply_mixup(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | float]:
     """Blends every image with the one before it.
 
-    One weight is drawn per call: with `pmap` for each device's part of a batch, and for each
-    micro-batch. It is drawn from Beta(alpha, alpha). The larger of it and its complement is taken,
-    as in the public ViT recipes.
+    One weight is drawn from Beta(alpha, alpha). The larger of it and its complement is taken. A
+    step has one weight for all devices and micro-batches, as in the public ViT recipes; images are
+    blended within the part of the batch that is given.
 
     Args:
       images: (b, h, w, 3) float.

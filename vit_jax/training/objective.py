@@ -22,8 +22,9 @@ class Objective(NamedTuple):
 
     Attributes:
       model: a module of images (b, h, w, 3) float32 in [-1, 1]. Its `init` makes all parameters.
-      loss: (params, batch, key) -> (loss, metrics). Both are float32 scalars, means over the batch.
-        The metrics are `loss` and the others of `train_metrics`.
+      loss: (params, batch, key, shared_key) -> (loss, metrics). Both are float32 scalars, means
+        over the batch. The metrics are `loss` and the others of `train_metrics`. `key` differs
+        between the parts of a batch, on devices or in micro-batches; `shared_key` is one for all.
       evaluate: (params, batch) -> sums over the examples whose mask is True: `count` (of examples,
         or of what else is predicted), and one sum for each of `test_metrics`. The sums of batches
         and devices are added up.
@@ -36,7 +37,7 @@ class Objective(NamedTuple):
     """
 
     model: nn.Module
-    loss: Callable[[Any, DeviceBatch, jax.Array], tuple[jax.Array, Metrics]]
+    loss: Callable[[Any, DeviceBatch, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
     evaluate: Callable[[Any, DeviceBatch], Metrics]
     train_metrics: tuple[str, ...]
     test_metrics: Mapping[str, Callable[[Any, float], float]]

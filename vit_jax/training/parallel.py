@@ -74,7 +74,7 @@ def pmap(
       evaluate: (params, batch) -> sums over the batch, an `Objective`'s.
       update: what `step.make_update` returns.
       key: the run's key, for `update`. Each device folds its number in, so that dropout,
-        stochastic depth, mixup and the corruption of patches differ between devices.
+        stochastic depth and the corruption of patches differ between devices.
       extract_features: (params, batch) -> arrays with one entry an example, see
         `evaluation.fewshot.feature_extractor`.
       devices: the devices of a run with one process. None for all devices of all processes.
@@ -104,8 +104,8 @@ def pmap(
         )
 
     def device_update(state, batch):
-        device_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        return update(state, batch, device_key, mean=lambda x: jax.lax.pmean(x, axis))
+        device = jax.lax.axis_index(axis)
+        return update(state, batch, key, device=device, mean=lambda x: jax.lax.pmean(x, axis))
 
     def device_evaluate(params, batch):
         return jax.lax.psum(evaluate(params, batch), axis)
@@ -147,7 +147,7 @@ def sharded(
     device with the whole batch, and the compiler inserts the collectives.
 
     Args:
-      evaluate, update, key, extract_features: as for `pmap`; `key` is not folded per device.
+      evaluate, update, key, extract_features: as for `pmap`; no device folds its number into `key`.
       fsdp: number of devices that one copy of the state is sharded over. It must divide the number
         of devices. None for all devices.
       min_elements: arrays of fewer elements are replicated.

@@ -68,13 +68,14 @@ def make_update(
     polyak: float = 0.0,
     max_skipped: int = 0,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the function `update(state, batch, key, *, mean) -> (state, metrics)` of one step.
+    """Returns the function `update(state, batch, key, *, device, mean) -> (state, metrics)`.
 
-    `batch` holds `image` uint8 (b, h, w, 3) and what else the objective reads. `key` is the run's:
-    the step's number is folded in, and every micro-batch gets its own. `mean` averages gradients
-    and metrics over the devices, if each holds a part of the batch; without it, they are those of
-    the given batch. The metrics are the objective's, `learning_rate` and `grad_norm` (before
-    clipping), float32 (), and the state's `nonfinite` and `skipped`, int32 ().
+    It is one step. `batch` holds `image` uint8 (b, h, w, 3) and what else the objective reads.
+    `key` is the run's: the step's number is folded in, and every micro-batch gets its own. If each
+    device holds a part of the batch, `device` is its number, int32 (), which is folded in, too, and
+    `mean` averages gradients and metrics over the devices. The metrics are the objective's,
+    `learning_rate` and `grad_norm` (before clipping), float32 (), and the state's `nonfinite` and
+    `skipped`, int32 ().
 
     An update with a NaN or infinite loss or gradient is refused: it counts as a step, but changes
     no parameter and no moment of the optimizer. When more than `max_skipped` updates in a row are
@@ -91,12 +92,16 @@ def make_update(
       max_skipped: number of updates that may be refused in a row.
     """
 
-    def update(state, batch, key, *, mean=lambda x: x):
-        key = jax.random.fold_in(key, state.step)
+    def update(state, batch, key, *, device=None, mean=lambda x: x):
+        shared_key = jax.random.fold_in(key, state.step)
+        if device is None:
+            key = shared_key
+        else:
+            key = jax.random.fold_in(jax.random.fold_in(key, device), state.step)
 
         def micro_step(batch, key):
             gradient = jax.value_and_grad(objective.loss, has_aux=True)
-            (_, metrics), grads = gradient(state.params, batch, key)
+            (_, metrics), grads = gradient(state.params, batch, key, shared_key)
             return metrics, grads
 
         if accumulate_steps == 1:  # on a CPU, a loop of one step would halve the speed
