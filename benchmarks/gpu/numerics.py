@@ -25,6 +25,7 @@ import optax
 
 from benchmarks import machine
 from benchmarks.gpu import result
+from benchmarks.numerics import implementations
 from vit_jax import models
 from vit_jax.config.defaults import default
 from vit_jax.training import parallel, setup
@@ -42,12 +43,6 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # variant, pixels, attrib
 SMOKE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "Ti/16, 4 tokens, dropout": ("Ti/16", 32, {"depth": 1, "pool": "gap", "dropout": 0.1}),
 }
-
-
-def implementations() -> tuple[str, ...]:
-    """Returns the implementations that this device computes."""
-    gpu = jax.default_backend() == "gpu"
-    return ("plain", "custom_vjp", *(["cudnn"] if gpu else []))
 
 
 def logits_and_gradient(

@@ -1,5 +1,6 @@
 """Attention: plain, with a derivative of its own, and by cuDNN, which XLA stands in for."""
 
+import functools
 import math
 import re
 import types
@@ -35,13 +36,15 @@ def xla_as_cudnn(monkeypatch):
     return asked
 
 
+@pytest.mark.parametrize("keys_first", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 200.0])
-def test_attend_equals_softmax_attention(rng, scale):
+def test_attend_equals_softmax_attention(rng, scale, keys_first):
     q, k, v = (rng.normal(0, s, (2, 7, 3, 8)).astype(np.float32) for s in (scale, 1.0, 1.0))
     scores = np.einsum("bqhd,bkhd->bhqk", q.astype(np.float64), k) / np.sqrt(8)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
-    np.testing.assert_allclose(attend(q, k, v), expected, atol=2e-5)
+    found = attend(q, k, v, keys_first=keys_first)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_gradients_of_attend_equal_those_of_softmax_attention(rng):
@@ -51,11 +54,13 @@ def test_gradients_of_attend_equal_those_of_softmax_attention(rng):
         weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(8))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
-    found, expected = (
-        jax.grad(lambda *x, f=f: (f(*x) * seen).sum(), (0, 1, 2))(q, k, v) for f in (attend, plain)
+    expected, *others = (
+        jax.grad(lambda *x, f=f: (f(*x) * seen).sum(), (0, 1, 2))(q, k, v)
+        for f in (plain, attend, functools.partial(attend, keys_first=True))
     )
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    for found in others:
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.slow

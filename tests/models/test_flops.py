@@ -6,6 +6,7 @@ import pytest
 
 from vit_jax.cost import main
 from vit_jax.models.flops import count_flops, forward_flops
+from vit_jax.models.layers import IMPLEMENTATIONS
 
 # GMACs with 1,000 classes at 224 and 384 pixels, as timm publishes them.
 TIMM_GMACS = {
@@ -95,7 +96,7 @@ def test_flops_of_a_vit_are_those_of_its_equations():
 def test_flops_are_the_same_for_all_implementations():
     """One of which can't compute in float32."""
     expected = forward_flops("Ti/16", 32)
-    for implementation in ("plain", "custom_vjp", "cudnn"):
+    for implementation in IMPLEMENTATIONS:
         assert forward_flops("Ti/16", 32, implementation=implementation) == expected
 
 

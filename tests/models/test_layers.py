@@ -82,7 +82,7 @@ def test_derivatives_of_our_own_are_as_exact_in_bfloat16_as_plain_ones(images):
     ("backend", "capability", "dtype", "expected"),
     [
         ("cpu", None, "bfloat16", "custom_vjp"),
-        ("tpu", None, "bfloat16", "plain"),
+        ("tpu", None, "bfloat16", "tpu"),
         ("gpu", "9.0", "bfloat16", "cudnn"),
         ("gpu", "12.0", "float16", "cudnn"),
         ("gpu", "9.0", "float32", "plain"),

@@ -124,10 +124,19 @@ def test_memory(tmp_path):
 
 def test_numerics(tmp_path):
     found = rows(tmp_path, "numerics", "--smoke", "--seeds=1")
-    names = ["plain", "custom_vjp", "public formulation"]
+    names = ["plain", "custom_vjp", "tpu", numerics.ROUNDED]
+    names += ["public formulation", "timm, autocast"]
     assert [row["formulation"] for row in found] == names
     assert all(0 < float(row["logits, %"]) < 5 for row in found)
     assert all(0 < float(row["gradients, %"]) < 10 for row in found)
+
+
+def test_bfloat16_adds_no_more_error_than_the_public_formulation():
+    found = numerics.our_errors("Nano/8", 64, seeds=6, implementations=("plain", "custom_vjp"))
+    errors = {name: np.mean(by_seed, axis=0) for name, by_seed in found.items()}
+    public = errors["public formulation"]
+    assert (errors["plain"] < public).all() and (errors["custom_vjp"] < public).all()
+    assert errors[numerics.ROUNDED][0] > public[0]
 
 
 def test_the_public_formulation_of_the_numerics_is_ours_in_float32(rng):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def log_errors_once() -> None:
     """Hides what the threads of Orbax and TensorStore print about errors that are raised, too."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("absl").addFilter(_shorten)
+    # Orbax's writes after the first error; Python says it at the end, after the command's message.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     default_hook = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:

@@ -27,7 +27,9 @@ def default() -> ConfigDict:
     # B.1.2).
     config.objective = "classification"
     config.seed = 0  # of parameters, order of the data, augmentation and dropout
-    config.dtype = "float32"  # of the computation, or "bfloat16"; parameters are always float32
+    # Of the computation in the blocks (or all of a ResNet), or "bfloat16". Parameters, patch
+    # embedding, and the last norm and head of a ViT are always float32.
+    config.dtype = "float32"
     # How the devices share the work, in training.parallel.STRATEGIES: with "pmap" each holds a
     # full copy of the state; with "sharded" each holds a part, for models too large for one device.
     config.parallel = "pmap"
@@ -76,9 +78,12 @@ def default() -> ConfigDict:
     # What the backward pass computes a second time, to save memory: "none", "dots" (all but matmuls
     # with parameters) or "full" (everything of a block). None: "none".
     config.model.remat = placeholder(str)
-    # How the encoder is computed: "plain", "custom_vjp" (for CPUs) or "cudnn" (NVIDIA GPUs, in
-    # bfloat16), see models/layers.py. None: the one for the devices.
+    # How the encoder is computed: "plain", "custom_vjp" (for CPUs), "cudnn" (NVIDIA GPUs, in
+    # bfloat16) or "tpu", see models/layers.py. None: the one for the devices.
     config.model.implementation = placeholder(str)
+    # Of the tokens between blocks, with dtype="bfloat16": "float32", as in the public code, or
+    # "bfloat16", which is faster on GPUs and less exact, see benchmarks/README.md. None: "float32".
+    config.model.residual_dtype = placeholder(str)
     # True trains the blocks as one loop: compiles in a fraction of the time, takes more memory.
     config.model.scan = placeholder(bool)
     config.model.layers = placeholder(tuple)  # of a ResNet: units of each stage

@@ -20,6 +20,7 @@ def attend(
     value: jax.Array,
     *,
     relative: jax.Array | None = None,
+    keys_first: bool = False,
 ) -> jax.Array:
     """Returns softmax(q k^T / sqrt(depth)) v: (b, n, heads, depth), of the dtype of `value`.
 
@@ -31,13 +32,13 @@ def attend(
       query, key, value: arrays (b, n, heads, depth).
       relative: embeddings (n, n, depth), which give each query n more keys. The scores of these
         keys are added to those of `key` before the softmax (paper D.4). None for no such keys.
+      keys_first: True computes the scores as [key, query] in place of [query, key].
     """
-    scores = _scores(query, key, relative)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1)  # (b, heads, n)
-    y = jnp.einsum(
-        "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
+    axes, of_keys = ("bhkq", -2) if keys_first else ("bhqk", -1)
+    scores = _scores(query, key, relative, axes)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=of_keys, keepdims=True)))
+    total = weights.sum(axis=of_keys)  # (b, heads, n)
+    y = _matmul(f"{axes},bkhd->bqhd", weights.astype(value.dtype), value)
     return (y / jnp.swapaxes(total, 1, 2)[..., None]).astype(value.dtype)
 
 
@@ -51,17 +52,14 @@ def attention_weights(
     return jax.nn.softmax(_scores(query, key, relative))
 
 
-def _scores(query: jax.Array, key: jax.Array, relative: jax.Array | None) -> jax.Array:
-    """Returns q k^T / sqrt(depth), float32 (b, heads, n, n) [query, key]."""
+def _scores(
+    query: jax.Array, key: jax.Array, relative: jax.Array | None, axes: str = "bhqk"
+) -> jax.Array:
+    """Returns q k^T / sqrt(depth), float32 (b, heads, n, n), with axes in the order of `axes`."""
     query = query * (query.shape[-1] ** -0.5)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    scores = _matmul(f"bqhd,bkhd->{axes}", query, key)
     if relative is not None:
-        scores += jnp.einsum(
-            "bqhd,qkd->bhqk",
-            query,
-            relative.astype(query.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        scores += _matmul(f"bqhd,qkd->{axes}", query, relative.astype(query.dtype))
     return scores
 
 
@@ -149,6 +147,7 @@ ATTENTION_FUNCTIONS: dict[str, Callable[..., jax.Array]] = {
     "plain": attend,
     "custom_vjp": attend_custom_vjp,
     "cudnn": attend_cudnn,
+    "tpu": functools.partial(attend, keys_first=True),
 }
 
 

@@ -122,6 +122,7 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "pre_logits": _flag("run"),
         "projection": Attribute("run", _count, "a whole number of at least 0"),
         "head_bias": Attribute("run", _finite, "a finite number"),
+        "residual_dtype": _one_of("run", None, *DTYPES),
         "remat": _one_of("device", *REMATS),
         "scan": _flag("device"),
         "implementation": _one_of("device", None, *IMPLEMENTATIONS),

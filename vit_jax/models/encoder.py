@@ -140,6 +140,7 @@ class Encoder(nn.Module):
 
     Attributes:
       grid: (rows, columns) of the patches, which are the last of the n tokens.
+      residual_dtype: dtype of the tokens between the blocks.
       final_norm: True if there is a last LayerNorm.
       others: as in `VisionTransformer`.
     """
@@ -163,6 +164,7 @@ class Encoder(nn.Module):
     remat: str = "none"
     scan: bool = False
     implementation: str = "plain"
+    residual_dtype: Any = jnp.float32
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -186,7 +188,6 @@ class Encoder(nn.Module):
             and self.positions_at == "stem"
         )
         how = dict(implementation=self.implementation, dtype=self.dtype)
-        norm = norm_layer(self.norm, self.norm_epsilon, **how)
         options = dict(
             mlp_dim=self.mlp_dim,
             num_heads=self.num_heads,
@@ -217,14 +218,17 @@ class Encoder(nn.Module):
                 return AxialEncoderBlock(self.grid, {**options, "drop_path": drop_path}, **module)
             return EncoderBlock(**options, drop_path=drop_path, **module)
 
-        z = add_positions(0, x)
+        z = jnp.asarray(add_positions(0, x), self.residual_dtype)
         if r := self.registers:
             registers = self.param("registers", nn.initializers.normal(0.02), (1, r, width))
             registers = jnp.broadcast_to(registers.astype(z.dtype), (b, r, width))
             z = jnp.concatenate([z, registers], axis=1)
         z = nn.Dropout(self.dropout, deterministic=not train)(z)
+        norm = functools.partial(
+            norm_layer, self.norm, self.norm_epsilon, implementation=self.implementation
+        )
         if self.pre_norm:
-            z = norm(name="pre_norm")(z)
+            z = norm(dtype=z.dtype)(name="pre_norm")(z)
         if padded:
             z = jnp.pad(z, ((0, 0), (0, 1), (0, 0)))
         if train and self.scan:
@@ -233,7 +237,7 @@ class Encoder(nn.Module):
             for i in range(self.depth):
                 z = apply(block(i, name=f"encoderblock_{i}"), add_positions(i, z) if i else z)
         z = z[:, :n]
-        return norm(name="encoder_norm")(z) if self.final_norm else z
+        return norm(dtype=jnp.float32)(name="encoder_norm")(z) if self.final_norm else z
 
     def _scanned(self, block: nn.Module, z: jax.Array) -> jax.Array:
         """Returns tokens after all blocks, computed as one loop over their stacked parameters.

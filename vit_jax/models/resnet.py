@@ -260,5 +260,5 @@ class ResNet(nn.Module):
         x = nn.relu(bit_norm(dtype=self.dtype, name="gn_pre_head")(x))
         x = x.mean((1, 2))
         if self.num_classes:
-            x = head_layer(self.num_classes, self.head_bias, self.dtype)(x)
+            x = head_layer(self.num_classes, self.head_bias)(x)
         return x.astype(jnp.float32)

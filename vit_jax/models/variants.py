@@ -158,6 +158,11 @@ def _check_combinations(model: VisionTransformer) -> None:
             f"implementation='cudnn' computes in bfloat16, with heads of a depth that is a "
             f"multiple of 8 up to 128, not in {jnp.dtype(model.dtype)} with a depth of {depth}."
         )
+    if model.residual_dtype == "bfloat16" and jnp.dtype(model.dtype) == jnp.float32:
+        raise ValueError(
+            "residual_dtype='bfloat16' would round what is computed in float32: it is for "
+            "dtype='bfloat16'."
+        )
     if model.positions == "2d" and model.width % 2:
         raise ValueError(f"positions='2d' needs an even width, not {model.width}.")
     if model.positions == "sincos" and (model.width % 4 or model.width < 8):

@@ -136,7 +136,7 @@ def _per_image(
     "plain".
     """
     is_fused = platform != "cpu" and not config.model.scan
-    if config.model.implementation == "plain" and is_fused:
+    if config.model.implementation != "cudnn" and is_fused:
         config = with_changes(config, {"model.implementation": "custom_vjp"})
     run = setup.set_up(config, num_classes=num_classes, total_steps=_ANY_LENGTH)
     item_size = _item_size(platform)
