@@ -19,10 +19,10 @@ from benchmarks.gpu import result
 PARTS = {
     "device": 30,
     "numerics": 60,
-    "speed": 170,
+    "speed": 190,
     "options": 120,  # not among the default parts
-    "loop": 85,
-    "memory": 70,
+    "loop": 125,
+    "memory": 80,
 }
 _DEFAULT = [name for name in PARTS if name != "options"]
 

@@ -26,14 +26,12 @@ B, S, L = ("B/16", "training"), ("S/16", "training"), ("L/16", "training")
 INFERENCE = ("B/16", "inference")
 BATCHES = {S: (1024, 512, 256), B: (512, 256, 128), L: (256, 128, 64), INFERENCE: (512, 1024, 256)}
 # The first ones are compiled first: what is not compiled in time is left out.
+# On an H200 with 16 cores, a program took 45 s, and eight at once took 100 s.
 ORDER = [
     *[("vit_jax", job, i) for i in (0, 1) for job in (B, L, S, INFERENCE)],
-    *[(name, B, 1) for name in ("plain", "custom_vjp")],
-    *[("plain", job, 1) for job in (INFERENCE, S, L)],
-    *[("custom_vjp", job, 1) for job in (INFERENCE, S, L)],
-    *[("vit_jax", job, 2) for job in (B, L, S, INFERENCE)],
+    ("plain", B, 1),
 ]
-TIMM_ORDER = [(job, i) for i in (1, 2, 0) for job in (B, L, S, INFERENCE)]
+TIMM_ORDER = [(job, i) for i in (1, 2) for job in (B, L, S, INFERENCE)]
 
 
 def cells(smoke: bool) -> tuple[list[Cell], list[Cell]]:
