@@ -41,28 +41,6 @@ def test_a_few_kills_are_survived(tmp_path):
     assert result["about"]["jobs compared"] >= 1
 
 
-@pytest.mark.slow
-def test_the_kill_of_one_of_two_processes_is_survived(tmp_path):
-    path = tmp_path / "results.json"
-    options = ("--processes=2", "--kills=1", "--seed=0", "--steps=20", f"--json={path}")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", *options],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(path.read_text())
-    *kinds, everything = result["rows"]
-    assert [row["kill"] for row in kinds[:3]] == [
-        "process 0 in a step",
-        "process 0 in a save",
-        "process 0 in an evaluation",
-    ]
-    assert everything["kills"] == everything["survived"] == everything["in training"] == 1
-    assert result["about"]["processes"] == 2
-
-
 # ----------------------------------------------------------------------------------- comparison
 
 TABLE = "step,train_loss,images_per_second\n3,0.5,100\n6,0.25,90\n"

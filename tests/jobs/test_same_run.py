@@ -50,6 +50,7 @@ COUNTED = {
         "norm_epsilon",
         "kernel_epsilon",
         "crop_to_patches",
+        "residual_dtype",
         "layers",
         "width_factor",
     ),

@@ -17,16 +17,12 @@ flop_counter = pytest.importorskip("torch.utils.flop_counter")
 
 pytestmark = pytest.mark.peers
 
-# All ViTs and hybrids up to B, and the smallest BiT ResNet.
+# A ViT of each patch size, a hybrid of each kind of stem, and the smallest BiT ResNet.
 NAMES = {
     "Ti/16": "vit_tiny_patch16_224",
     "S/32": "vit_small_patch32_224",
-    "S/16": "vit_small_patch16_224",
-    "B/32": "vit_base_patch32_224",
-    "B/16": "vit_base_patch16_224",
     "B/8": "vit_base_patch8_224",
     "R+Ti/16": "vit_tiny_r_s16_p8_224",
-    "R26+S/32": "vit_small_r26_s32_224",
     "R50+B/16": "vit_base_r50_s16_224",
     "R50+B/32": None,  # timm has the parts of this one, but not the whole
     "R50x1": "resnetv2_50x1_bit",
@@ -185,7 +181,7 @@ def test_headless_and_average_pooled_models(tmp_path, pre_logits):
         peers.assert_close(found, peers.torch_logits(reference, images))
 
 
-@pytest.mark.parametrize("variant", ["S/16", "R26+S/32", "R50x1"])
+@pytest.mark.parametrize("variant", ["Ti/16", "R50+B/16", "R50x1"])
 def test_flops_equal_the_count_of_pytorch(variant):
     """Matrix products and convolutions as PyTorch's own counter sees them in timm's model."""
     reference, counter = timm_model(variant), flop_counter.FlopCounterMode(display=False)
