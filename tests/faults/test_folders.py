@@ -120,20 +120,39 @@ def test_a_glob_leaves_out_folders_and_companions(tmp_path):
     assert find_images([f"{tmp_path}/*"]) == [f"{tmp_path}/0.png", f"{tmp_path}/1.png"]
 
 
-def test_links_are_followed_and_circles_end(tmp_path):
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path):
     draw(tmp_path / "elsewhere", 2)
+    draw(tmp_path / "outside", 1)
     folder = tmp_path / "data"
     draw(folder / "a", 1)
-    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    draw(folder / "c", 1)
     (folder / "a" / "up").symlink_to(folder)
+    (folder / "a" / "far_up").symlink_to(tmp_path)  # its other folders are none of the class's
+    (folder / "a" / "of_c").symlink_to(folder / "c")  # c is read as itself
     (folder / "a" / "self.png").symlink_to("self.png")
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    (folder / "b2").symlink_to(folder / "b")
+    (folder / "c" / "one.png").symlink_to(tmp_path / "outside" / "0.png")
     dataset = FolderDataset(folder)
-    assert dataset.class_names == ("a", "b")
-    # Through a/up, class a reaches all the folder, but each folder once.
-    assert files(dataset)["b/0.png"] == "b"
-    assert len([name for name in files(dataset) if name.startswith("a/up/b")]) == 2
-    assert "1 links to a folder that is read already" in dataset.other_files
-    assert len(find_images([str(folder)])) == 4  # a/0, a/self and elsewhere's two, once
+    assert files(dataset) == {
+        "a/0.png": "a",
+        "a/self.png": "a",  # is reported when it is read
+        "b/0.png": "b",
+        "b/1.png": "b",
+        "c/0.png": "c",
+        "c/one.png": "c",
+    }
+    assert "4 links to a folder that is read already" in dataset.other_files
+    assert find_images([str(folder)]) == sorted(f"{folder}/{name}" for name in files(dataset))
+
+
+def test_a_split_that_is_a_link_to_another_is_no_second_split(tmp_path):
+    for name in "ab":
+        draw(tmp_path / "train" / name, 2)
+    (tmp_path / "val").symlink_to("train")
+    dataset = FolderDataset(tmp_path)
+    assert dataset.splits == {"train": 4}
+    assert dataset.describe()[-1] == "no images: 1 links to a folder that is read already"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -235,7 +254,7 @@ def test_images_that_are_not_used_are_named_before_a_run_and_by_check(tmp_path, 
         f"{tmp_path}: train: 4 images (a 2, b 2)",
         f"{tmp_path}: test: 4 images (a 2, b 2)",
         f"{tmp_path}: not used: 5 images that lie in no folder of a class",
-        f"{tmp_path}: not used: 4 images that lie in val/ itself, in no folder of a class",
+        f"{tmp_path}: not used: 4 images in val/, a split without labels: they lie in no folder of a class",
         f"{tmp_path}: not used: 3 images in extra/, which is no split, but lies beside test/, "
         f"train/, val/",
     ]
@@ -243,6 +262,39 @@ def test_images_that_are_not_used_are_named_before_a_run_and_by_check(tmp_path, 
     assert status == 0
     assert printed[:2] == ["class a: 2 in train, 2 in test", "class b: 2 in train, 2 in test"]
     assert [f"{tmp_path}: {line}" for line in printed[2:5]] == lines[2:]
+
+
+def test_a_split_without_labels_is_told_and_is_no_class(tmp_path):
+    flat, beside = tmp_path / "flat", tmp_path / "beside"
+    for name in ("cats", "dogs"):
+        draw(flat / name, 2)
+        for split in ("Train", "valid"):
+            draw(beside / split / name, 2)
+    for folder in (flat / "test", beside / "Test" / "unknown"):
+        draw(folder, 3)
+    (flat / "val").mkdir()
+    dataset = FolderDataset(flat)
+    assert dataset.class_names == ("cats", "dogs")
+    assert dataset.splits == {"train": 4}
+    assert dataset.describe_unused() == [
+        "not used: 3 images in test/, a split without labels: they lie in no folder of a class"
+    ]
+    dataset = FolderDataset(beside)
+    assert dataset.class_names == ("cats", "dogs")
+    assert dataset.splits == {"train": 4, "valid": 4}
+    assert dataset.describe_unused() == [
+        "not used: 3 images in Test/, a split without labels: the only folder in it is no class of "
+        "the training split"
+    ]
+
+
+def test_a_test_split_of_one_class_has_labels(tmp_path):
+    for name in ("cats", "dogs"):
+        draw(tmp_path / "train" / name, 2)
+    draw(tmp_path / "test" / "cats", 1)
+    assert FolderDataset(tmp_path).splits == {"train": 4, "test": 1}
+    draw(tmp_path / "test" / "birds", 1)  # two folders, and one is a class: that is no accident
+    assert FolderDataset(tmp_path).class_names == ("birds", "cats", "dogs")
 
 
 @pytest.mark.parametrize("name", ["train", "Test"])
