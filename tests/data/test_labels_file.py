@@ -73,6 +73,13 @@ def test_one_label_for_every_image_is_data_as_any_other(folder):
     assert not dataset.multi_label
     assert Counter(label for _, label in dataset.source("train").files) == {0: 6, 1: 6}
     require_loss_for_labels(dataset.source("train"), "softmax", "data")
+    told = "labels: one class an image, as labels.csv says"
+    assert dataset.describe() == ["train: 12 images (x 6, y 6)", told]
+    assert told in check_folder(str(folder))[1]
+    write(folder, "a/0.jpg,x;y\n")
+    assert "labels: one or several an image, or none, as labels.csv says" in (
+        FolderDataset(folder).describe()
+    )
 
 
 def test_splits_are_the_first_folders_of_paths_or_have_files_of_their_own(tmp_path):

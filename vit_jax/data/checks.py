@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 
-import grain
 from ml_collections import ConfigDict
 
-from vit_jax.common.bars import progress_bar
-from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import Dataset, ExampleError, Source, classes_of, is_multi_label
 from vit_jax.data.folders import FolderDataset, FolderSource, parts_of
-from vit_jax.data.pipeline import check_label, decode_example
-from vit_jax.data.splits import count_shared, default_splits
+from vit_jax.data.inspection import (
+    Copies,
+    Inspected,
+    Leak,
+    describe_sizes,
+    find_copies,
+    inspect_images,
+    problems_of,
+)
+from vit_jax.data.pipeline import check_label
+from vit_jax.data.splits import count_shared, default_splits, own_test_split
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +200,7 @@ def require_decodable(
 ) -> None:
     """Decodes every image in some splits of a folder or of files, so that none stops the run later.
 
+    Their sizes are logged. A warning names images of two splits that are the same byte for byte.
     Nothing is decoded for a tfds data set, with `options.check=False`, or with
     `options.on_error="skip"`.
 
@@ -208,12 +217,13 @@ def require_decodable(
     checked = options.check and options.on_error == "stop"
     if not checked or not isinstance(dataset, FolderDataset | ArrayDataset):
         return
-    split = "+".join(splits)
-    source: Source = dataset.source(split)
-    if isinstance(dataset, ArrayDataset) and not len(source := dataset.encoded(split)):
+    names, num_classes = list(splits), len(dataset.class_names)
+    source_of = dataset.encoded if isinstance(dataset, ArrayDataset) else dataset.source
+    source: Source = source_of("+".join(names))
+    if not len(source):
         return
-    problems = find_undecodable(source, num_classes=len(dataset.class_names), progress=progress)
-    if problems:
+    images = inspect_images(source, num_classes=num_classes, progress=progress)
+    if problems := problems_of(images):
         listed = first_few([f"- {problem}" for problem in problems], _LISTED, "\n")
         lists_all = (
             f" (`python -m vit_jax.data check {dataset.folder}` lists all)"
@@ -226,33 +236,37 @@ def require_decodable(
             f"With --config.data.check=false, a run starts without this check, and stops at the "
             f"first."
         )
+    logger.info("%s: %s", printable(dataset.name), describe_sizes(images))
+    lengths = {name: len(source_of(name)) for name in names}
+    if leaks := find_copies(_divide(images, lengths)).leaks:
+        logger.warning(
+            "%d images are byte for byte the same as images of another split: %s. A test on images "
+            "that were trained on says little about new ones: leave out one of each.",
+            *(len(leaks), first_few(_describe_leaks(dataset, leaks))),
+        )
 
 
-def find_undecodable(
-    source: Source, *, num_classes: int, threads: int | None = None, progress: bool = True
-) -> list[ExampleError]:
-    """Decodes every example, and returns an error for each that can't be used, in order.
+def _divide(
+    images: Sequence[Inspected], lengths: Mapping[str, int]
+) -> dict[str, Sequence[Inspected]]:
+    """Returns the images of each split, of which one comes after another."""
+    ends = itertools.accumulate(lengths.values())
+    return {
+        name: images[end - length : end]
+        for (name, length), end in zip(lengths.items(), ends, strict=True)
+    }
 
-    Args:
-      source: the examples.
-      num_classes: every label must be below it.
-      threads: number of threads that read and decode. None for one on each CPU.
-      progress: True to show a progress bar on stderr.
-    """
 
-    def find_problem(index: int) -> tuple[ExampleError] | tuple[()]:
-        try:
-            _, example = decode_example(source, index)
-            check_label(example, num_classes)
-        except ExampleError as error:
-            return (error,)
-        return ()
+def _describe_leaks(dataset: Dataset, leaks: Iterable[Leak]) -> list[str]:
+    return [
+        f"{_in_folder(dataset, b)} ({split_b}) = {_in_folder(dataset, a)} ({split_a})"
+        for (split_a, a), (split_b, b) in leaks
+    ]
 
-    threads = threads or len(available_cpus())
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
-    found = grain.MapDataset.range(len(source)).map(find_problem).to_iter_dataset(reading)
-    bar = progress_bar(found, total=len(source), desc="checking", unit=" images", active=progress)
-    return [error for errors in bar for error in errors]
+
+def _in_folder(dataset: Dataset, image: Inspected) -> str:
+    """Returns an image's id, of a folder its path there."""
+    return image.id.removeprefix(f"{printable(dataset.name)}{os.sep}")
 
 
 def check_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -260,18 +274,21 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
 
     Returns:
       A line for each image that can't be used and for each class without images to train on; and
-      the lines of a summary: the images of each class and split, what in the folder is not used,
-      and a count of everything.
+      the lines of a summary: the images of each class and split, images that are the same byte for
+      byte, what in the folder is not used, the sizes, and a count of everything.
 
     Raises:
       FileNotFoundError, ValueError: as `FolderDataset`.
     """
     dataset = FolderDataset(folder)
-    everything = "+".join(dataset.splits)
+    train, test = default_splits(dataset.splits)
+    others = [name for name in dataset.splits if name != "train"]
+    divided = [*dataset.splits] if own_test_split(dataset.splits) else [train, test, *others]
+    everything = "+".join(divided)
     source = dataset.source(everything)
     names = [printable(name) for name in dataset.class_names]
-    problems = find_undecodable(source, num_classes=len(names))
-    train, test = default_splits(dataset.splits)
+    images = inspect_images(source, num_classes=len(names))
+    problems = problems_of(images)
     empty = find_empty_classes(dataset, train if "train" in dataset.splits else everything)
     lines = [printable(problem) for problem in problems]
     lines += [f"class {printable(name)}: has no images to train on" for name in empty]
@@ -283,9 +300,29 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
     ]
     if untested := find_empty_classes(dataset, test):
         summary.append(_untested(dataset, untested, test))
-    summary += dataset.describe_unused()
+    lengths = {name: len(dataset.source(name)) for name in divided}
+    summary += _describe_copies(dataset, find_copies(_divide(images, lengths)))
+    summary += dataset.describe_labels() + dataset.describe_unused()
+    if sizes := describe_sizes(images):
+        summary.append(sizes)
     summary.append(
         f"{printable(dataset.folder)}: {len(source)} images in {len(names)} classes; "
         f"{len(problems)} images can't be used, {len(empty)} classes are empty"
     )
     return lines, summary
+
+
+def _describe_copies(dataset: Dataset, copies: Copies) -> list[str]:
+    """Returns a line for each image with a copy in another split or class, and one for the rest."""
+    lines = [
+        f"in two splits, byte for byte the same: {line}"
+        for line in _describe_leaks(dataset, copies.leaks)
+    ]
+    lines += [
+        f"with two labels, byte for byte the same: {_in_folder(dataset, b)} = "
+        f"{_in_folder(dataset, a)}"
+        for a, b in copies.relabelled
+    ]
+    if copies.others:
+        lines.append(f"{copies.others} images have a copy, byte for byte, in their own split")
+    return lines

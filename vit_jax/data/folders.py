@@ -146,7 +146,12 @@ class FolderDataset:
         for split, images in self.splits.items():
             counts = [f"{name} {count}" for name, count in self.count_images(split).items()]
             lines.append(f"{split}: {images} images ({first_few(counts, most=10)})")
-        return lines + self.describe_unused()
+        return lines + self.describe_labels() + self.describe_unused()
+
+    def describe_labels(self) -> list[str]:
+        """Returns a line on the labels if a labels.csv gives them."""
+        how_many = "one or several an image, or none" if self.multi_label else "one class an image"
+        return [f"labels: {how_many}, as labels.csv says"] * self.has_labels_file
 
     def describe_unused(self) -> list[str]:
         """Returns a line for each kind of images that aren't used, and one for all other files."""
