@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArrayDataset
-from vit_jax.data.dataset import Dataset, ExampleError, Source, classes_of, is_multi_label
+from vit_jax.data.dataset import (
+    Dataset,
+    ExampleError,
+    Label,
+    Source,
+    classes_of,
+    is_multi_label,
+)
 from vit_jax.data.folders import FolderDataset, FolderSource, parts_of
 from vit_jax.data.inspection import (
-    Copies,
-    Inspected,
-    Leak,
+    describe_copies,
+    describe_leaks,
     describe_sizes,
+    divide,
     find_copies,
     inspect_images,
     problems_of,
 )
+from vit_jax.data.parquet import ParquetDataset, ParquetSource
 from vit_jax.data.pipeline import check_label
+from vit_jax.data.sources import open_folder
 from vit_jax.data.splits import count_shared, default_splits, own_test_split
 
 logger = logging.getLogger(__name__)
+
+Listed = FolderDataset | ArrayDataset | ParquetDataset  # whose labels are all known
 
 _LISTED = 20  # how many bad images, or classes without images, an error names
 
@@ -59,9 +68,7 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
             f"There is only one class, {first_few(dataset.class_names)}, so there is nothing to "
             f"tell apart: give images of two or more. A folder has a subfolder for each class."
         )
-    if isinstance(dataset, FolderDataset | ArrayDataset) and (
-        empty := find_empty_classes(dataset, split)
-    ):
+    if isinstance(dataset, Listed) and (empty := find_empty_classes(dataset, split)):
         where = dataset.folder if isinstance(dataset, FolderDataset) else "The data set"
         raise ValueError(
             f"{where} has no images to train on ({split}) for {len(empty)} of its "
@@ -130,7 +137,7 @@ def warn_of_test_split(dataset: Dataset, train: str, test: str, *, labels: bool)
             "not those of new images. To change this, set data.train and data.test.",
             *(shared, len(dataset.source(test)), test, train),
         )
-    if not labels or not isinstance(dataset, FolderDataset | ArrayDataset):
+    if not labels or not isinstance(dataset, Listed):
         return
     if empty := find_empty_classes(dataset, test):
         logger.warning("%s", _untested(dataset, empty, test))
@@ -163,7 +170,7 @@ def require_test_labels(dataset: Dataset, source: Source, split: str) -> None:
     Raises:
       ValueError: the label is not that of a class; names the other splits.
     """
-    if isinstance(dataset, FolderDataset | ArrayDataset):
+    if isinstance(dataset, Listed):
         return
     try:
         example = source[0]
@@ -179,7 +186,7 @@ def require_test_labels(dataset: Dataset, source: Source, split: str) -> None:
         ) from error
 
 
-def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> list[str]:
+def find_empty_classes(dataset: Listed, split: str) -> list[str]:
     """Returns the names of the classes that have no image in a split; reads no image.
 
     Args:
@@ -190,8 +197,12 @@ def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> lis
       ValueError: the syntax is wrong, or there is no such split.
     """
     source = dataset.source(split)
-    members = source.files if isinstance(source, FolderSource) else source.examples
-    found = {x for _, label in members for x in classes_of(label)}
+    if isinstance(source, ParquetSource):
+        labels: Iterable[Label] = source.labels
+    else:
+        members = source.files if isinstance(source, FolderSource) else source.examples
+        labels = [label for _, label in members]
+    found = {x for label in labels for x in classes_of(label)}
     return [name for label, name in enumerate(dataset.class_names) if label not in found]
 
 
@@ -215,7 +226,7 @@ def require_decodable(
         user can do.
     """
     checked = options.check and options.on_error == "stop"
-    if not checked or not isinstance(dataset, FolderDataset | ArrayDataset):
+    if not checked or not isinstance(dataset, Listed):
         return
     names, num_classes = list(splits), len(dataset.class_names)
     source_of = dataset.encoded if isinstance(dataset, ArrayDataset) else dataset.source
@@ -238,35 +249,12 @@ def require_decodable(
         )
     logger.info("%s: %s", printable(dataset.name), describe_sizes(images))
     lengths = {name: len(source_of(name)) for name in names}
-    if leaks := find_copies(_divide(images, lengths)).leaks:
+    if leaks := find_copies(divide(images, lengths)).leaks:
         logger.warning(
             "%d images are byte for byte the same as images of another split: %s. A test on images "
             "that were trained on says little about new ones: leave out one of each.",
-            *(len(leaks), first_few(_describe_leaks(dataset, leaks))),
+            *(len(leaks), first_few(describe_leaks(dataset, leaks))),
         )
-
-
-def _divide(
-    images: Sequence[Inspected], lengths: Mapping[str, int]
-) -> dict[str, Sequence[Inspected]]:
-    """Returns the images of each split, of which one comes after another."""
-    ends = itertools.accumulate(lengths.values())
-    return {
-        name: images[end - length : end]
-        for (name, length), end in zip(lengths.items(), ends, strict=True)
-    }
-
-
-def _describe_leaks(dataset: Dataset, leaks: Iterable[Leak]) -> list[str]:
-    return [
-        f"{_in_folder(dataset, b)} ({split_b}) = {_in_folder(dataset, a)} ({split_a})"
-        for (split_a, a), (split_b, b) in leaks
-    ]
-
-
-def _in_folder(dataset: Dataset, image: Inspected) -> str:
-    """Returns an image's id, of a folder its path there."""
-    return image.id.removeprefix(f"{printable(dataset.name)}{os.sep}")
 
 
 def check_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -280,7 +268,7 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
     Raises:
       FileNotFoundError, ValueError: as `FolderDataset`.
     """
-    dataset = FolderDataset(folder)
+    dataset = open_folder(folder)
     train, test = default_splits(dataset.splits)
     others = [name for name in dataset.splits if name != "train"]
     divided = [*dataset.splits] if own_test_split(dataset.splits) else [train, test, *others]
@@ -301,8 +289,10 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
     if untested := find_empty_classes(dataset, test):
         summary.append(_untested(dataset, untested, test))
     lengths = {name: len(dataset.source(name)) for name in divided}
-    summary += _describe_copies(dataset, find_copies(_divide(images, lengths)))
-    summary += dataset.describe_labels() + dataset.describe_unused()
+    summary += describe_copies(dataset, find_copies(divide(images, lengths)))
+    if isinstance(dataset, FolderDataset):
+        summary += dataset.describe_labels()
+    summary += dataset.describe_unused()
     if sizes := describe_sizes(images):
         summary.append(sizes)
     summary.append(
@@ -310,19 +300,3 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
         f"{len(problems)} images can't be used, {len(empty)} classes are empty"
     )
     return lines, summary
-
-
-def _describe_copies(dataset: Dataset, copies: Copies) -> list[str]:
-    """Returns a line for each image with a copy in another split or class, and one for the rest."""
-    lines = [
-        f"in two splits, byte for byte the same: {line}"
-        for line in _describe_leaks(dataset, copies.leaks)
-    ]
-    lines += [
-        f"with two labels, byte for byte the same: {_in_folder(dataset, b)} = "
-        f"{_in_folder(dataset, a)}"
-        for a, b in copies.relabelled
-    ]
-    if copies.others:
-        lines.append(f"{copies.others} images have a copy, byte for byte, in their own split")
-    return lines

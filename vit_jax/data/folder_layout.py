@@ -174,9 +174,7 @@ def _number(
     """Returns a layout, whose labels are the numbers of the classes in their order."""
     folders = (from_system(name) for split in splits.values() for name in split)
     check_distinct(folders, f"folders in {printable(root)}")
-    names = sorted({_class_of(name) for split in splits.values() for name in split})
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
+    names = sort_classes({_class_of(name) for split in splits.values() for name in split})
     if not any(images for split in splits.values() for images in split.values()):
         raise FileNotFoundError(_no_images(root, found))
     number = {name: label for label, name in enumerate(names)}
@@ -185,16 +183,22 @@ def _number(
         for split, folders in splits.items()
         if any(folders.values())
     }
-    return Layout(tuple(names), files, unused_images, count_unused(found.unused))
+    return Layout(names, files, unused_images, count_unused(found.unused))
 
 
 def _class_of(folder: str) -> str:
     return class_name(from_system(folder))
 
 
-def split_of_folder(folder: pathlib.Path) -> str | None:
-    """Returns the split that a folder is by its name; None if it is none."""
-    return _ALL_SPLITS.get(folder.name.lower())
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of classes in alphabetical order, or, if all are numbers, in theirs."""
+    found = sorted(names)
+    return tuple(sorted(found, key=int) if all(x.isdecimal() for x in found) else found)
+
+
+def split_of_name(name: str) -> str | None:
+    """Returns the split that a folder or a file is by its name; None if it is none."""
+    return _ALL_SPLITS.get(name.lower())
 
 
 def _check_different(root: pathlib.Path, splits: Iterable[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +13,8 @@ import grain
 
 from vit_jax.common.bars import progress_bar
 from vit_jax.common.host import available_cpus
-from vit_jax.data.dataset import ExampleError, Label, Source
+from vit_jax.common.names import printable
+from vit_jax.data.dataset import Dataset, ExampleError, Label, Source
 from vit_jax.data.pipeline import check_label, decode_example
 
 
@@ -133,3 +136,43 @@ def find_copies(splits: Mapping[str, Sequence[Inspected]]) -> Copies:
                 leaks.append((next(iter(seen.items())), (split, image)))
             seen.setdefault(split, image)
     return Copies(leaks, relabelled, others)
+
+
+def divide(
+    images: Sequence[Inspected], lengths: Mapping[str, int]
+) -> dict[str, Sequence[Inspected]]:
+    """Returns the images of each split, of which one comes after another."""
+    ends = itertools.accumulate(lengths.values())
+    return {
+        name: images[end - length : end]
+        for (name, length), end in zip(lengths.items(), ends, strict=True)
+    }
+
+
+def describe_leaks(dataset: Dataset, leaks: Iterable[Leak]) -> list[str]:
+    """Returns a text for each of `Copies.leaks`: both images, and their splits."""
+    return [
+        f"{_in_folder(dataset, b)} ({split_b}) = {_in_folder(dataset, a)} ({split_a})"
+        for (split_a, a), (split_b, b) in leaks
+    ]
+
+
+def _in_folder(dataset: Dataset, image: Inspected) -> str:
+    """Returns an image's id, of a folder its path there."""
+    return image.id.removeprefix(f"{printable(dataset.name)}{os.sep}")
+
+
+def describe_copies(dataset: Dataset, copies: Copies) -> list[str]:
+    """Returns a line for each image with a copy in another split or class, and one for the rest."""
+    lines = [
+        f"in two splits, byte for byte the same: {line}"
+        for line in describe_leaks(dataset, copies.leaks)
+    ]
+    lines += [
+        f"with two labels, byte for byte the same: {_in_folder(dataset, b)} = "
+        f"{_in_folder(dataset, a)}"
+        for a, b in copies.relabelled
+    ]
+    if copies.others:
+        lines.append(f"{copies.others} images have a copy, byte for byte, in their own split")
+    return lines
