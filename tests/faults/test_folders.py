@@ -16,6 +16,7 @@ from vit_jax.data import splits
 from vit_jax.data.__main__ import main
 from vit_jax.data.folders import FolderDataset
 from vit_jax.data.image_files import IMAGE_SUFFIXES, list_images
+from vit_jax.data.inputs import open_inputs
 from vit_jax.data.inspection import inspect_images, problems_of
 from vit_jax.data.sources import open_dataset
 from vit_jax.jobs.evaluate import evaluate
@@ -75,6 +76,30 @@ def test_images_in_subfolders_of_a_class_belong_to_it(tmp_path):
     }
 
 
+def test_no_image_is_left_out_without_a_word(tmp_path, capsys):
+    for name in "ab":
+        draw(tmp_path / "valid" / "train" / name, 4)
+        draw(tmp_path / "valid" / "valid" / name, 4)
+        draw(tmp_path / "below" / name, 4)
+        draw(tmp_path / "below" / name / "more", 4)
+        for i, suffix in enumerate((".bmp", ".tif", ".gif", ".jfif")):
+            draw(tmp_path / "suffixes" / name, 1, suffix, start=i)
+            draw(tmp_path / "suffixes" / name, 1, start=10 + i)
+    for folder in ("valid", "below", "suffixes"):
+        status, lines = check(tmp_path / folder, capsys)
+        assert status == 0
+        assert " 16 images in 2 classes; 0 images can't be used" in lines[-1]
+
+
+def test_a_wrapping_folder_is_told(tmp_path):
+    for name in "ab":
+        draw(tmp_path / "download" / "train" / name, 10)
+    config = default()
+    config.data.name, config.batch_size = str(tmp_path), 2
+    with pytest.raises(ValueError, match=r"one class, download, .* one folder deeper"):
+        open_inputs(config)
+
+
 def leave_companions(folder):
     """Leaves what macOS, Windows and Synology do in a folder and beside its images."""
     for path in [x for x in folder.rglob("*.png")]:
@@ -97,6 +122,8 @@ def test_what_other_systems_leave_is_passed_over_and_counted(tmp_path, capsys):
     dataset = FolderDataset(tmp_path)
     assert dataset.class_names == ("a", "b")
     assert dataset.splits == {"train": 8}
+    assert problems_of(inspect_images(dataset.source("train"), num_classes=2)) == []
+    assert len(find_images([str(tmp_path)])) == 8
     # 8 of ._*, two folders and .DS_Store here, @eaDir and two files in classes.
     assert "14 files that other systems leave" in dataset.other_files
     status, lines = check(tmp_path, capsys)

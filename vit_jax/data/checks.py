@@ -66,7 +66,8 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
     if len(dataset.class_names) < 2 and not is_multi_label(dataset.source(split)):
         raise ValueError(
             f"There is only one class, {first_few(dataset.class_names)}, so there is nothing to "
-            f"tell apart: give images of two or more. A folder has a subfolder for each class."
+            f"tell apart: give images of two or more. A folder has a subfolder for each class. If "
+            f"the classes, or train/ and test/, are one folder deeper, name that folder."
         )
     if isinstance(dataset, Listed) and (empty := find_empty_classes(dataset, split)):
         where = dataset.folder if isinstance(dataset, FolderDataset) else "The data set"

@@ -91,7 +91,7 @@ def _read(file: pathlib.Path) -> _Labels:
             where = f"{printable(file)}, line {number}"
             raise ValueError(f"{where}: {printable(error)}. {_NOT_MEANT}") from None
         found[path] = frozenset(class_name(x.strip()) for x in row[1].split(";") if x.strip())
-    if missing := [path for path in found if not os.path.lexists(path)]:
+    if missing := [x for x in found if x.is_dir() or not os.path.lexists(x)]:
         some = first_few(printable(path.relative_to(file.parent)) for path in missing)
         raise ValueError(
             f"{printable(file)} names {len(missing)} of {len(found)} images that aren't in its "
