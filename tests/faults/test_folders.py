@@ -91,13 +91,15 @@ def test_no_image_is_left_out_without_a_word(tmp_path, capsys):
         assert " 16 images in 2 classes; 0 images can't be used" in lines[-1]
 
 
-def test_a_wrapping_folder_is_told(tmp_path):
+def test_a_wrapping_folder_is_told(tmp_path, capsys):
     for name in "ab":
         draw(tmp_path / "download" / "train" / name, 10)
     config = default()
     config.data.name, config.batch_size = str(tmp_path), 2
     with pytest.raises(ValueError, match=r"one class, download, .* one folder deeper"):
         open_inputs(config)
+    assert any("only one class. If the classes" in line for line in check(tmp_path, capsys)[1])
+    assert not any("only one" in line for line in check(tmp_path / "download", capsys)[1])
 
 
 def leave_companions(folder):

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 Listed = FolderDataset | ArrayDataset | ParquetDataset  # whose labels are all known
 
+_DEEPER = "If the classes, or train/ and test/, are one folder deeper, name that folder."
 _LISTED = 20  # how many bad images, or classes without images, an error names
 
 
@@ -66,8 +67,8 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
     if len(dataset.class_names) < 2 and not is_multi_label(dataset.source(split)):
         raise ValueError(
             f"There is only one class, {first_few(dataset.class_names)}, so there is nothing to "
-            f"tell apart: give images of two or more. A folder has a subfolder for each class. If "
-            f"the classes, or train/ and test/, are one folder deeper, name that folder."
+            f"tell apart: give images of two or more. A folder has a subfolder for each class. "
+            f"{_DEEPER}"
         )
     if isinstance(dataset, Listed) and (empty := find_empty_classes(dataset, split)):
         where = dataset.folder if isinstance(dataset, FolderDataset) else "The data set"
@@ -289,6 +290,8 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
     ]
     if untested := find_empty_classes(dataset, test):
         summary.append(_untested(dataset, untested, test))
+    if len(names) == 1:
+        summary.append(f"There is only one class. {_DEEPER}")
     lengths = {name: len(dataset.source(name)) for name in divided}
     summary += describe_copies(dataset, find_copies(divide(images, lengths)))
     if isinstance(dataset, FolderDataset):
