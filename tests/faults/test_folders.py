@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from PIL import Image
 
 from vit_jax.cli.arguments import find_images
 from vit_jax.config.defaults import default
-from vit_jax.data import checks, splits
+from vit_jax.data import splits
 from vit_jax.data.__main__ import main
 from vit_jax.data.folders import FolderDataset
 from vit_jax.data.image_files import IMAGE_SUFFIXES, list_images
+from vit_jax.data.inputs import open_inputs
+from vit_jax.data.inspection import inspect_images, problems_of
 from vit_jax.data.sources import open_dataset
 from vit_jax.jobs.evaluate import evaluate
 from vit_jax.weights.api import save
@@ -23,8 +26,9 @@ from vit_jax.weights.api import save
 def draw(folder, count, suffix=".png", start=0):
     """Writes `count` images of noise, each another one; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    name = zlib.crc32("/".join(folder.parts[-2:]).encode())
     for i in range(start, start + count):
-        pixels = np.random.default_rng(i).integers(0, 256, (IMAGE, IMAGE, 3), np.uint8)
+        pixels = np.random.default_rng([name, i]).integers(0, 256, (IMAGE, IMAGE, 3), np.uint8)
         Image.fromarray(pixels).save(
             folder / f"{i}{suffix}", format="JPEG" if suffix.lower() == ".jfif" else None
         )
@@ -55,7 +59,7 @@ def test_images_of_every_suffix_are_used_and_can_be_decoded(tmp_path, suffix):
     draw(tmp_path / "a", 1, suffix.upper(), start=1)
     source = FolderDataset(tmp_path).source("train")
     assert len(source) == 2
-    assert checks.find_undecodable(source, num_classes=1, progress=False) == []
+    assert problems_of(inspect_images(source, num_classes=1, progress=False)) == []
 
 
 def test_images_in_subfolders_of_a_class_belong_to_it(tmp_path):
@@ -70,6 +74,32 @@ def test_images_in_subfolders_of_a_class_belong_to_it(tmp_path):
         "a/more/deep/0.png": "a",
         "b/0.png": "b",
     }
+
+
+def test_no_image_is_left_out_without_a_word(tmp_path, capsys):
+    for name in "ab":
+        draw(tmp_path / "valid" / "train" / name, 4)
+        draw(tmp_path / "valid" / "valid" / name, 4)
+        draw(tmp_path / "below" / name, 4)
+        draw(tmp_path / "below" / name / "more", 4)
+        for i, suffix in enumerate((".bmp", ".tif", ".gif", ".jfif")):
+            draw(tmp_path / "suffixes" / name, 1, suffix, start=i)
+            draw(tmp_path / "suffixes" / name, 1, start=10 + i)
+    for folder in ("valid", "below", "suffixes"):
+        status, lines = check(tmp_path / folder, capsys)
+        assert status == 0
+        assert " 16 images in 2 classes; 0 images can't be used" in lines[-1]
+
+
+def test_a_wrapping_folder_is_told(tmp_path, capsys):
+    for name in "ab":
+        draw(tmp_path / "download" / "train" / name, 10)
+    config = default()
+    config.data.name, config.batch_size = str(tmp_path), 2
+    with pytest.raises(ValueError, match=r"one class, download, .* one folder deeper"):
+        open_inputs(config)
+    assert any("only one class. If the classes" in line for line in check(tmp_path, capsys)[1])
+    assert not any("only one" in line for line in check(tmp_path / "download", capsys)[1])
 
 
 def leave_companions(folder):
@@ -94,6 +124,8 @@ def test_what_other_systems_leave_is_passed_over_and_counted(tmp_path, capsys):
     dataset = FolderDataset(tmp_path)
     assert dataset.class_names == ("a", "b")
     assert dataset.splits == {"train": 8}
+    assert problems_of(inspect_images(dataset.source("train"), num_classes=2)) == []
+    assert len(find_images([str(tmp_path)])) == 8
     # 8 of ._*, two folders and .DS_Store here, @eaDir and two files in classes.
     assert "14 files that other systems leave" in dataset.other_files
     status, lines = check(tmp_path, capsys)
@@ -120,20 +152,39 @@ def test_a_glob_leaves_out_folders_and_companions(tmp_path):
     assert find_images([f"{tmp_path}/*"]) == [f"{tmp_path}/0.png", f"{tmp_path}/1.png"]
 
 
-def test_links_are_followed_and_circles_end(tmp_path):
+def test_links_are_followed_and_each_folder_is_read_once(tmp_path):
     draw(tmp_path / "elsewhere", 2)
+    draw(tmp_path / "outside", 1)
     folder = tmp_path / "data"
     draw(folder / "a", 1)
-    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    draw(folder / "c", 1)
     (folder / "a" / "up").symlink_to(folder)
+    (folder / "a" / "far_up").symlink_to(tmp_path)  # its other folders are none of the class's
+    (folder / "a" / "of_c").symlink_to(folder / "c")  # c is read as itself
     (folder / "a" / "self.png").symlink_to("self.png")
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
+    (folder / "b2").symlink_to(folder / "b")
+    (folder / "c" / "one.png").symlink_to(tmp_path / "outside" / "0.png")
     dataset = FolderDataset(folder)
-    assert dataset.class_names == ("a", "b")
-    # Through a/up, class a reaches all the folder, but each folder once.
-    assert files(dataset)["b/0.png"] == "b"
-    assert len([name for name in files(dataset) if name.startswith("a/up/b")]) == 2
-    assert "1 links to a folder that is read already" in dataset.other_files
-    assert len(find_images([str(folder)])) == 4  # a/0, a/self and elsewhere's two, once
+    assert files(dataset) == {
+        "a/0.png": "a",
+        "a/self.png": "a",  # is reported when it is read
+        "b/0.png": "b",
+        "b/1.png": "b",
+        "c/0.png": "c",
+        "c/one.png": "c",
+    }
+    assert "4 links to a folder that is read already" in dataset.other_files
+    assert find_images([str(folder)]) == sorted(f"{folder}/{name}" for name in files(dataset))
+
+
+def test_a_split_that_is_a_link_to_another_is_no_second_split(tmp_path):
+    for name in "ab":
+        draw(tmp_path / "train" / name, 2)
+    (tmp_path / "val").symlink_to("train")
+    dataset = FolderDataset(tmp_path)
+    assert dataset.splits == {"train": 4}
+    assert dataset.describe()[-1] == "no images: 1 links to a folder that is read already"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
@@ -235,7 +286,8 @@ def test_images_that_are_not_used_are_named_before_a_run_and_by_check(tmp_path, 
         f"{tmp_path}: train: 4 images (a 2, b 2)",
         f"{tmp_path}: test: 4 images (a 2, b 2)",
         f"{tmp_path}: not used: 5 images that lie in no folder of a class",
-        f"{tmp_path}: not used: 4 images that lie in val/ itself, in no folder of a class",
+        f"{tmp_path}: not used: 4 images in val/, a split without labels: they lie in no folder of "
+        f"a class",
         f"{tmp_path}: not used: 3 images in extra/, which is no split, but lies beside test/, "
         f"train/, val/",
     ]
@@ -243,6 +295,39 @@ def test_images_that_are_not_used_are_named_before_a_run_and_by_check(tmp_path, 
     assert status == 0
     assert printed[:2] == ["class a: 2 in train, 2 in test", "class b: 2 in train, 2 in test"]
     assert [f"{tmp_path}: {line}" for line in printed[2:5]] == lines[2:]
+
+
+def test_a_split_without_labels_is_told_and_is_no_class(tmp_path):
+    flat, beside = tmp_path / "flat", tmp_path / "beside"
+    for name in ("cats", "dogs"):
+        draw(flat / name, 2)
+        for split in ("Train", "valid"):
+            draw(beside / split / name, 2)
+    for folder in (flat / "test", beside / "Test" / "unknown"):
+        draw(folder, 3)
+    (flat / "val").mkdir()
+    dataset = FolderDataset(flat)
+    assert dataset.class_names == ("cats", "dogs")
+    assert dataset.splits == {"train": 4}
+    assert dataset.describe_unused() == [
+        "not used: 3 images in test/, a split without labels: they lie in no folder of a class"
+    ]
+    dataset = FolderDataset(beside)
+    assert dataset.class_names == ("cats", "dogs")
+    assert dataset.splits == {"train": 4, "valid": 4}
+    assert dataset.describe_unused() == [
+        "not used: 3 images in Test/, a split without labels: the only folder in it is no class of "
+        "the training split"
+    ]
+
+
+def test_a_test_split_of_one_class_has_labels(tmp_path):
+    for name in ("cats", "dogs"):
+        draw(tmp_path / "train" / name, 2)
+    draw(tmp_path / "test" / "cats", 1)
+    assert FolderDataset(tmp_path).splits == {"train": 4, "test": 1}
+    draw(tmp_path / "test" / "birds", 1)  # two folders, and one is a class: that is no accident
+    assert FolderDataset(tmp_path).class_names == ("birds", "cats", "dogs")
 
 
 @pytest.mark.parametrize("name", ["train", "Test"])

@@ -10,10 +10,11 @@ from conftest import write_jpegs
 from PIL import Image
 
 from vit_jax.config.defaults import default
-from vit_jax.data import checks, pipeline, reading, sources, transforms
+from vit_jax.data import pipeline, reading, sources, transforms
 from vit_jax.data.__main__ import main as data_main
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import ExampleError, ReadError
+from vit_jax.data.inspection import inspect_images
 from vit_jax.inference.classifier import read_image
 
 TRANSIENT = ("ESTALE", "EIO", "ENOMEM", "EMFILE", "ENFILE", "ETIMEDOUT", "EAGAIN", "ENOTCONN")
@@ -124,7 +125,7 @@ def test_an_error_that_stays_ends_the_run_and_skips_nothing(folder, options, fai
         lambda: list(
             pipeline.eval_batches(source_of(folder), options, num_classes=2, batch_size=4)
         ),
-        lambda: checks.find_undecodable(source_of(folder), num_classes=2, progress=False),
+        lambda: inspect_images(source_of(folder), num_classes=2, progress=False),
         lambda: ArrayDataset([path], ["a"]).source("train")[0],
         lambda: read_image(path),
     ):

@@ -56,7 +56,7 @@ def test_a_sweep_chooses_on_held_out_examples_and_tests_once(
     monkeypatch.setattr(runs, "train", counted)
     checked = []
     monkeypatch.setattr(
-        checks, "find_undecodable", lambda source, **_: checked.append(len(source)) or []
+        checks, "inspect_images", lambda source, **_: checked.append(len(source)) or []
     )
     result = sweep(settings, tmp_path)
     assert checked == [50 + 18, 68 + 12]  # not again for the second rate

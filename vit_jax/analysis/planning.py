@@ -191,7 +191,7 @@ def dataset_size(config: ConfigDict) -> tuple[int | None, int | None]:
     """
     name = config.data.name
     if is_folder(name):
-        is_here = os.path.isdir(os.path.expanduser(name))
+        is_here = os.path.exists(os.path.expanduser(name))
     else:
         is_here = prepare.find(name, config.data.dir) is not None
     if is_here:

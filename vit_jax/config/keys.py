@@ -181,12 +181,13 @@ def image_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def is_folder(name: str) -> bool:
-    """Returns True if a `config.data.name` is a folder of images, False if it names a data set.
+    """Returns True if a `config.data.name` is a path, False if it names a data set.
 
-    A folder is what starts with "/", "." or "~", whether it exists or not, and any other name of
-    a directory that exists, seen from the working directory.
+    A path is what starts with "/", "." or "~", whether it exists or not; any other name of a
+    directory that exists, seen from the working directory; and what ends with ".parquet".
     """
-    return looks_like_path(name) or os.path.isdir(name)  # False if the name is too long
+    is_parquet = name.lower().endswith(".parquet")
+    return is_parquet or looks_like_path(name) or os.path.isdir(name)  # False if it is too long
 
 
 def comparable_name(name: str) -> str:

@@ -32,6 +32,12 @@ with epy.lazy_api_imports(globals()):
     # a folder of images
     from vit_jax.data.folders import FolderDataset, FolderSource
 
+    # images in Parquet files
+    from vit_jax.data.parquet import ParquetDataset, ParquetSource
+
+    # sizes and copies of images
+    from vit_jax.data.inspection import find_copies, inspect_images
+
     # all that a run reads, in one call
     from vit_jax.data.inputs import Inputs, evaluation_batches, open_inputs
 

@@ -1,4 +1,4 @@
-"""Checks a folder of images, or prepares and converts tfds data sets, ahead of a run.
+"""Checks images in folders and Parquet files, prepares and converts tfds data sets: before a run.
 
 None of it needs TensorFlow, but for `prepare` with those data sets whose own code does.
 """
@@ -42,9 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     checking = commands.add_parser(
         "check",
         help="list the images of a folder that can't be decoded, and the classes without images "
-        "(status 1 if there are any); count the images of each class, and say what is not used",
+        "(status 1 if there are any); count the images of each class and split, name those that "
+        "are the same in two splits, and say what is not used",
     )
-    checking.add_argument("directory", help="<class>/* or train|val|test/<class>/*")
+    layouts = "<class>/* or train|val|test/<class>/*, or Parquet files, or one Parquet file"
+    checking.add_argument("directory", help=layouts)
     preparing = commands.add_parser("prepare", help="download and prepare a tfds data set")
     preparing.add_argument("name", help="tfds name, such as tf_flowers")
     preparing.add_argument("--data_dir", help="default: tfds's own, ~/tensorflow_datasets")

@@ -21,12 +21,11 @@ from vit_jax.data import pixels
 from vit_jax.data.dataset import Example
 from vit_jax.data.reading import read_file
 from vit_jax.data.sources import IN_MEMORY
-from vit_jax.data.splits import absolute_parts
+from vit_jax.data.splits import absolute_parts, mix_classes
 
 _Stored = np.ndarray | bytes | pathlib.Path  # uint8 RGB (h, w, 3), or an encoded image, or its file
 _Member = tuple[tuple[_Stored, str], int]  # an image, its id, and the label
 _PREFIX = {"train": "", "test": "test "}  # of what a message names, by the split
-_SEED = 0  # of the order inside a split
 T = TypeVar("T")
 
 
@@ -55,7 +54,7 @@ class ArrayDataset:
 
     Arrays of uint8 are not copied. Other numbers and Pillow images are converted once. Files are
     read when their example is read. The order inside a split is fixed. It mixes the classes, see
-    `mix_classes`.
+    `splits.mix_classes`.
 
     Args:
       images: a NumPy array (n, h, w, 3), (n, h, w, 1) or (n, h, w); or a sequence of n arrays
@@ -136,23 +135,6 @@ class ArrayDataset:
                 else:
                     found.update(f"{part} {label} {image!r}".encode())
         return found.hexdigest()[:16]
-
-
-def mix_classes(classes: Sequence[Sequence[T]]) -> list[tuple[T, int]]:
-    """Returns the members of some classes with their labels, in a fixed order that mixes classes.
-
-    The members of a class are shuffled and spread evenly over [0, 1]; this sorts all classes. Every
-    slice of the result holds all classes in their proportions.
-
-    Args:
-      classes: for each label the members of its class, in an order that is always the same.
-    """
-    rng = np.random.Generator(np.random.Philox(_SEED))
-    ranked = []
-    for label, members in enumerate(classes):
-        order = enumerate(rng.permutation(len(members)))
-        ranked += [((i + 0.5) / len(members), label, int(number)) for i, number in order]
-    return [(classes[label][number], label) for _, label, number in sorted(ranked)]
 
 
 def _hold_out(

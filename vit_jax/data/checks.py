@@ -5,21 +5,39 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-import grain
 from ml_collections import ConfigDict
 
-from vit_jax.common.bars import progress_bar
-from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArrayDataset
-from vit_jax.data.dataset import Dataset, ExampleError, Source, classes_of, is_multi_label
+from vit_jax.data.dataset import (
+    Dataset,
+    ExampleError,
+    Label,
+    Source,
+    classes_of,
+    is_multi_label,
+)
 from vit_jax.data.folders import FolderDataset, FolderSource, parts_of
-from vit_jax.data.pipeline import check_label, decode_example
-from vit_jax.data.splits import count_shared, default_splits
+from vit_jax.data.inspection import (
+    describe_copies,
+    describe_leaks,
+    describe_sizes,
+    divide,
+    find_copies,
+    inspect_images,
+    problems_of,
+)
+from vit_jax.data.parquet import ParquetDataset, ParquetSource
+from vit_jax.data.pipeline import check_label
+from vit_jax.data.sources import open_folder
+from vit_jax.data.splits import count_shared, default_splits, own_test_split
 
 logger = logging.getLogger(__name__)
 
+Listed = FolderDataset | ArrayDataset | ParquetDataset  # whose labels are all known
+
+_DEEPER = "If the classes, or train/ and test/, are one folder deeper, name that folder."
 _LISTED = 20  # how many bad images, or classes without images, an error names
 
 
@@ -49,11 +67,10 @@ def require_trainable(dataset: Dataset, split: str, *, batch_size: int, labels: 
     if len(dataset.class_names) < 2 and not is_multi_label(dataset.source(split)):
         raise ValueError(
             f"There is only one class, {first_few(dataset.class_names)}, so there is nothing to "
-            f"tell apart: give images of two or more. A folder has a subfolder for each class."
+            f"tell apart: give images of two or more. A folder has a subfolder for each class. "
+            f"{_DEEPER}"
         )
-    if isinstance(dataset, FolderDataset | ArrayDataset) and (
-        empty := find_empty_classes(dataset, split)
-    ):
+    if isinstance(dataset, Listed) and (empty := find_empty_classes(dataset, split)):
         where = dataset.folder if isinstance(dataset, FolderDataset) else "The data set"
         raise ValueError(
             f"{where} has no images to train on ({split}) for {len(empty)} of its "
@@ -122,7 +139,7 @@ def warn_of_test_split(dataset: Dataset, train: str, test: str, *, labels: bool)
             "not those of new images. To change this, set data.train and data.test.",
             *(shared, len(dataset.source(test)), test, train),
         )
-    if not labels or not isinstance(dataset, FolderDataset | ArrayDataset):
+    if not labels or not isinstance(dataset, Listed):
         return
     if empty := find_empty_classes(dataset, test):
         logger.warning("%s", _untested(dataset, empty, test))
@@ -155,7 +172,7 @@ def require_test_labels(dataset: Dataset, source: Source, split: str) -> None:
     Raises:
       ValueError: the label is not that of a class; names the other splits.
     """
-    if isinstance(dataset, FolderDataset | ArrayDataset):
+    if isinstance(dataset, Listed):
         return
     try:
         example = source[0]
@@ -171,7 +188,7 @@ def require_test_labels(dataset: Dataset, source: Source, split: str) -> None:
         ) from error
 
 
-def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> list[str]:
+def find_empty_classes(dataset: Listed, split: str) -> list[str]:
     """Returns the names of the classes that have no image in a split; reads no image.
 
     Args:
@@ -182,8 +199,12 @@ def find_empty_classes(dataset: FolderDataset | ArrayDataset, split: str) -> lis
       ValueError: the syntax is wrong, or there is no such split.
     """
     source = dataset.source(split)
-    members = source.files if isinstance(source, FolderSource) else source.examples
-    found = {x for _, label in members for x in classes_of(label)}
+    if isinstance(source, ParquetSource):
+        labels: Iterable[Label] = source.labels
+    else:
+        members = source.files if isinstance(source, FolderSource) else source.examples
+        labels = [label for _, label in members]
+    found = {x for label in labels for x in classes_of(label)}
     return [name for label, name in enumerate(dataset.class_names) if label not in found]
 
 
@@ -192,6 +213,7 @@ def require_decodable(
 ) -> None:
     """Decodes every image in some splits of a folder or of files, so that none stops the run later.
 
+    Their sizes are logged. A warning names images of two splits that are the same byte for byte.
     Nothing is decoded for a tfds data set, with `options.check=False`, or with
     `options.on_error="skip"`.
 
@@ -206,14 +228,15 @@ def require_decodable(
         user can do.
     """
     checked = options.check and options.on_error == "stop"
-    if not checked or not isinstance(dataset, FolderDataset | ArrayDataset):
+    if not checked or not isinstance(dataset, Listed):
         return
-    split = "+".join(splits)
-    source: Source = dataset.source(split)
-    if isinstance(dataset, ArrayDataset) and not len(source := dataset.encoded(split)):
+    names, num_classes = list(splits), len(dataset.class_names)
+    source_of = dataset.encoded if isinstance(dataset, ArrayDataset) else dataset.source
+    source: Source = source_of("+".join(names))
+    if not len(source):
         return
-    problems = find_undecodable(source, num_classes=len(dataset.class_names), progress=progress)
-    if problems:
+    images = inspect_images(source, num_classes=num_classes, progress=progress)
+    if problems := problems_of(images):
         listed = first_few([f"- {problem}" for problem in problems], _LISTED, "\n")
         lists_all = (
             f" (`python -m vit_jax.data check {dataset.folder}` lists all)"
@@ -226,33 +249,14 @@ def require_decodable(
             f"With --config.data.check=false, a run starts without this check, and stops at the "
             f"first."
         )
-
-
-def find_undecodable(
-    source: Source, *, num_classes: int, threads: int | None = None, progress: bool = True
-) -> list[ExampleError]:
-    """Decodes every example, and returns an error for each that can't be used, in order.
-
-    Args:
-      source: the examples.
-      num_classes: every label must be below it.
-      threads: number of threads that read and decode. None for one on each CPU.
-      progress: True to show a progress bar on stderr.
-    """
-
-    def find_problem(index: int) -> tuple[ExampleError] | tuple[()]:
-        try:
-            _, example = decode_example(source, index)
-            check_label(example, num_classes)
-        except ExampleError as error:
-            return (error,)
-        return ()
-
-    threads = threads or len(available_cpus())
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
-    found = grain.MapDataset.range(len(source)).map(find_problem).to_iter_dataset(reading)
-    bar = progress_bar(found, total=len(source), desc="checking", unit=" images", active=progress)
-    return [error for errors in bar for error in errors]
+    logger.info("%s: %s", printable(dataset.name), describe_sizes(images))
+    lengths = {name: len(source_of(name)) for name in names}
+    if leaks := find_copies(divide(images, lengths)).leaks:
+        logger.warning(
+            "%d images are byte for byte the same as images of another split: %s. A test on images "
+            "that were trained on says little about new ones: leave out one of each.",
+            *(len(leaks), first_few(describe_leaks(dataset, leaks))),
+        )
 
 
 def check_folder(folder: str) -> tuple[list[str], list[str]]:
@@ -260,18 +264,21 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
 
     Returns:
       A line for each image that can't be used and for each class without images to train on; and
-      the lines of a summary: the images of each class and split, what in the folder is not used,
-      and a count of everything.
+      the lines of a summary: the images of each class and split, images that are the same byte for
+      byte, what in the folder is not used, the sizes, and a count of everything.
 
     Raises:
       FileNotFoundError, ValueError: as `FolderDataset`.
     """
-    dataset = FolderDataset(folder)
-    everything = "+".join(dataset.splits)
+    dataset = open_folder(folder)
+    train, test = default_splits(dataset.splits)
+    others = [name for name in dataset.splits if name != "train"]
+    divided = [*dataset.splits] if own_test_split(dataset.splits) else [train, test, *others]
+    everything = "+".join(divided)
     source = dataset.source(everything)
     names = [printable(name) for name in dataset.class_names]
-    problems = find_undecodable(source, num_classes=len(names))
-    train, test = default_splits(dataset.splits)
+    images = inspect_images(source, num_classes=len(names))
+    problems = problems_of(images)
     empty = find_empty_classes(dataset, train if "train" in dataset.splits else everything)
     lines = [printable(problem) for problem in problems]
     lines += [f"class {printable(name)}: has no images to train on" for name in empty]
@@ -283,7 +290,15 @@ def check_folder(folder: str) -> tuple[list[str], list[str]]:
     ]
     if untested := find_empty_classes(dataset, test):
         summary.append(_untested(dataset, untested, test))
+    if len(names) == 1:
+        summary.append(f"There is only one class. {_DEEPER}")
+    lengths = {name: len(dataset.source(name)) for name in divided}
+    summary += describe_copies(dataset, find_copies(divide(images, lengths)))
+    if isinstance(dataset, FolderDataset):
+        summary += dataset.describe_labels()
     summary += dataset.describe_unused()
+    if sizes := describe_sizes(images):
+        summary.append(sizes)
     summary.append(
         f"{printable(dataset.folder)}: {len(source)} images in {len(names)} classes; "
         f"{len(problems)} images can't be used, {len(empty)} classes are empty"

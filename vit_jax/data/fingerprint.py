@@ -10,6 +10,7 @@ from vit_jax.common.messages import first_few
 from vit_jax.common.names import class_name, from_system
 from vit_jax.data.dataset import Dataset, Source, classes_of
 from vit_jax.data.folders import FolderDataset, FolderSource
+from vit_jax.data.parquet import ParquetDataset
 from vit_jax.data.splits import absolute_parts
 
 
@@ -31,8 +32,8 @@ def fingerprint(dataset: Dataset, *, labels: bool, **splits: tuple[str, Source])
 
     It is the same on every machine. The name of a folder's image is its path in the folder, with
     its labels if a labels.csv gives them. Images of other data sets have no names: these are told
-    by the data set's name, with its version, and by the numbers of the split's first and last
-    example.
+    by the data set's name, with its version, or of Parquet files by the files' names and all
+    labels, and by the numbers of the split's first and last example.
 
     Args:
       dataset: what `open_dataset` returns.
@@ -57,7 +58,8 @@ def _ids(dataset: Dataset, split: str, source: Source) -> list[bytes]:
             names.append(f"{from_system(str(path)[start:])}{labels}")
         return [name.encode("utf-8", "surrogateescape") for name in names]
     parts = absolute_parts(split, dataset.splits)
-    return [f"{dataset.name} {p.splitname} {p.from_} {p.to}".encode() for p in parts]
+    name = dataset.content if isinstance(dataset, ParquetDataset) else dataset.name
+    return [f"{name} {p.splitname} {p.from_} {p.to}".encode() for p in parts]
 
 
 def find_differences(

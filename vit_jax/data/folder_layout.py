@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from vit_jax.common.messages import first_few
-from vit_jax.common.names import check_distinct, class_of_folder, from_system, printable
+from vit_jax.common.names import check_distinct, class_name, from_system, printable
 from vit_jax.data.dataset import Label
 from vit_jax.data.image_files import (
     IMAGE_SUFFIXES,
-    ImageFiles,
     count_unused,
     list_images,
     subfolders,
@@ -25,6 +24,7 @@ _SPLITS = (
     {"test": "test", "testing": "test"},
 )
 _ALL_SPLITS = {name: split for row in _SPLITS for name, split in row.items()}
+_NO_CLASS = "the only folder in it is no class of the training split"
 _EXPECTED = "<class>/* or train|val|test/<class>/*"
 
 
@@ -50,9 +50,11 @@ class Layout(NamedTuple):
 def find_layout(root: pathlib.Path) -> Layout:
     """Finds the splits and classes of a folder. No image is read.
 
-    A folder that has the name of a split is one if it has folders with images. Otherwise it is a
-    class, if its images lie in it directly and there are other classes beside it. Images in
-    subfolders of a class are the class's.
+    A folder that has the name of a split is one if it has folders with images. Otherwise `train` is
+    a class, if its images lie in it directly and there are other classes beside it. Any other split
+    whose images lie in it directly has no labels, and is not used. Nor is one whose images lie in a
+    single folder that is no class of the training split. Images in subfolders of a class are the
+    class's.
 
     Raises:
       FileNotFoundError: there are no images, or none in folders of classes.
@@ -60,101 +62,168 @@ def find_layout(root: pathlib.Path) -> Layout:
         of two classes are written alike.
       ReadError: a folder can't be read.
     """
-    children = subfolders(root)
-    named = [path for path in children if path.name.lower() in _ALL_SPLITS]
-    named.sort(key=lambda path: [*_ALL_SPLITS].index(path.name.lower()))
-    inside = {path: {x: list_images(x) for x in subfolders(path)} for path in named}
-    direct = {path: list_images(path, below=False) for path in (root, *named)}
-    loose = {path: len(found.images) for path, found in direct.items()}
-    filled = [path for path in named if any(found.images for found in inside[path].values())]
-    others = {path: list_images(path) for path in children if path not in named}
-    other_images = {path: len(found.images) for path, found in others.items() if found.images}
-    if other_images and (doubtful := [path for path in filled if loose[path]]):
+    found = _list(root)
+    named, others = [*found.splits], found.others
+    filled = [name for name in named if any(found.splits[name].values())]
+    loose = {name: len(images) for name, images in found.loose.items()}
+    other_images = {name: len(images) for name, images in others.items() if images}
+    if other_images and (doubtful := [name for name in filled if name in loose]):
         raise ValueError(
-            f"{printable(doubtful[0])} may be a split or a class: it holds images and folders of "
-            f"images, beside {_names(other_images)}. If it is a class, give it another name. If it "
-            f"is a split, move the images that lie in it directly into a folder of their class."
+            f"{printable(root / doubtful[0])} may be a split or a class: it holds images and "
+            f"folders of images, beside {_names(other_images)}. If it is a class, give it another "
+            f"name. If it is a split, move the images that lie in it directly into a folder of "
+            f"their class."
         )
-    unused_images, unused = [], direct[root].unused
-    if loose[root]:
-        unused_images.append(f"{loose[root]} images that lie in no folder of a class")
-    is_class = other_images and not filled and sum(loose[path] > 0 for path in named) <= 1
-    if is_class or not named:
-        others |= {path: list_images(path) for path in named}
-        classes = [*others]
-        files = {"train": _merge(others, unused)}
-    else:
-        _check_different(path for path in named if loose[path] or path in filled)
-        unused_images += [
-            f"{loose[path]} images that lie in {_names([path])} itself, in no folder of a class"
-            for path in named
-            if loose[path]
-        ]
-        unused_images += [
-            f"{count} images in {_names([path])}, which is no split, but lies beside "
-            f"{_names(named)}"
-            for path, count in other_images.items()
-        ]
-        files, classes = {}, [path for inner in inside.values() for path in inner]
-        for path in named:
-            files[_ALL_SPLITS[path.name.lower()]] = _merge(inside[path], unused)
-            unused += direct[path].unused
-    check_distinct((from_system(path.name) for path in classes), f"folders in {printable(root)}")
-    names = sorted({name for found in files.values() for name in found})
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
-    with_images = {split: x for split, x in files.items() if any(x.values())}
-    if not with_images:
-        raise FileNotFoundError(_no_images(root, loose, unused))
-    number = {name: label for label, name in enumerate(names)}
-    labelled: dict[str, list[tuple[pathlib.Path, Label]]] = {
-        split: [(path, number[name]) for name, paths in found.items() for path in paths]
-        for split, found in with_images.items()
+    unused = [f"{loose[x]} images that lie in no folder of a class" for x in loose if x == _ROOT]
+    bare = [name for name in named if name in loose and name not in filled]
+    to_train_on = [name for name in bare if _ALL_SPLITS[name.lower()] == "train"]
+    if not named or (other_images and not filled and not (to_train_on and len(bare) > 1)):
+        unused += [_unlabelled(name, loose[name]) for name in bare if name not in to_train_on]
+        classes = others | {name: found.loose[name] for name in to_train_on}
+        return _number(root, {"train": classes}, found, unused)
+    _check_different(root, {*bare, *filled})
+    unused += [
+        f"{loose[name]} images that lie in {_names([name])} itself, in no folder of a class"
+        for name in filled
+        if name in loose
+    ]
+    unused += [_unlabelled(name, loose[name]) for name in bare]
+    with_labels = _drop_unlabelled(found.splits)
+    unused += [
+        _unlabelled(name, sum(map(len, found.splits[name].values())), _NO_CLASS)
+        for name in filled
+        if name not in with_labels
+    ]
+    unused += [
+        f"{count} images in {_names([name])}, which is no split, but lies beside {_names(named)}"
+        for name, count in other_images.items()
+    ]
+    splits = {_ALL_SPLITS[name.lower()]: folders for name, folders in with_labels.items()}
+    return _number(root, splits, found, unused)
+
+
+_Folders = dict[str, list[pathlib.Path]]  # the images by the names of folders
+_ROOT = ""  # stands for the folder itself
+
+
+class _Found(NamedTuple):
+    """The images of a folder, by where they lie.
+
+    Attributes:
+      splits: {folder with the name of a split: {folder in it: its images}}.
+      others: {any other folder: its images}.
+      loose: {folder with the name of a split, or `_ROOT`: the images that lie in it directly}. Only
+        those that have some.
+      unused: {what else there is: how often}.
+    """
+
+    splits: dict[str, _Folders]
+    others: _Folders
+    loose: _Folders
+    unused: Counter[str]
+
+
+def _list(root: pathlib.Path) -> _Found:
+    children = [path.name for path in subfolders(root)]
+    named = [path for path in children if path.lower() in _ALL_SPLITS]
+    named.sort(key=lambda name: [*_ALL_SPLITS].index(name.lower()))
+    listed = list_images(root)
+    found = _Found(
+        {name: {path.name: [] for path in subfolders(root / name)} for name in named},
+        {name: [] for name in children if name not in named},
+        {},
+        listed.unused,
+    )
+    for path in listed.images:
+        first, *rest = path.parts[len(root.parts) :]
+        if not rest:
+            found.loose.setdefault(_ROOT, []).append(path)
+        elif first not in found.splits:
+            found.others.setdefault(first, []).append(path)
+        elif len(rest) == 1:
+            found.loose.setdefault(first, []).append(path)
+        else:
+            found.splits[first].setdefault(rest[0], []).append(path)
+    return found
+
+
+def _drop_unlabelled(splits: Mapping[str, _Folders]) -> dict[str, _Folders]:
+    """Returns the splits without those whose single folder is no class of the training split."""
+    found = {
+        name: {_class_of(folder) for folder, images in folders.items() if images}
+        for name, folders in splits.items()
     }
-    return Layout(tuple(names), labelled, unused_images, count_unused(unused))
+    train = next((x for name, x in found.items() if _ALL_SPLITS[name.lower()] == "train"), set())
+    return {
+        name: folders
+        for name, folders in splits.items()
+        if len(train) < 2 or len(found[name]) != 1 or found[name] <= train
+    }
 
 
-def split_of_folder(folder: pathlib.Path) -> str | None:
-    """Returns the split that a folder is by its name; None if it is none."""
-    return _ALL_SPLITS.get(folder.name.lower())
+def _unlabelled(name: str, count: int, why: str = "they lie in no folder of a class") -> str:
+    return f"{count} images in {name}/, a split without labels: {why}"
 
 
-def _merge(
-    folders: Mapping[pathlib.Path, ImageFiles], unused: Counter[str]
-) -> dict[str, list[pathlib.Path]]:
-    """Returns the images of every class, and adds what isn't used to `unused`."""
-    classes: dict[str, list[pathlib.Path]] = {}
-    for path, found in sorted(folders.items()):
-        classes.setdefault(class_of_folder(path), []).extend(found.images)
-        unused += found.unused
-    return classes
+def _number(
+    root: pathlib.Path,
+    splits: Mapping[str, _Folders],
+    found: _Found,
+    unused_images: list[str],
+) -> Layout:
+    """Returns a layout, whose labels are the numbers of the classes in their order."""
+    folders = (from_system(name) for split in splits.values() for name in split)
+    check_distinct(folders, f"folders in {printable(root)}")
+    names = sort_classes({_class_of(name) for split in splits.values() for name in split})
+    if not any(images for split in splits.values() for images in split.values()):
+        raise FileNotFoundError(_no_images(root, found))
+    number = {name: label for label, name in enumerate(names)}
+    files: dict[str, list[tuple[pathlib.Path, Label]]] = {
+        split: [(path, number[_class_of(name)]) for name, x in folders.items() for path in x]
+        for split, folders in splits.items()
+        if any(folders.values())
+    }
+    return Layout(names, files, unused_images, count_unused(found.unused))
 
 
-def _check_different(splits: Iterable[pathlib.Path]) -> None:
+def _class_of(folder: str) -> str:
+    return class_name(from_system(folder))
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the names of classes in alphabetical order, or, if all are numbers, in theirs."""
+    found = sorted(names)
+    return tuple(sorted(found, key=int) if all(x.isdecimal() for x in found) else found)
+
+
+def split_of_name(name: str) -> str | None:
+    """Returns the split that a folder or a file is by its name; None if it is none."""
+    return _ALL_SPLITS.get(name.lower())
+
+
+def _check_different(root: pathlib.Path, splits: Iterable[str]) -> None:
     """Raises ValueError if two folders are the same split."""
-    found = sorted(splits)
     for row in _SPLITS:
-        same = [path for path in found if path.name.lower() in row]
+        same = [name for name in sorted(splits) if name.lower() in row]
         if len(same) > 1:
             raise ValueError(
-                f"{_names(same)} in {printable(same[0].parent)} are the same split: put their "
-                f"images into one folder, or give one of them another name."
+                f"{_names(same)} in {printable(root)} are the same split: put their images into "
+                f"one folder, or give one of them another name."
             )
 
 
-def _no_images(root: pathlib.Path, loose: Mapping[pathlib.Path, int], unused: Counter[str]) -> str:
-    for path, count in sorted(loose.items()):
-        if count:
-            return (
-                f"{printable(path)} holds images itself ({count}), but no folders of them: each "
-                f"class needs a folder there that has the class's name, <class>/*."
-            )
-    there = f" It holds {count_unused(unused)}." if unused else ""
+def _no_images(root: pathlib.Path, found: _Found) -> str:
+    for name, images in sorted(found.loose.items()):
+        return (
+            f"{printable(root / name)} holds images itself ({len(images)}), but no folders of "
+            f"them: each class needs a folder there that has the class's name, <class>/*."
+        )
+    there = f" It holds {count_unused(found.unused)}." if found.unused else ""
     return (
         f"There are no images in {printable(root)}: expected {_EXPECTED} with files named "
         f"{', '.join(IMAGE_SUFFIXES)}.{there}"
     )
 
 
-def _names(paths: Iterable[pathlib.Path]) -> str:
-    return first_few(f"{path.name}/" for path in sorted(paths))
+def _names(folders: Iterable[str]) -> str:
+    return first_few(f"{name}/" for name in sorted(folders))

@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from vit_jax.common.files import folders_beside, local_path
 from vit_jax.common.messages import closest, first_few
@@ -142,11 +142,12 @@ class FolderDataset:
 
     def describe(self) -> list[str]:
         """Returns a line for each split, with the images of its classes, and for the unused."""
-        lines = []
-        for split, images in self.splits.items():
-            counts = [f"{name} {count}" for name, count in self.count_images(split).items()]
-            lines.append(f"{split}: {images} images ({first_few(counts, most=10)})")
-        return lines + self.describe_unused()
+        return describe_counts(self) + self.describe_labels() + self.describe_unused()
+
+    def describe_labels(self) -> list[str]:
+        """Returns a line on the labels if a labels.csv gives them."""
+        how_many = "one or several an image, or none" if self.multi_label else "one class an image"
+        return [f"labels: {how_many}, as labels.csv says"] * self.has_labels_file
 
     def describe_unused(self) -> list[str]:
         """Returns a line for each kind of images that aren't used, and one for all other files."""
@@ -170,6 +171,23 @@ class FolderDataset:
     def _first_from(self, split: str, position: float) -> int:
         """Returns the number of the first file of a split that has at least a position."""
         return bisect.bisect_left(self._files[split], position, key=operator.itemgetter(0))
+
+
+class CountedDataset(Dataset, Protocol):
+    """A data set that knows the labels of all its images."""
+
+    def count_images(self, split: str) -> dict[str, int]:
+        """Returns {name of a class: number of its images in a split}, for every class."""
+        ...
+
+
+def describe_counts(dataset: CountedDataset) -> list[str]:
+    """Returns a line for each split, with the images of its classes."""
+    lines = []
+    for split, images in dataset.splits.items():
+        counts = [f"{name} {count}" for name, count in dataset.count_images(split).items()]
+        lines.append(f"{split}: {images} images ({first_few(counts, most=10)})")
+    return lines
 
 
 def _order(files: Sequence[tuple[pathlib.Path, Label]]) -> list[tuple[float, pathlib.Path, Label]]:

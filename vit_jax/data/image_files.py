@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import pathlib
@@ -44,16 +45,13 @@ def is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
-def list_images(folder: pathlib.Path, *, below: bool = True) -> ImageFiles:
-    """Returns the images in a folder, by their suffixes, which may be in any case.
+def list_images(folder: pathlib.Path) -> ImageFiles:
+    """Returns the images in a folder and below it, by their suffixes, which may be in any case.
 
-    Links are followed, and a folder that several links lead to is read once, so that links in a
-    circle end. A link that leads nowhere counts as an image: it is reported when it is read. A
-    warning names folders that may not be read.
-
-    Args:
-      folder: a path.
-      below: False to leave out its subfolders.
+    Links are followed after all else is read, and each folder is read once. So a link to a folder
+    that is read already, or to one that holds `folder`, adds nothing, and links in a circle end. A
+    link that leads nowhere counts as an image: it is reported when it is read. A warning names
+    folders that may not be read.
 
     Raises:
       ReadError, MemoryError: a folder can't be read at the moment, see `reading.retry`.
@@ -61,11 +59,12 @@ def list_images(folder: pathlib.Path, *, below: bool = True) -> ImageFiles:
     images: list[pathlib.Path] = []
     unused: Counter[str] = Counter()
     unreadable = []
-    waiting, read = [folder], set()
-    while waiting:
-        inside = waiting.pop()
+    top = pathlib.Path(os.path.realpath(folder))
+    waiting, links, read = [folder], collections.deque[pathlib.Path](), set()
+    while waiting or links:
+        inside = waiting.pop() if waiting else links.popleft()
         real = os.path.realpath(inside)
-        if real in read:
+        if real in read or real in map(str, top.parents):
             unused["links to a folder that is read already"] += 1
             continue
         read.add(real)
@@ -81,7 +80,7 @@ def list_images(folder: pathlib.Path, *, below: bool = True) -> ImageFiles:
             if is_system_file(entry.name):
                 unused[_LEFT_BY_SYSTEMS] += 1
             elif is_folder:
-                waiting += [inside / entry.name] * below
+                (links if entry.is_symlink() else waiting).append(inside / entry.name)
             elif suffix not in IMAGE_SUFFIXES:
                 unused[f"{suffix} files" if suffix else "files without a suffix"] += 1
             elif _may_be_read(entry):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import class_name, printable
 from vit_jax.data.dataset import ExampleError, Label
-from vit_jax.data.folder_layout import Layout, split_of_folder
+from vit_jax.data.folder_layout import Layout, sort_classes, split_of_name
 from vit_jax.data.image_files import IMAGE_SUFFIXES, count_unused, list_images, subfolders
 from vit_jax.data.reading import read_file
 
@@ -36,7 +36,7 @@ def find_labels(root: pathlib.Path) -> Layout | None:
       FileNotFoundError: no image is named.
       ReadError: a folder or file can't be read.
     """
-    splits = {path: name for path in subfolders(root) if (name := split_of_folder(path))}
+    splits = {path: name for path in subfolders(root) if (name := split_of_name(path.name))}
     files = [x / LABELS_FILE for x in (root, *splits) if os.path.lexists(x / LABELS_FILE)]
     if not files:
         return None
@@ -54,9 +54,7 @@ def find_labels(root: pathlib.Path) -> Layout | None:
     labels = {path: names for file in files for path, names in _read(file).items()}
     if not labels:
         raise FileNotFoundError(f"{printable(files[0])} names no images. {_NOT_MEANT}")
-    names = sorted({name for found in labels.values() for name in found})
-    if all(name.isdecimal() for name in names):
-        names.sort(key=int)
+    names = sort_classes({name for found in labels.values() for name in found})
     number = {name: i for i, name in enumerate(names)}
     has_splits = all(root / path.relative_to(root).parts[0] in splits for path in labels)
     multi_label = any(len(found) != 1 for found in labels.values())
@@ -69,7 +67,7 @@ def find_labels(root: pathlib.Path) -> Layout | None:
     left = sum(path not in labels for path in listed.images)
     unused = [f"{left} images that {LABELS_FILE} doesn't name"] if left else []
     other = listed.unused - Counter({".csv files": len(files)})
-    return Layout(tuple(names), found, unused, count_unused(other), has_labels_file=True)
+    return Layout(names, found, unused, count_unused(other), has_labels_file=True)
 
 
 def _read(file: pathlib.Path) -> _Labels:
@@ -93,7 +91,7 @@ def _read(file: pathlib.Path) -> _Labels:
             where = f"{printable(file)}, line {number}"
             raise ValueError(f"{where}: {printable(error)}. {_NOT_MEANT}") from None
         found[path] = frozenset(class_name(x.strip()) for x in row[1].split(";") if x.strip())
-    if missing := [path for path in found if not os.path.lexists(path)]:
+    if missing := [x for x in found if x.is_dir() or not os.path.lexists(x)]:
         some = first_few(printable(path.relative_to(file.parent)) for path in missing)
         raise ValueError(
             f"{printable(file)} names {len(missing)} of {len(found)} images that aren't in its "

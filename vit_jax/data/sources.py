@@ -1,4 +1,4 @@
-"""Data sets are opened here by their names: a folder of images, a tfds data set, a task of VTAB.
+"""Data sets are opened here by their names: folders, Parquet files, tfds data sets, VTAB's tasks.
 
 `open_dataset` opens a data set by its name. `open_source` opens a split of it: a `Source`, which
 reads encoded examples by their indices.
@@ -14,12 +14,15 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from vit_jax.common.files import local_path
 from vit_jax.common.names import printable
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
 from vit_jax.data.builders.record_files import system_errors
 from vit_jax.data.dataset import Dataset, Example, ExampleError, Label, Source
 from vit_jax.data.folders import FolderDataset
+from vit_jax.data.parquet import ParquetDataset
+from vit_jax.data.parquet_files import SUFFIX, find_files
 from vit_jax.data.reading import retry
 from vit_jax.data.splits import default_splits, parse_split
 
@@ -169,8 +172,9 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
     """Returns the data set of a name. Of a folder it logs what is used, and what is not and why.
 
     Args:
-      name: a folder of images, see `config.keys.is_folder`; or "vtab/" and a task of `vtab.TASKS`;
-        or the name of a tfds data set, such as "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
+      name: a path, see `config.keys.is_folder`: a folder of images or of Parquet files, or one of
+        these; or "vtab/" and a task of `vtab.TASKS`; or the name of a tfds data set, such as
+        "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
       data_dir: where tfds keeps prepared data. None for ~/tensorflow_datasets, its default.
 
     Raises:
@@ -180,10 +184,10 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
       ConnectionError: the data set can't be downloaded.
     """
     if is_folder(name):
-        dataset = FolderDataset(name)
-        for line in dataset.describe():
+        found = open_folder(name)
+        for line in found.describe():
             logger.info("%s: %s", printable(name), line)
-        return dataset
+        return found
     if name.lower() in JFT:
         raise ValueError(
             f"data.name={name}: JFT-300M is not public. To follow the recipe with data of your "
@@ -198,6 +202,26 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
         task = vtab.task(name.removeprefix("vtab/"))
         return TfdsDataset(task.dataset, data_dir, task)
     return TfdsDataset(name, data_dir)
+
+
+def open_folder(path: str) -> FolderDataset | ParquetDataset:
+    """Returns the images of a folder, or, if there are none, those of its Parquet files.
+
+    Args:
+      path: a folder, or one Parquet file.
+
+    Raises:
+      As `FolderDataset` and `ParquetDataset`.
+    """
+    root = local_path(path)
+    if root.suffix.lower() == SUFFIX and not root.is_dir():
+        return ParquetDataset(root)
+    try:
+        return FolderDataset(path)
+    except FileNotFoundError:
+        if not find_files(root):
+            raise
+        return ParquetDataset(root)
 
 
 def open_source(dataset: Dataset, part: str, split: str | None = None) -> tuple[str, Source]:

@@ -1,13 +1,17 @@
-"""Splits of a data set, in the syntax of tfds: parsed, chosen, divided and counted."""
+"""Splits of a data set, in the syntax of tfds: parsed, chosen, divided, counted; their order."""
 
 from __future__ import annotations
 
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import tensorflow_datasets as tfds
+
+_SEED = 0  # of the order inside a split
+T = TypeVar("T")
 
 
 def parse_split(split: str) -> tfds.core.ReadInstruction:
@@ -169,3 +173,20 @@ def hold_out(
         kept.append(f"{part.split_name}[{start:.9g}{unit}:{cut:.9g}{unit}]")
         held.append(f"{part.split_name}[{cut:.9g}{unit}:{end:.9g}{unit}]")
     return "+".join(kept), "+".join(held)
+
+
+def mix_classes(classes: Sequence[Sequence[T]]) -> list[tuple[T, int]]:
+    """Returns the members of some classes with their labels, in a fixed order that mixes classes.
+
+    The members of a class are shuffled and spread evenly over [0, 1]; this sorts all classes. Every
+    slice of the result holds all classes in their proportions.
+
+    Args:
+      classes: for each label the members of its class, in an order that is always the same.
+    """
+    rng = np.random.Generator(np.random.Philox(_SEED))
+    ranked = []
+    for label, members in enumerate(classes):
+        order = enumerate(rng.permutation(len(members)))
+        ranked += [((i + 0.5) / len(members), label, int(number)) for i, number in order]
+    return [(classes[label][number], label) for _, label, number in sorted(ranked)]
