@@ -141,8 +141,8 @@ class CheckpointManager:
         stored = stored_shapes(folder / "optimizer")
         if _names(stored["opt_state"]) != _names(state.opt_state):
             raise ValueError(
-                f"{folder} has the state of another optimizer: optim.name and optim.freeze can't be "
-                f"changed in the middle of a run. Keep them, or start in a new workdir with "
+                f"{folder} has the state of another optimizer: optim.name and optim.freeze can't "
+                f"be changed in the middle of a run. Keep them, or start in a new workdir with "
                 f"init_from."
             )
         arrays = {

@@ -63,7 +63,7 @@ _TYPES: Mapping[type, tuple[Callable[[Any], bool], str]] = {
     object: (_is_image_size, "pixels: one side or (height, width)"),  # of images and patches
     ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
 }
-_TYPES_OF_KEYS = {
+_TYPES_OF_KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "sweep.lr": _NUMBERS,
     "compare.epochs": _NUMBERS,
     "optim.freeze": (

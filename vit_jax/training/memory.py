@@ -91,15 +91,16 @@ def estimate_needs(config: ConfigDict, *, num_classes: int, devices: Sequence[ja
     held, batch_bytes = bytes_per_device(config, state, batch, len(devices))
     trained, _ = split_params(state.params, config.optim.freeze)
     gradients, _ = bytes_per_device(config, trained, {}, len(devices))
+    forward = _EVALUATED[platform] * largest
     image = _MARGINS[platform] * kept + _LARGEST * largest
+    if config.optim.freeze != "none":  # what is frozen is computed as in an evaluation
+        image = max(image, forward)
     pixels = math.prod(image_shape(config.data.image_size)) * 3
     return Needs(
         fixed=held + _batches_held(config, platform) * batch_bytes,
         gradients=_MARGINS[platform] * gradients,
         image=image,
-        evaluated=(
-            min(image, _EVALUATED[platform] * largest) + _batches_held(config, platform) * pixels
-        ),
+        evaluated=min(image, forward) + _batches_held(config, platform) * pixels,
     )
 
 
