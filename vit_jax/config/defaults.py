@@ -163,8 +163,8 @@ def default() -> ConfigDict:
     config.optim.freeze = placeholder(object)
     config.optim.freeze = "none"
     # Learning rate of a layer divided by that of the next, as in BEiT and MAE. The head and the
-    # last norm have the whole rate, the last block has this share of it, and the stem, before L blocks,
-    # this to the power of L + 1. 1: all have the same rate.
+    # last norm have the whole rate, the last block has this share of it, and the stem, before L
+    # blocks, this to the power of L + 1. 1: all have the same rate.
     config.optim.layer_decay = 1.0
     config.optim.head_lr = placeholder(float)  # the head's own base learning rate; None: lr
 
