@@ -139,7 +139,7 @@ class CheckpointManager:
                 f"middle of a run. Keep it, or start in a new workdir with init_from."
             )
         stored = stored_shapes(folder / "optimizer")
-        if _names(stored["opt_state"]) != _names(state.opt_state):
+        if _names(stored.get("opt_state")) != _names(state.opt_state):
             raise ValueError(
                 f"{folder} has the state of another optimizer: optim.name and optim.freeze can't "
                 f"be changed in the middle of a run. Keep them, or start in a new workdir with "
