@@ -39,6 +39,11 @@ def test_a_shell_reads_the_flags_back(config, only_changes):
     assert "--config.optim.lr=0.3" in lines
 
 
+@pytest.mark.parametrize(("text", "value"), [("none", "none"), ("encoder", "encoder"), ("3", 3)])
+def test_what_is_frozen_is_a_name_or_a_number(text, value):
+    assert parsed("quickstart.py", f"--config.optim.freeze={text}").optim.freeze == value
+
+
 def test_only_what_differs_from_the_defaults_is_a_change():
     config = default()
     assert list(as_flags(config, only_changes=True)) == []

@@ -128,7 +128,7 @@ def test_a_damaged_state_without_a_manifest_is_named(run):
     (folder / "manifest.json").unlink()
     with pytest.raises(ValueError) as error:
         train(settings, workdir)
-    told = f"The checkpoint {folder} is damaged: params or optimizer can't be read ("
+    told = f"The checkpoint {folder} is damaged: optimizer can't be read ("
     assert str(error.value).startswith(told)
 
 

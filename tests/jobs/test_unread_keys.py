@@ -90,6 +90,8 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"data.crop": "resize"}, "data.crop_area", "data.crop is 'resize'"),
         ({"data.eval_crop": "whole"}, "data.crop_fraction", "neither data.crop is 'resize' nor"),
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
+        ({"objective": "masked_patches"}, "optim.head_lr", "objective is not 'classification'"),
+        ({"optim.freeze": "encoder"}, "optim.layer_decay", "only the head is trained"),
         ({"job": "evaluate"}, "init_average", "tests the average, if there is one"),
         ({}, "data.class_map", "only job='evaluate' and init_head='keep' pair classes"),
         ({}, "init_head", "init_from is None"),

@@ -82,6 +82,16 @@ def test_the_default_with_a_length_is_valid(config):
         ("data.randaugment", -1, "data.randaugment=-1 must be 0 or more"),
         ("data.randaugment_magnitude", 31.0, "randaugment_magnitude=31.0 must be in [0, 30]"),
         ("optim.polyak", 1.0, "optim.polyak=1.0 must be in [0, 1)"),
+        (
+            "optim.freeze",
+            "enc",
+            "optim.freeze='enc' must be 'none', 'encoder' or a number of blocks",
+        ),
+        ("optim.freeze", -1, "optim.freeze=-1 must be 'none', 'encoder' or a number of blocks"),
+        ("optim.freeze", True, "optim.freeze=True must be 'none'"),
+        ("optim.freeze", 13, "optim.freeze=13 is more than the 12 blocks of the model"),
+        ("optim.layer_decay", 0.0, "optim.layer_decay=0.0 must be in (0, 1]"),
+        ("optim.head_lr", 0.0, "optim.head_lr=0.0 must be above 0"),
         ("fewshot.shots", (0, 5), "fewshot.shots=(0, 5) must be numbers above 0"),
         ("fewshot.shots", (), "fewshot.shots=() must be numbers above 0, such as (1, 5, 10, 25)"),
         ("fewshot.train", "train[", "fewshot.train: 'train[' is not a split"),
@@ -102,6 +112,31 @@ def test_the_default_with_a_length_is_valid(config):
 def test_each_problem_is_explained(config, key, value, message):
     config.update_from_flattened_dict({key: value})
     assert message in problems(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.variant": "R50x1", "optim.freeze": 3}, "R50x1 is a ResNet: take 'none'"),
+        ({"model.variant": "R50x1", "optim.layer_decay": 0.7}, "optim.layer_decay=0.7 counts"),
+        ({"model.scan": True, "optim.freeze": 3}, "freeze=3 would save nothing with model.scan"),
+        ({"objective": "masked_patches", "optim.freeze": 3}, "freeze=3 is for fine-tuning"),
+    ],
+)
+def test_what_is_trained_must_suit_the_model(config, changes, message):
+    config.update_from_flattened_dict(changes)
+    assert message in problems(config)
+    key = next(key for key in changes if key.startswith("optim."))
+    config.update_from_flattened_dict({key: default().optim[key.removeprefix("optim.")]})
+    validation.validate(config, device_count=1)
+
+
+@pytest.mark.parametrize("freeze", [0, 12, "encoder"])
+def test_a_vit_can_be_frozen_up_to_its_last_block(config, freeze):
+    config.optim.freeze = freeze
+    validation.validate(config, device_count=1)
+    config.model.scan = freeze == "encoder"
+    validation.validate(config, device_count=1)
 
 
 @pytest.mark.parametrize(

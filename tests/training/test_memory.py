@@ -54,6 +54,7 @@ def config_of(variant="Nano/8", image_size=48, batch_size=16, **changes):
         ("Nano/8", {"model.scan": True, "model.remat": "full"}),
         ("Nano/8", {"dtype": "bfloat16"}),
         ("Nano/8", {"accumulate_steps": 4}),
+        ("Nano/8", {"optim.freeze": 3, "accumulate_steps": 2}),
         ("Nano/8", {"objective": "masked_patches", "masked.target": "downsized"}),
         ("R50x1", {"model.layers": (1, 1, 1, 1)}),
         pytest.param("R+Ti/16", {}, marks=pytest.mark.slow),
@@ -77,6 +78,23 @@ def test_a_step_takes_no_more_than_was_estimated(variant, changes):
     evaluated = jax.jit(run.objective.evaluate).lower(state.params, batch).compile()
     found = evaluated.memory_analysis().temp_size_in_bytes
     assert found <= needs.evaluated * config.batch_size
+
+
+def test_a_step_that_trains_the_head_alone_takes_little():
+    """As an evaluation does; the test above has what XLA says of the whole step."""
+    config = config_of(**{"optim.freeze": "encoder", "optim.name": "adam"})
+    [device, *_] = jax.devices()
+    whole, needs = (
+        estimate_needs(x, num_classes=CLASSES, devices=[device])
+        for x in (config_of(**{"optim.name": "adam"}), config)
+    )
+    run = setup.set_up(config, num_classes=CLASSES, total_steps=10)
+    program = parallel.make_program(config, update=run.update, key=run.key, devices=[device])
+    memory = program.lower(*step_arguments(config, run)).compile().memory_analysis()
+    parameters = 4 * count_parameters(step_arguments(config, run)[0].params)
+    assert whole.fixed - needs.fixed == pytest.approx(2 * parameters, rel=0.01)
+    assert memory.temp_size_in_bytes <= 16 * needs.image + needs.gradients < 16 * whole.image / 3
+    assert needs.evaluated == pytest.approx(whole.evaluated, rel=0.5)
 
 
 def test_the_state_and_the_batches_are_counted():

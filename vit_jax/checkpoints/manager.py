@@ -127,7 +127,7 @@ class CheckpointManager:
 
         Raises:
           ValueError: the stored parameters are not those of `state`; each difference is named. Or
-            only one of the two has a Polyak average.
+            only one of the two has a Polyak average, or their optimizers' states differ.
         """
         step = self._manager.latest_step()
         folder = epath.Path(self.path(step))
@@ -137,6 +137,13 @@ class CheckpointManager:
             raise ValueError(
                 f"{folder} has {has} Polyak average: optim.polyak can't be turned on or off in the "
                 f"middle of a run. Keep it, or start in a new workdir with init_from."
+            )
+        stored = stored_shapes(folder / "optimizer")
+        if _names(stored.get("opt_state")) != _names(state.opt_state):
+            raise ValueError(
+                f"{folder} has the state of another optimizer: optim.name and optim.freeze can't "
+                f"be changed in the middle of a run. Keep them, or start in a new workdir with "
+                f"init_from."
             )
         arrays = {
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
@@ -201,6 +208,12 @@ def _trees(state: TrainState) -> dict[str, Any]:
         "optimizer": {"step": state.step, "opt_state": state.opt_state},
     }
     return trees if state.average is None else {**trees, "average": state.average}
+
+
+def _names(tree: Any) -> set[str]:
+    """Returns the names of the arrays of a tree, such as "1/trace/head/bias"."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
 
 
 def _unfinished(folder: epath.Path) -> list[epath.Path]:

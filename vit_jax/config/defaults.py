@@ -158,6 +158,16 @@ def default() -> ConfigDict:
     config.optim.label_smoothing = 0.0  # probability that is spread evenly over the classes
     config.optim.momentum_dtype = "float32"  # of momentum (Adam: the first moment), or "bfloat16"
     config.optim.polyak = 0.0  # decay of the averaged parameters; 0: no average; paper: 0.9999
+    # What isn't trained: "none" of the parameters, the "encoder", which is all but the head (a
+    # linear probe), or a whole number n: the stem (patch embedding, positions, class token) and the
+    # first n blocks of a ViT.
+    config.optim.freeze = placeholder(object)
+    config.optim.freeze = "none"
+    # Learning rate of a layer divided by that of the next, as in BEiT and MAE. The head and the
+    # last norm have the whole rate, the last block has this share of it, and the stem, before L
+    # blocks, this to the power of L + 1. 1: all have the same rate.
+    config.optim.layer_decay = 1.0
+    config.optim.head_lr = placeholder(float)  # the head's own base learning rate; None: lr
 
     config.masked = ConfigDict()  # of objective="masked_patches"
     # What is predicted of a patch: its "mean_colour", one of 512 classes; the same of a patch

@@ -63,7 +63,14 @@ _TYPES: Mapping[type, tuple[Callable[[Any], bool], str]] = {
     object: (_is_image_size, "pixels: one side or (height, width)"),  # of images and patches
     ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
 }
-_TUPLES_OF_NUMBERS = ("sweep.lr", "compare.epochs")
+_TYPES_OF_KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "sweep.lr": _NUMBERS,
+    "compare.epochs": _NUMBERS,
+    "optim.freeze": (
+        lambda x: x in ("none", "encoder") if isinstance(x, str) else _is_whole(x) and x >= 0,
+        "'none', 'encoder' or a number of blocks",
+    ),
+}
 
 
 @functools.cache
@@ -73,7 +80,7 @@ def value_types() -> Mapping[str, ValueType]:
     for key in all_keys(config):
         section, _, name = key.rpartition(".")
         kind = (config[section] if section else config).get_type(name)
-        fits, rule = _NUMBERS if key in _TUPLES_OF_NUMBERS else _TYPES[kind]
+        fits, rule = _TYPES_OF_KEYS.get(key, _TYPES[kind])
         example = f", such as {config[key] or (3, 4)}" if kind is tuple else ""
         types[key] = ValueType(fits, rule, example, optional=config[key] is None)
     return types

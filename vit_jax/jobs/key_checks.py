@@ -94,6 +94,8 @@ RANGES: Mapping[str, Range] = {
     "optim.clip_norm": _FROM_0,
     "optim.label_smoothing": _SHARE_BELOW_1,
     "optim.polyak": _SHARE_BELOW_1,
+    "optim.layer_decay": _SHARE_ABOVE_0,
+    "optim.head_lr": _ABOVE_0,
     "masked.fraction": _SHARE_ABOVE_0,
     "fewshot.every": _FROM_0,
     "fewshot.shots": _ALL_ABOVE_0,

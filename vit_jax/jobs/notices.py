@@ -32,6 +32,12 @@ def log_notices(config: ConfigDict, start: Start, images: int) -> None:
             config.optim.warmup_steps,
             total_steps,
         )
+    if config.optim.freeze != "none" and start.pretrained is None and start.saved is None:
+        logger.warning(
+            "optim.freeze=%r keeps random parameters as they are, because init_from is None. Set "
+            "init_from to the weights to start from, or optim.freeze='none'.",
+            config.optim.freeze,
+        )
     if needs_labels(config) and config.data.mixup and images_mixed(config) == 1:
         logger.warning(
             "data.mixup=%g changes nothing: it blends images that are computed together, and with "

@@ -86,7 +86,10 @@ UNREAD = (
         "objective is not 'masked_patches'",
     ),
     Unread(
-        ("data.mixup", "optim.loss", "optim.label_smoothing", "model.head_bias", "init_head"),
+        (
+            *("data.mixup", "optim.loss", "optim.label_smoothing", "optim.head_lr"),
+            *("model.head_bias", "init_head"),
+        ),
         lambda c: c.objective != "classification",
         "objective is not 'classification'",
     ),
@@ -96,6 +99,11 @@ UNREAD = (
         ("optim.beta1", "optim.beta2"),
         lambda c: c.optim.name != "adam",
         "optim.name is not 'adam'",
+    ),
+    Unread(
+        ("optim.layer_decay",),
+        lambda c: c.optim.freeze == "encoder",
+        "optim.freeze is 'encoder', and only the head is trained",
     ),
     Unread(("data.crop_area",), lambda c: c.data.crop == "resize", "data.crop is 'resize'"),
     Unread(

@@ -205,10 +205,44 @@ def _model_conflicts(config: ConfigDict) -> Iterator[Conflict]:
     except ValueError as error:
         yield Conflict(keys, f"data.image_size={size} with {variant}: {error}")
         return
+    for message in _trained_conflicts(config, model):
+        yield Conflict(("model", "objective", "optim.freeze", "optim.layer_decay"), message)
     if config.objective == "masked_patches":
         keys = (*keys, "objective", "masked.target")
         for message in _masked_conflicts(config, model, grid):
             yield Conflict(keys, message)
+
+
+def _trained_conflicts(config: ConfigDict, model: nn.Module) -> Iterator[str]:
+    freeze, decay, variant = config.optim.freeze, config.optim.layer_decay, config.model.variant
+    if freeze != "none" and config.objective == "masked_patches":
+        yield (
+            f"optim.freeze={freeze!r} is for fine-tuning, and objective='masked_patches' trains "
+            f"the whole encoder: set optim.freeze='none'."
+        )
+    if not isinstance(model, VisionTransformer):
+        if isinstance(freeze, int):
+            yield (
+                f"optim.freeze={freeze} counts the blocks of a ViT or a hybrid, and {variant} is a "
+                f"ResNet: take 'none' or 'encoder'."
+            )
+        if decay != 1:
+            yield (
+                f"optim.layer_decay={decay:g} counts the blocks of a ViT or a hybrid, and "
+                f"{variant} is a ResNet: set optim.layer_decay=1."
+            )
+    elif isinstance(freeze, int):
+        if freeze > model.depth:
+            yield (
+                f"optim.freeze={freeze} is more than the {model.depth} blocks of the model: take "
+                f"{model.depth} or fewer, 'none' or 'encoder'."
+            )
+        if model.scan:
+            yield (
+                f"optim.freeze={freeze} would save nothing with model.scan=True, whose loop "
+                f"computes the gradients of all blocks: set model.scan=False, or take 'none' or "
+                f"'encoder'."
+            )
 
 
 def _masked_conflicts(config: ConfigDict, model: nn.Module, grid: tuple[int, int]) -> Iterator[str]:

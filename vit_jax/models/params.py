@@ -14,6 +14,9 @@ from flax.traverse_util import flatten_dict
 from vit_jax.common.messages import closest
 from vit_jax.config.keys import image_shape
 
+# The layers, by their parameters' names, that follow the pooling: a new task gets new ones.
+HEAD_LAYERS = ("pre_logits", "projection", "head")
+
 
 def image_struct(image_size: int | Sequence[int]) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of one image as a model takes it: (1, h, w, 3) float32.

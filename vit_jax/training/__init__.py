@@ -22,6 +22,9 @@ with epy.lazy_api_imports(globals()):
         weight_decay_mask,
     )
 
+    # which parameters are trained, and at which rate each
+    from vit_jax.training.trained import join_params, rate_factors, split_params
+
     # how a step runs on all devices
     from vit_jax.training.parallel import STRATEGIES, Parallel, partition, make_program
 

@@ -24,6 +24,7 @@ from vit_jax.models.layers import best_implementation
 from vit_jax.models.variants import has_encoder
 from vit_jax.training import parallel, setup
 from vit_jax.training.step import TrainState
+from vit_jax.training.trained import join_params, split_params
 
 # XLA's temporaries of a step are at most `_MARGINS` times the gradients and what the backward pass
 # reads, and `_LARGEST` times the largest array of the forward pass. Those of an evaluation are at
@@ -88,16 +89,18 @@ def estimate_needs(config: ConfigDict, *, num_classes: int, devices: Sequence[ja
         is_dropped = drops_remat(config, platform)
         kept = every_block if is_dropped else kept + every_block / run.model.depth
     held, batch_bytes = bytes_per_device(config, state, batch, len(devices))
-    gradients, _ = bytes_per_device(config, state.params, {}, len(devices))
+    trained, _ = split_params(state.params, config.optim.freeze)
+    gradients, _ = bytes_per_device(config, trained, {}, len(devices))
+    forward = _EVALUATED[platform] * largest
     image = _MARGINS[platform] * kept + _LARGEST * largest
+    if config.optim.freeze != "none":  # what is frozen is computed as in an evaluation
+        image = max(image, forward)
     pixels = math.prod(image_shape(config.data.image_size)) * 3
     return Needs(
         fixed=held + _batches_held(config, platform) * batch_bytes,
         gradients=_MARGINS[platform] * gradients,
         image=image,
-        evaluated=(
-            min(image, _EVALUATED[platform] * largest) + _batches_held(config, platform) * pixels
-        ),
+        evaluated=min(image, forward) + _batches_held(config, platform) * pixels,
     )
 
 
@@ -141,14 +144,15 @@ def _per_image(
     run = setup.set_up(config, num_classes=num_classes, total_steps=_ANY_LENGTH)
     item_size = _item_size(platform)
 
-    def backward(params, batch, key):
-        def loss(params):
-            return run.objective.loss(params, batch, key, key)
+    def backward(trained, frozen, batch, key):
+        def loss(trained):
+            return run.objective.loss(join_params(trained, frozen), batch, key, key)
 
-        return jax.tree.leaves(jax.vjp(loss, params, has_aux=True)[1])
+        return jax.tree.leaves(jax.vjp(loss, trained, has_aux=True)[1])
 
     batch = _batch(_TRACED, config.data.image_size)
-    jaxpr = jax.make_jaxpr(backward)(params, batch, run.key).jaxpr
+    parts = split_params(params, config.optim.freeze)
+    jaxpr = jax.make_jaxpr(backward)(*parts, batch, run.key).jaxpr
     kept = {x for x in jaxpr.outvars if isinstance(x, jex.core.Var)} - {*jaxpr.invars}
     return sum(map(item_size, kept)) / _TRACED, max(_sizes(jaxpr, item_size)) / _TRACED
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vit_jax.training.trained import rate_factors
+
 # ------------------------------------------------------------------------------- schedules
 
 # By the value of config.optim.decay: (optim.lr, steps, optim.lr_end) -> learning rate by step.
@@ -70,19 +72,28 @@ def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.Gradien
 
     The gradient's global norm is clipped. Weight decay is decoupled (Loshchilov & Hutter, arXiv
     1711.05101), on kernels only, and multiplied by the learning rate, so that the
-    values of the paper's table 3 can be used unchanged.
+    values of the paper's table 3 can be used unchanged. At last the whole update of a parameter,
+    weight decay included, is multiplied by its factor of `trained.rate_factors`.
 
     Args:
       optim: `config.optim`; reads `name`, a key of `OPTIMIZERS`, the keys of that optimizer,
-        `clip_norm` (0: no clipping) and `weight_decay`.
+        `clip_norm` (0: no clipping), `weight_decay`, `lr`, `layer_decay` and `head_lr`.
       learning_rate: what `learning_rate_schedule` returns.
     """
-    return optax.chain(
+    rule = optax.chain(
         optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity(),
         OPTIMIZERS[optim.name](optim),
         optax.add_decayed_weights(optim.weight_decay, mask=weight_decay_mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+    if optim.layer_decay == 1 and optim.head_lr is None:
+        return rule
+
+    def update(grads, state, params=None):
+        updates, state = rule.update(grads, state, params)
+        return jax.tree.map(jnp.multiply, updates, rate_factors(updates, optim)), state
+
+    return optax.GradientTransformation(rule.init, update)  # whose state is that of `rule`
 
 
 def weight_decay_mask(params: Any) -> Any:

@@ -112,6 +112,7 @@ def set_up(
         accumulate_steps=config.accumulate_steps or 1,
         polyak=config.optim.polyak,
         max_skipped=max_skipped,
+        freeze=config.optim.freeze,
     )
     init_state = functools.partial(
         initial_state,
@@ -119,6 +120,7 @@ def set_up(
         optimizer,
         image_shape(config.data.image_size),
         polyak=config.optim.polyak,
+        freeze=config.optim.freeze,
     )
     return Setup(model, objective, update, max_skipped, key, init_state, init_key)
 

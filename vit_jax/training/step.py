@@ -13,6 +13,7 @@ import optax
 
 from vit_jax.training import optim
 from vit_jax.training.objective import Metrics, Objective
+from vit_jax.training.trained import join_params, split_params
 
 
 @flax.struct.dataclass
@@ -22,7 +23,7 @@ class TrainState:
     Attributes:
       step: number of updates done, int32 ().
       params: tree of float32 arrays.
-      opt_state: the optimizer's state.
+      opt_state: the optimizer's state, for the trained parameters.
       average: Polyak average of the parameters, a tree like `params`; None if none is kept.
       nonfinite: number of updates refused since the last accepted one, int32 ().
       skipped: number of updates refused since the run's start, int32 ().
@@ -43,6 +44,7 @@ def initial_state(
     key: jax.Array,
     *,
     polyak: float = 0.0,
+    freeze: str | int = "none",
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -52,11 +54,13 @@ def initial_state(
       image_shape: (h, w) in pixels.
       key: from which parameters are drawn.
       polyak: see `optim.polyak_average`; 0 keeps no average.
+      freeze: see `trained.split_params`.
     """
     params = model.init(key, jnp.zeros((1, *image_shape, 3)))["params"]
     average = jax.tree.map(jnp.copy, params) if polyak else None
     step, nonfinite, skipped = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(step, params, optimizer.init(params), average, nonfinite, skipped)
+    trained, _ = split_params(params, freeze)
+    return TrainState(step, params, optimizer.init(trained), average, nonfinite, skipped)
 
 
 def make_update(
@@ -67,6 +71,7 @@ def make_update(
     accumulate_steps: int = 1,
     polyak: float = 0.0,
     max_skipped: int = 0,
+    freeze: str | int = "none",
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the function `update(state, batch, key, *, device, mean) -> (state, metrics)`.
 
@@ -82,6 +87,9 @@ def make_update(
     refused, this and all later updates change nothing but the two counts. So the last good state
     is still there when the host reads the metrics and stops the run.
 
+    The gradient is that of the trained parameters alone, and so are its norm and clipping. Frozen
+    parameters stay as they are, and the average of one is the parameter itself.
+
     Args:
       objective: gives the loss and its metrics.
       optimizer: what `optim.optimizer` returns.
@@ -90,6 +98,7 @@ def make_update(
         It divides the batch size.
       polyak: see `optim.polyak_average`; 0 keeps no average.
       max_skipped: number of updates that may be refused in a row.
+      freeze: see `trained.split_params`.
     """
 
     def update(state, batch, key, *, device=None, mean=lambda x: x):
@@ -98,10 +107,13 @@ def make_update(
             key = shared_key
         else:
             key = jax.random.fold_in(jax.random.fold_in(key, device), state.step)
+        trained, frozen = split_params(state.params, freeze)
 
         def micro_step(batch, key):
-            gradient = jax.value_and_grad(objective.loss, has_aux=True)
-            (_, metrics), grads = gradient(state.params, batch, key, shared_key)
+            def loss(trained):
+                return objective.loss(join_params(trained, frozen), batch, key, shared_key)
+
+            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(trained)
             return metrics, grads
 
         if accumulate_steps == 1:  # on a CPU, a loop of one step would halve the speed
@@ -127,18 +139,20 @@ def make_update(
         skipped = state.skipped + ~finite
         stopped = nonfinite > max_skipped
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = (
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        updated, opt_state = (
             jax.tree.map(lambda new, old: _accepted(new, old, finite, stopped), *pair)
-            for pair in ((params, state.params), (opt_state, state.opt_state))
+            for pair in (
+                (optax.apply_updates(trained, updates), trained),
+                (opt_state, state.opt_state),
+            )
         )
         average = state.average
         if polyak:
-            average = optim.polyak_average(average, params, polyak, state.step)
-            average = jax.tree.map(
-                lambda new, old: jnp.where(stopped, old, new), average, state.average
-            )
+            before, _ = split_params(average, freeze)
+            average = optim.polyak_average(before, updated, polyak, state.step)
+            average = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), average, before)
+            average = join_params(average, frozen)
         metrics |= {
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
             "grad_norm": grad_norm,
@@ -146,6 +160,7 @@ def make_update(
             "skipped": skipped,
         }
         step = state.step + ~stopped
+        params = join_params(updated, frozen)
         return TrainState(step, params, opt_state, average, nonfinite, skipped), metrics
 
     return update

@@ -10,12 +10,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.models import masked
-from vit_jax.models.params import check_same
+from vit_jax.models.params import HEAD_LAYERS, check_same
 from vit_jax.models.positions import resize, resize_positions, sincos_table
 from vit_jax.weights.patch_resize import resize_kernel
 
 # What belongs to pre-training only, also by masked patch prediction: a new task gets a new head.
-HEAD = ("pre_logits", "projection", "head", *masked.PARAMETERS)
+HEAD = (*HEAD_LAYERS, *masked.PARAMETERS)
 WITHOUT = {
     "pre_logits": False,
     "projection": 0,
