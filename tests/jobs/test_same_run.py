@@ -64,6 +64,8 @@ COUNTED = {
         "randaugment",
         "randaugment_magnitude",
         "mixup",
+        "cutmix",
+        "cutmix_probability",
     ),
     "optim": (
         "name",

@@ -123,6 +123,10 @@ def default() -> ConfigDict:
     config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
     config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
+    # Puts a box of one image into another (CutMix): alpha of the Beta distribution of the box's
+    # share of the area. Paper: 0.
+    config.data.cutmix = 0.0
+    config.data.cutmix_probability = 0.5  # share of the steps with CutMix, if mixup is on, too
     # Threads that read and decode, in each process; each makes a batch. None: one for each CPU that
     # the process may use, shared with the other processes of the host that may use the same. At
     # most 2 if CPUs compute the steps, too.

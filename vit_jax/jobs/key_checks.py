@@ -77,6 +77,8 @@ RANGES: Mapping[str, Range] = {
     "data.randaugment": _FROM_0,
     "data.randaugment_magnitude": Range("in [0, 30]", lambda x: 0 <= x <= 30),
     "data.mixup": _FROM_0,
+    "data.cutmix": _FROM_0,
+    "data.cutmix_probability": Range("in [0, 1]", lambda x: 0 <= x <= 1),
     "data.threads": _ABOVE_0,
     "data.prefetch": _ABOVE_0,
     "batch_size": _ABOVE_0,

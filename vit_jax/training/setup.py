@@ -16,6 +16,7 @@ from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import optim
 from vit_jax.training.classification import classification
 from vit_jax.training.masked_patches import masked_patches
+from vit_jax.training.mixup import Mixing
 from vit_jax.training.objective import Objective
 from vit_jax.training.step import TrainState, initial_state, make_update
 
@@ -59,7 +60,7 @@ def _classification(config: ConfigDict, model: nn.Module, multi_label: bool) -> 
         model,
         loss=config.optim.loss,
         label_smoothing=config.optim.label_smoothing,
-        mixup=config.data.mixup,
+        mixing=Mixing(config.data.mixup, config.data.cutmix, config.data.cutmix_probability),
         multi_label=multi_label,
     )
 
