@@ -66,6 +66,9 @@ COUNTED = {
         "mixup",
         "cutmix",
         "cutmix_probability",
+        "three_augment",
+        "colour_jitter",
+        "erase",
     ),
     "optim": (
         "name",

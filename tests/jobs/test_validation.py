@@ -79,6 +79,8 @@ def test_the_default_with_a_length_is_valid(config):
         ("data.eval_crop", "center", "data.eval_crop='center' is unknown"),
         ("data.eval_resize", "bicubic", "data.eval_resize='bicubic' is unknown"),
         ("data.mixup", -0.1, "data.mixup=-0.1 must be 0 or more"),
+        ("data.colour_jitter", -0.3, "data.colour_jitter=-0.3 must be 0 or more"),
+        ("data.erase", 1.1, "data.erase=1.1 must be in [0, 1]"),
         ("data.cutmix", -1.0, "data.cutmix=-1.0 must be 0 or more"),
         ("data.cutmix_probability", 1.5, "data.cutmix_probability=1.5 must be in [0, 1]"),
         ("data.randaugment", -1, "data.randaugment=-1 must be 0 or more"),

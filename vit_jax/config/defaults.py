@@ -122,6 +122,12 @@ def default() -> ConfigDict:
     config.data.flip = True  # mirrors half of the training images
     config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
     config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
+    # 3-Augment: each training image is made grey, solarized or blurred. Its paper also has
+    # colour_jitter=0.3.
+    config.data.three_augment = False
+    # Changes brightness, contrast and saturation by random factors of 1 - this to 1 + this.
+    config.data.colour_jitter = 0.0
+    config.data.erase = 0.0  # probability that a rectangle of a training image becomes noise
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
     # Puts a box of one image into another (CutMix): alpha of the Beta distribution of the box's
     # share of the area. Paper: 0.

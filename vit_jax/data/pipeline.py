@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.common import host
 from vit_jax.config.keys import image_shape
-from vit_jax.data import transforms
+from vit_jax.data import augmentation, transforms
 from vit_jax.data.batch import Batch, empty_batch
 from vit_jax.data.dataset import (
     Example,
@@ -32,7 +32,6 @@ from vit_jax.data.dataset import (
     classes_of,
     is_multi_label,
 )
-from vit_jax.data.randaugment import rand_augment
 from vit_jax.data.reading import retry
 
 logger = logging.getLogger(__name__)
@@ -113,11 +112,7 @@ def train_batches(
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
         image, example = reader.read_usable(index)
         image = crop(image, size, rng, options)
-        image = transforms.random_flip(image, rng) if options.flip else image
-        image = rand_augment(
-            image, rng, operations=options.randaugment, magnitude=options.randaugment_magnitude
-        )
-        return image, example
+        return augmentation.augment(image, rng, options), example
 
     empty = _empty(source, batch_size, size, num_classes)
 

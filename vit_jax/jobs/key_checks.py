@@ -64,6 +64,7 @@ class Range(NamedTuple):
 
 _ABOVE_0 = Range("above 0", lambda x: x > 0)
 _FROM_0 = Range("0 or more", lambda x: x >= 0)
+_SHARE = Range("in [0, 1]", lambda x: 0 <= x <= 1)
 _SHARE_BELOW_1 = Range("in [0, 1)", lambda x: 0 <= x < 1)
 _SHARE_ABOVE_0 = Range("in (0, 1]", lambda x: 0 < x <= 1)
 _ALL_ABOVE_0 = Range("numbers above 0", lambda x: x and min(x) > 0)
@@ -76,9 +77,11 @@ RANGES: Mapping[str, Range] = {
     "data.crop_fraction": _SHARE_ABOVE_0,
     "data.randaugment": _FROM_0,
     "data.randaugment_magnitude": Range("in [0, 30]", lambda x: 0 <= x <= 30),
+    "data.colour_jitter": _FROM_0,
+    "data.erase": _SHARE,
     "data.mixup": _FROM_0,
     "data.cutmix": _FROM_0,
-    "data.cutmix_probability": Range("in [0, 1]", lambda x: 0 <= x <= 1),
+    "data.cutmix_probability": _SHARE,
     "data.threads": _ABOVE_0,
     "data.prefetch": _ABOVE_0,
     "batch_size": _ABOVE_0,
