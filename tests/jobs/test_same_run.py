@@ -69,6 +69,8 @@ COUNTED = {
         "three_augment",
         "colour_jitter",
         "erase",
+        "class_weights",
+        "sampling",
     ),
     "optim": (
         "name",

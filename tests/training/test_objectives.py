@@ -188,6 +188,39 @@ def test_the_loss_with_cutmix_is_that_of_the_mixed_targets(batch):
     assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == counted).mean())
 
 
+# ---------------------------------------------------------------------------------- class weights
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(0.5), CUTMIX])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_loss_with_class_weights_by_numpy(batch, mixing, loss):
+    model, key, smoothing = tiny(), jax.random.key(5), 0.1
+    params, weights = random_params(model), np.linspace(0, 2, CLASSES)
+    weighted, plain = (
+        classification(model, loss=loss, label_smoothing=smoothing, mixing=mixing, class_weights=w)
+        for w in (tuple(weights), None)
+    )
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    mixed, first, second, share = mix_images(
+        images, batch["label"], jax.random.fold_in(key, 0), mixing
+    )
+    logits = np.asarray(model.apply({"params": params}, mixed), np.float64)
+    p = 1 / (1 + np.exp(-logits))
+    if loss == "softmax":
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = 0
+    for labels, part in ((np.asarray(first), share), (np.asarray(second), 1 - share)):
+        targets = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
+        terms = targets * np.log(p)
+        if loss == "sigmoid":
+            terms += (1 - targets) * np.log(1 - p)
+        expected -= float(part) * (weights[labels] * terms.sum(-1)).mean()
+    total, metrics = weighted.loss(params, batch, key, key)
+    assert float(total) == float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    tests = [jax.tree.map(float, x.evaluate(params, batch)) for x in (weighted, plain)]
+    assert tests[0] == tests[1]  # a test has no weights
+
+
 # -------------------------------------------------------------------------- masked patch prediction
 
 

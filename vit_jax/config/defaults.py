@@ -133,6 +133,13 @@ def default() -> ConfigDict:
     # share of the area. Paper: 0.
     config.data.cutmix = 0.0
     config.data.cutmix_probability = 0.5  # share of the steps with CutMix, if mixup is on, too
+    # Weights of the classes in the loss of training: "none", "balanced" (inversely proportional to
+    # the classes' numbers of images), or a CSV file with the columns class and weight. They are
+    # scaled such that their mean over the training images is 1.
+    config.data.class_weights = "none"
+    # How training images are drawn, in data.class_balance.SAMPLING: "uniform", each once an epoch,
+    # or "balanced", each class equally often.
+    config.data.sampling = "uniform"
     # Threads that read and decode, in each process; each makes a batch. None: one for each CPU that
     # the process may use, shared with the other processes of the host that may use the same. At
     # most 2 if CPUs compute the steps, too.

@@ -76,10 +76,10 @@ def random_erasing(image: np.ndarray, rng: np.random.Generator, probability: flo
     """
     if rng.random() >= probability:
         return image
-    top, left, h, w = torchvision_window(
-        *image.shape[:2], rng, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3)
-    )
-    if (h, w) != image.shape[:2]:
+    height, width, _ = image.shape
+    window = torchvision_window(height, width, rng, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3))
+    top, left, h, w = window
+    if (h, w) != (height, width):
         image = image.copy()
         image[top : top + h, left : left + w] = rng.integers(0, 256, (h, w, 3), np.uint8)
     return image

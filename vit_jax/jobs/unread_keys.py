@@ -32,7 +32,7 @@ _OF_TRAINING = (
     *("objective", "seed", "batch_size", "total_steps", "epochs", "accumulate_steps"),
     *("data.crop", "data.crop_area", "data.flip", "data.mixup", "data.check"),
     *("data.cutmix", "data.cutmix_probability", "data.three_augment", "data.colour_jitter"),
-    "data.erase",
+    *("data.erase", "data.class_weights", "data.sampling"),
     *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
     *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
     *("init_resize", "init_head"),
@@ -93,7 +93,7 @@ UNREAD = (
         "objective is not 'classification'",
     ),
     Unread(
-        ("data.cutmix", "data.cutmix_probability"),
+        ("data.cutmix", "data.cutmix_probability", "data.class_weights"),
         lambda c: c.objective != "classification",
         "objective is not 'classification'",
     ),

@@ -59,7 +59,8 @@ def mix_images(
         return weight * images + (1 - weight) * others, labels, other_labels, weight
 
     box_key, choice_key = jax.random.split(jax.random.fold_in(key, 1))
-    kept = 1.0 - draw_box(box_key, images.shape[1:3], cutmix)  # in each pixel, share of `images`
+    _, h, w, _ = images.shape
+    kept = 1.0 - draw_box(box_key, (h, w), cutmix)  # in each pixel, the share of `images`
     if alpha:
         use_cutmix = jax.random.bernoulli(choice_key, cutmix_probability)
         kept = jnp.where(use_cutmix, kept, weight)
