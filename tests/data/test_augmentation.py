@@ -68,7 +68,7 @@ def test_three_augment_greys_solarizes_or_blurs(image):
             errors.append(np.abs(found - blurred).mean())
             counts["blurred"] += 1
     assert len(counts) == 3 and min(counts.values()) > 75  # 100 +- 8
-    assert np.mean(errors) < 0.8 and max(errors) < 2  # Pillow's blur is approximate
+    assert max(errors) < 0.6
 
 
 # ----------------------------------------------------------------------------------- colour jitter
@@ -78,7 +78,7 @@ def enhanced(image, kind, factor):
     """The image after one change, in float64, rounded as bytes are."""
     grey = image @ np.array(GREY)
     other = {"brightness": 0.0, "contrast": np.rint(grey).mean(), "saturation": grey[..., None]}
-    return np.clip(np.trunc(factor * image + (1 - factor) * other[kind]), 0, 255)
+    return np.clip(np.rint(factor * image + (1 - factor) * other[kind]), 0, 255)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -88,7 +88,7 @@ def test_colour_jitter_by_numpy(image, seed):
     for i in rng.permutation(3):
         kind = ("brightness", "contrast", "saturation")[i]
         expected = enhanced(expected, kind, rng.uniform(0.6, 1.4))
-    assert np.abs(found - expected).max() <= 3
+    assert np.abs(found - expected).max() <= 3  # each change rounds
     assert np.abs(found.astype(int) - image).max() > 3
 
 
@@ -107,17 +107,9 @@ def test_colour_jitter_has_all_orders(image, monkeypatch):
     names, called = ("b", "c", "s"), []
 
     def recorder(name):
-        class Enhancer:
-            def __init__(self, pillow):
-                self.pillow = pillow
+        return lambda image, factor: called.append(name) or image
 
-            def enhance(self, factor):
-                called.append(name)
-                return self.pillow
-
-        return Enhancer
-
-    monkeypatch.setattr(augmentation, "_ENHANCE", tuple(map(recorder, names)))
+    monkeypatch.setattr(augmentation, "_JITTERS", tuple(map(recorder, names)))
     rng = np.random.default_rng(0)
     for _ in range(600):
         colour_jitter(image, rng, 0.3)

@@ -6,14 +6,25 @@ from. RandAugment is in `data.randaugment`. Mixup and CutMix are computed on the
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vit_jax.data.randaugment import rand_augment
 from vit_jax.data.transforms import random_flip, torchvision_window
 
-_ENHANCE = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+def _to_grey(image: np.ndarray) -> np.ndarray:
+    """Returns the image without its colours (ITU-R BT.601), as RGB."""
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+# From an image and a factor to the image with a multiple of its brightness, contrast, saturation.
+_JITTERS = (
+    lambda x, factor: cv2.addWeighted(x, factor, x, 0, 0),
+    lambda x, factor: cv2.addWeighted(x, factor, x, 0, (1 - factor) * cv2.mean(_to_grey(x))[0]),
+    lambda x, factor: cv2.addWeighted(x, factor, _to_grey(x), 1 - factor, 0),
+)
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, options: ConfigDict) -> np.ndarray:
@@ -43,15 +54,13 @@ def three_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     with a standard deviation between 0.1 and 2 pixels. The paper's colour jitter of 0.3 and its
     flip have keys of their own.
     """
-    pillow = Image.fromarray(image)
     match int(rng.integers(3)):
         case 0:
-            pillow = pillow.convert("L").convert("RGB")
+            return _to_grey(image)
         case 1:
-            pillow = ImageOps.solarize(pillow)
-        case _:
-            pillow = pillow.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2)))
-    return np.asarray(pillow)
+            return np.where(image < 128, image, 255 - image)
+    sigma = rng.uniform(0.1, 2)
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
 def colour_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -60,11 +69,9 @@ def colour_jitter(image: np.ndarray, rng: np.random.Generator, strength: float) 
     Each factor is drawn uniformly from 1 - `strength` to 1 + `strength`, but from 0 at least, as
     torchvision's `ColorJitter` does with three equal strengths.
     """
-    pillow = Image.fromarray(image)
-    for i in rng.permutation(len(_ENHANCE)):
-        factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
-        pillow = _ENHANCE[i](pillow).enhance(factor)
-    return np.asarray(pillow)
+    for i in rng.permutation(len(_JITTERS)):
+        image = _JITTERS[i](image, rng.uniform(max(0.0, 1 - strength), 1 + strength))
+    return image
 
 
 def random_erasing(image: np.ndarray, rng: np.random.Generator, probability: float) -> np.ndarray:
