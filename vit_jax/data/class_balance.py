@@ -81,7 +81,7 @@ def _weight(text: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise ValueError(f"{text!r} is no weight: give a number of 0 or more")
+        raise ValueError(f"{text!r} is no weight: give a number of 0 or more, such as 0.5")
     return weight
 
 
