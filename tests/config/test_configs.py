@@ -120,6 +120,7 @@ def reduced(config, folder):
 
 ROWS = [("pretrain", f"{variant},{dataset}") for variant, dataset in TABLE_3]
 ROWS += [("pretrain", "S/16,imagenet2012-90ep")]
+ROWS += [("pretrain", "B/16,imagenet2012-deit3")]
 ROWS += [("masked", argument) for argument in ("B/16,jft_300m", "R50+B/16,x", "Nano/8,x")]
 ROWS += [("finetune", f"B/16,{dataset}") for dataset in TABLE_4]
 ROWS += [("vtab", "B/16,cifar100"), ("vtab", "B/16,kitti_dist")]
@@ -171,6 +172,55 @@ def test_the_recipe_of_imagenet_from_scratch_in_90_epochs():
     assert config.optim.lr * config.optim.weight_decay == pytest.approx(1e-4)
     assert (config.optim.lr, config.optim.clip_norm) == (1e-3, 1.0)
     assert (config.optim.warmup_steps, config.optim.decay) == (10_000, "cosine")
+
+
+# Side in pixels and stochastic depth: the commands of the authors' code, README_revenge.md.
+DEIT_3 = {"S/16": (224, 0.05), "B/16": (192, 0.2), "L/16": (192, 0.45), "H/14": (160, 0.6)}
+
+
+@pytest.mark.parametrize("variant", DEIT_3)
+def test_the_recipe_of_deit_3(variant):
+    """arXiv 2204.07118: 3-Augment, jitter 0.3, Mixup 0.8, CutMix 1, BCE, 2048 x 800 epochs."""
+    config = load("pretrain")(f"{variant},imagenet2012-deit3")
+    validation.validate(config, device_count=8)
+    assert (config.data.image_size, config.model.stochastic_depth) == DEIT_3[variant]
+    assert (config.data.name, config.epochs, config.batch_size) == ("imagenet2012", 800, 2048)
+    assert (config.data.three_augment, config.data.colour_jitter) == (True, 0.3)
+    assert (config.data.mixup, config.data.cutmix, config.data.cutmix_probability) == (0.8, 1, 0.5)
+    assert (config.data.erase, config.data.randaugment, config.optim.label_smoothing) == (0, 0, 0)
+    assert (config.data.crop, config.data.crop_area) == ("torchvision", 0.08)
+    assert (config.data.crop_fraction, config.optim.decay) == (1.0, "cosine")
+    assert (config.optim.loss, config.optim.weight_decay) == ("sigmoid", 0.05)
+    assert config.optim.warmup_steps * 2048 / 1_281_167 == pytest.approx(5, abs=0.01)
+    assert config.optim.lr == 0.002  # of DeiT's AdamW, arXiv 2012.12877: 5e-4 at a batch of 512
+
+
+# Operations and strength of RandAugment, alpha of mixup: big_vision's vit_i1k.py.
+AUGREG = {
+    "Ti/16": (2, 0, 0.0),
+    "S/32": (2, 10, 0.2),
+    **dict.fromkeys(("S/16", "B/32", "B/16", "L/16"), (2, 15, 0.5)),
+}
+
+
+@pytest.mark.parametrize("variant", AUGREG)
+def test_the_recipe_of_augreg(variant):
+    """arXiv 2106.10270: batch 4096, 300 epochs, 10,000 steps of warm-up, rate 1e-3."""
+    config = load("pretrain")(f"{variant},imagenet2012-augreg")
+    validation.validate(config, device_count=8)
+    data, optim = config.data, config.optim
+    assert (data.randaugment, data.randaugment_magnitude, data.mixup) == AUGREG[variant]
+    assert (data.name, data.crop, data.image_size) == ("imagenet2012", "inception", 224)
+    assert (config.epochs, config.batch_size, optim.loss) == (300, 4096, "softmax")
+    assert (optim.lr, optim.warmup_steps, optim.clip_norm) == (1e-3, 10_000, 1.0)
+    assert optim.lr * optim.weight_decay == pytest.approx(1e-4)
+    assert (config.model.pre_logits, config.model.dropout) == (True, None)
+
+
+@pytest.mark.parametrize("recipe", ["imagenet2012-deit3", "imagenet2012-augreg"])
+def test_a_variant_that_a_recipe_lacks_is_refused(recipe):
+    with pytest.raises(ValueError, match=rf"The recipe {recipe} is for .*, not for B/8\."):
+        load("pretrain")(f"B/8,{recipe}")
 
 
 def test_masked_patch_prediction_as_in_the_paper():

@@ -150,7 +150,7 @@ def test_batches_have_a_row_for_each_image(folder):
     batches = pipeline.train_batches(source, options, num_classes=3, batch_size=5, seed=0)
     batch = next(batches)
     assert batch["label"].dtype == bool and batch["label"].shape == (5, 3)
-    ids = pipeline.batch_ids(source, 1, batch_size=5, seed=0)
+    ids = pipeline.batch_ids(source, options, 1, batch_size=5, seed=0)
     np.testing.assert_array_equal(batch["label"], [expected[id] for id in ids])
     found = [*pipeline.eval_batches(source, options, num_classes=3, batch_size=4)]
     rows = np.concatenate([x["label"][x["mask"]] for x in found])

@@ -418,17 +418,17 @@ def test_batch_ids_are_those_of_the_batches(options, processes, on_error):
         labels = np.zeros(8, int)
         for p, part in enumerate(parts):
             labels[p::processes] = next(part)["label"]
-        ids = pipeline.batch_ids(source, step, batch_size=8, seed=3, skipped=skipped)
+        ids = pipeline.batch_ids(source, options, step, batch_size=8, seed=3, skipped=skipped)
         assert ids == [f"#{label}" for label in labels]
         epochs.add(tuple(ids))
     assert len(epochs) == 6
 
 
-def test_batch_ids_need_no_readable_files(damaged):
+def test_batch_ids_need_no_readable_files(damaged, options):
     ids = [
         id
         for step in (1, 2, 3)
-        for id in pipeline.batch_ids(damaged.source("train"), step, batch_size=6, seed=0)
+        for id in pipeline.batch_ids(damaged.source("train"), options, step, batch_size=6, seed=0)
     ]
     assert set(BAD) < set(names(ids)) and len(set(ids)) == 17
 

@@ -58,15 +58,15 @@ MIXING = {  # settings, and how many images are blended with each other
 
 @pytest.mark.parametrize("name", MIXING)
 def test_mixup_that_changes_nothing_is_said(name, caplog, monkeypatch):
-    """The number of images is that which the step passes to `apply_mixup`."""
+    """The number of images is that which the step passes to `mix_images`."""
     settings, count = MIXING[name]
     config, passed = tiny(**settings, **{"data.mixup": 0.8}), []
 
-    def apply_mixup(images, *arguments):
+    def mix_images(images, *arguments):
         passed.append(len(images))
-        return mixup.apply_mixup(images, *arguments)
+        return mixup.mix_images(images, *arguments)
 
-    monkeypatch.setattr(classification, "apply_mixup", apply_mixup)
+    monkeypatch.setattr(classification, "mix_images", mix_images)
     setup = set_up(config, num_classes=3, total_steps=2)
     program = make_program(
         config, evaluate=setup.objective.evaluate, update=setup.update, key=setup.key
@@ -83,13 +83,14 @@ def test_mixup_that_changes_nothing_is_said(name, caplog, monkeypatch):
     assert (count == 1) == ("data.mixup=0.8 changes nothing" in text)
 
 
-def test_an_image_is_mixed_with_itself_alone(rng):
+@pytest.mark.parametrize("mixing", [mixup.Mixing(0.8), mixup.Mixing(cutmix=1.0)])
+def test_an_image_is_mixed_with_itself_alone(rng, mixing):
     """What the line says: one image stays the same, and two don't."""
     images = rng.random((2, 4, 4, 3)).astype(np.float32)
     labels = np.arange(2)
     for count in (1, 2):
         given = images[:count], labels[:count]
-        mixed, first, second, _ = mixup.apply_mixup(*given, jax.random.key(0), 0.8)
+        mixed, first, second, _ = mixup.mix_images(*given, jax.random.key(0), mixing)
         assert np.allclose(mixed, given[0], atol=1e-6) == (count == 1)
         assert np.array_equal(first, second) == (count == 1)
 
@@ -100,6 +101,12 @@ def test_the_line_on_mixup_names_what_leaves_images_alone(caplog):
     config.data.mixup = 0.2
     (line,) = said(config, caplog)
     assert "batch_size=8 on 8 x cpu and accumulate_steps=8" in line
+    config.data.cutmix = 1.0
+    assert said(config, caplog)[0] == line
+    assert "data.cutmix=1 changes nothing" in said(config, caplog)[1]
+    config.data.mixup = 0.0
+    (line,) = said(config, caplog)
+    assert "set data.cutmix=0" in line
     config.objective = "masked_patches"  # doesn't mix
     assert not said(config, caplog)
 

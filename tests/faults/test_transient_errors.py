@@ -198,11 +198,11 @@ def test_what_is_wrong_with_the_file_itself_is_skipped(folder, options, fail, na
         batch_of(source_of(folder), options)
 
 
-def test_ids_of_a_batch_are_told_though_a_file_can_t_be_read(folder, fail):
+def test_ids_of_a_batch_are_told_though_a_file_can_t_be_read(folder, options, fail):
     source = source_of(folder)
-    expected = pipeline.batch_ids(source, 1, batch_size=8, seed=0)
+    expected = pipeline.batch_ids(source, options, 1, batch_size=8, seed=0)
     fail(folder / "b" / "2.jpg", error_of("ESTALE"))
-    assert pipeline.batch_ids(source, 1, batch_size=8, seed=0) == expected
+    assert pipeline.batch_ids(source, options, 1, batch_size=8, seed=0) == expected
 
 
 @pytest.fixture

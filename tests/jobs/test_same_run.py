@@ -65,6 +65,13 @@ COUNTED = {
         "randaugment",
         "randaugment_magnitude",
         "mixup",
+        "cutmix",
+        "cutmix_probability",
+        "three_augment",
+        "colour_jitter",
+        "erase",
+        "class_weights",
+        "sampling",
     ),
     "optim": (
         "name",

@@ -24,6 +24,13 @@ OTHERS = {
     "data.crop_area": 0.9,
     "data.flip": False,
     "data.mixup": 0.5,
+    "data.cutmix": 1.0,
+    "data.three_augment": True,
+    "data.colour_jitter": 0.3,
+    "data.erase": 0.5,
+    "data.class_weights": "balanced",
+    "data.sampling": "balanced",
+    "data.cutmix_probability": 0.25,
     "data.randaugment": 2,
     "data.randaugment_magnitude": 3.0,
     "batch_size": 24,
@@ -74,6 +81,7 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
     config.objective, config.init_from = "classification", "x"
     config.update(total_steps=3, on_nonfinite="skip", init_head="keep")
     config.fewshot.every, config.data.randaugment = 5, 2
+    config.data.mixup, config.data.cutmix = 0.2, 1.0
     found = unread(config, all_keys(config), caplog)
     sections = {key for key in found if key.split(".")[0] in ("sweep", "compare", "masked")}
     assert found - sections == {"epochs", "optim.beta1", "optim.beta2"}
@@ -92,6 +100,9 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
         ({"objective": "masked_patches"}, "optim.head_lr", "objective is not 'classification'"),
         ({"optim.freeze": "encoder"}, "optim.layer_decay", "only the head is trained"),
+        ({"objective": "masked_patches"}, "data.cutmix", "objective is not 'classification'"),
+        ({"objective": "masked_patches"}, "data.class_weights", "objective is not"),
+        ({"data.cutmix": 1.0}, "data.cutmix_probability", "data.mixup or data.cutmix is 0"),
         ({"job": "evaluate"}, "init_average", "tests the average, if there is one"),
         ({}, "data.class_map", "only job='evaluate' and init_head='keep' pair classes"),
         ({}, "init_head", "init_from is None"),

@@ -79,6 +79,12 @@ def test_the_default_with_a_length_is_valid(config):
         ("data.eval_crop", "center", "data.eval_crop='center' is unknown"),
         ("data.eval_resize", "bicubic", "data.eval_resize='bicubic' is unknown"),
         ("data.mixup", -0.1, "data.mixup=-0.1 must be 0 or more"),
+        ("data.colour_jitter", -0.3, "data.colour_jitter=-0.3 must be 0 or more"),
+        ("data.sampling", "even", "data.sampling='even' is unknown: 'uniform' or 'balanced'"),
+        ("data.class_weights", "", "must be 'none', 'balanced' or the path of a CSV file"),
+        ("data.erase", 1.1, "data.erase=1.1 must be in [0, 1]"),
+        ("data.cutmix", -1.0, "data.cutmix=-1.0 must be 0 or more"),
+        ("data.cutmix_probability", 1.5, "data.cutmix_probability=1.5 must be in [0, 1]"),
         ("data.randaugment", -1, "data.randaugment=-1 must be 0 or more"),
         ("data.randaugment_magnitude", 31.0, "randaugment_magnitude=31.0 must be in [0, 30]"),
         ("optim.polyak", 1.0, "optim.polyak=1.0 must be in [0, 1)"),
@@ -142,6 +148,7 @@ def test_a_vit_can_be_frozen_up_to_its_last_block(config, freeze):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data.sampling": "balanced"}, "'balanced' draws by labels, and objective="),
         ({"model.variant": "R50x1"}, "needs a ViT or a hybrid, not R50x1"),
         ({"model.pre_logits": True}, "has no use for model.pre_logits"),
         ({"model.projection": 7}, "has no use for model.projection"),

@@ -9,6 +9,7 @@ from conftest import CLASSES, random_params, tiny
 
 from vit_jax.training import parallel
 from vit_jax.training.classification import classification
+from vit_jax.training.mixup import Mixing
 from vit_jax.training.objective import LOSSES, sigmoid_cross_entropy
 from vit_jax.training.setup import OBJECTIVES
 from vit_jax.training.step import TrainState, make_update
@@ -87,7 +88,7 @@ def test_the_loss_with_mixup_is_that_of_the_mixed_targets(batch, labels):
     model, key = tiny(), jax.random.key(5)
     params, batch = random_params(model), {**batch, "label": labels}
     objective = classification(
-        model, loss="sigmoid", label_smoothing=0.1, mixup=0.5, multi_label=True
+        model, loss="sigmoid", label_smoothing=0.1, mixing=Mixing(0.5), multi_label=True
     )
     found, metrics = objective.loss(params, batch, key, key)
     weight = jax.random.beta(jax.random.fold_in(key, 0), 0.5, 0.5)

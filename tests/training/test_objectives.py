@@ -17,7 +17,7 @@ from vit_jax.training.masked_patches import (
     masked_patches,
     mean_colour,
 )
-from vit_jax.training.mixup import apply_mixup
+from vit_jax.training.mixup import Mixing, draw_box, mix_images
 from vit_jax.training.objective import softmax_cross_entropy
 from vit_jax.training.step import initial_state, make_update
 
@@ -60,7 +60,7 @@ def test_evaluation_counts_only_unmasked_examples(batch):
 
 def test_mixup_blends_each_image_with_the_one_before(rng):
     images, labels = rng.normal(size=(6, 4, 4, 3)).astype(np.float32), np.arange(6)
-    mixed, label, other, share = apply_mixup(images, labels, jax.random.key(3), 0.2)
+    mixed, label, other, share = mix_images(images, labels, jax.random.key(3), Mixing(0.2))
     share = float(share)
     before = images[[5, 0, 1, 2, 3, 4]]
     np.testing.assert_allclose(mixed, share * images + (1 - share) * before, rtol=1e-5, atol=1e-6)
@@ -69,7 +69,8 @@ def test_mixup_blends_each_image_with_the_one_before(rng):
 
 
 def test_the_share_of_mixup_has_the_beta_distribution_folded():
-    draw = jax.vmap(lambda key: apply_mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), key, 0.2)[3])
+    images, labels = jnp.zeros((1, 1, 1, 3)), jnp.zeros(1)
+    draw = jax.vmap(lambda key: mix_images(images, labels, key, Mixing(0.2))[3])
     shares = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
     expected = np.random.default_rng(0).beta(0.2, 0.2, 200_000)
     expected = np.maximum(expected, 1 - expected)
@@ -83,12 +84,12 @@ def test_the_share_of_mixup_has_the_beta_distribution_folded():
 def test_the_loss_with_mixup_is_that_of_the_mixed_targets(batch):
     model, key = tiny(), jax.random.key(5)
     params = random_params(model)
-    objective = classification(model, label_smoothing=0.1, mixup=0.5)
+    objective = classification(model, label_smoothing=0.1, mixing=Mixing(0.5))
     total, metrics = objective.loss(params, batch, key, key)
-    share = float(
-        apply_mixup(jnp.zeros((1, 1, 1, 3)), jnp.zeros(1), jax.random.fold_in(key, 0), 0.5)[3]
-    )
     images = batch["image"].astype(np.float32) / 127.5 - 1
+    share = float(
+        mix_images(images[:1], batch["label"][:1], jax.random.fold_in(key, 0), Mixing(0.5))[3]
+    )
     mixed = share * images + (1 - share) * np.roll(images, 1, axis=0)
     log_p = np.asarray(jax.nn.log_softmax(model.apply({"params": params}, mixed)), np.float64)
     hard = np.eye(CLASSES)[batch["label"]]
@@ -97,6 +98,127 @@ def test_the_loss_with_mixup_is_that_of_the_mixed_targets(batch):
     assert 0.5 < share < 0.99
     assert float(total) == pytest.approx(-(targets * log_p).sum(-1).mean(), rel=1e-5)
     assert float(metrics["loss"]) == float(total)
+
+
+# ----------------------------------------------------------------------------------------- CutMix
+
+CUTMIX = Mixing(cutmix=1.0)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 12)])
+def test_cutmix_puts_one_box_of_the_image_before_into_each(size):
+    """Against NumPy: the same rectangle in all images, and labels whose share is its exact area."""
+    images = np.random.default_rng(1).normal(size=(5, *size, 3)).astype(np.float32)
+    labels, before, swapped = np.arange(5), np.array([4, 0, 1, 2, 3]), set()
+    mix = jax.jit(lambda key: mix_images(images, labels, key, CUTMIX))
+    for seed in range(120):
+        mixed, first, second, share = map(np.asarray, mix(jax.random.key(seed)))
+        box = (mixed != images).any((0, 3))
+        if box.any():
+            rows, columns = (np.flatnonzero(box.any(axis)) for axis in (1, 0))
+            assert box.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        np.testing.assert_array_equal(
+            mixed, np.where(box[None, :, :, None], images[before], images)
+        )
+        pasted = box.mean(dtype=np.float64)
+        is_less = pasted > 0.5  # the image before has the larger share
+        swapped.add(bool(is_less))
+        np.testing.assert_array_equal(first, before if is_less else labels)
+        np.testing.assert_array_equal(second, labels if is_less else before)
+        assert float(share) == pytest.approx(max(pasted, 1 - pasted), abs=1e-6)
+    assert swapped == {False, True}
+
+
+@pytest.mark.parametrize(("alpha", "height", "width"), [(1.0, 16, 16), (0.3, 10, 24)])
+def test_boxes_of_cutmix_have_the_authors_distribution(alpha, height, width):
+    """Against a simulation of the code of arXiv 1905.04899, which counts in pixels."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = np.asarray(jax.vmap(lambda key: draw_box(key, (height, width), alpha))(keys))
+    rng, expected = np.random.default_rng(0), np.zeros((40_000, height, width), bool)
+    for box in expected:
+        cut = np.sqrt(1 - rng.beta(alpha, alpha))
+        h, w = int(height * cut), int(width * cut)
+        y, x = rng.integers(height), rng.integers(width)
+        box[max(0, y - h // 2) : max(0, y + h // 2), max(0, x - w // 2) : max(0, x + w // 2)] = True
+    areas, wanted = found.mean((1, 2)), expected.mean((1, 2))
+    for quantile in (0.1, 0.3, 0.5, 0.7, 0.9):
+        assert np.quantile(areas, quantile) == pytest.approx(
+            np.quantile(wanted, quantile), abs=0.03
+        )
+    np.testing.assert_allclose(found.mean(0), expected.mean(0), atol=0.04)  # by place
+    assert (found.any((1, 2)).mean()) == pytest.approx(expected.any((1, 2)).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_steps_take_cutmix_as_often_as_asked_for(probability):
+    """A step of CutMix leaves every pixel whole, one of mixup none."""
+    images = np.stack([np.zeros((4, 4, 3)), np.ones((4, 4, 3))]).astype(np.float32)
+    mixing = Mixing(0.8, 1.0, probability)
+    mix = jax.vmap(lambda key: mix_images(images, np.arange(2), key, mixing)[0])
+    mixed = np.asarray(mix(jax.random.split(jax.random.key(2), 2000)))
+    whole = np.isin(mixed, (0, 1)).all((1, 2, 3, 4)).mean()
+    assert whole == pytest.approx(probability, abs=0.06)  # a weight of mixup can be nearly 1
+    assert whole >= probability - 0.03
+
+
+def test_the_share_of_mixup_is_the_same_beside_cutmix(rng):
+    """Where a step with both takes mixup, it is that of a run without CutMix."""
+    images, key = rng.normal(size=(6, 4, 4, 3)).astype(np.float32), jax.random.key(3)
+    alone = mix_images(images, np.arange(6), key, Mixing(0.2))
+    beside = mix_images(images, np.arange(6), key, Mixing(0.2, 1.0, 0.0))
+    for a, b in zip(alone, beside, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_loss_with_cutmix_is_that_of_the_mixed_targets(batch):
+    model, key = tiny(), jax.random.key(5)
+    params = random_params(model)
+    objective = classification(model, label_smoothing=0.1, mixing=CUTMIX)
+    total, metrics = objective.loss(params, batch, key, key)
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    mixed = mix_images(images, batch["label"], jax.random.fold_in(key, 0), CUTMIX)[0]
+    pasted = np.asarray(mixed != images).any((0, 3)).mean()  # some image differs in each pixel
+    logits = np.asarray(model.apply({"params": params}, mixed), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    hard = np.eye(CLASSES)[batch["label"]]
+    targets = 0.9 * ((1 - pasted) * hard + pasted * np.roll(hard, 1, axis=0)) + 0.1 / CLASSES
+    assert 0.05 < pasted < 0.95
+    assert float(total) == pytest.approx(-(targets * log_p).sum(-1).mean(), rel=1e-5)
+    counted = np.roll(batch["label"], 1) if pasted > 0.5 else batch["label"]
+    assert float(metrics["accuracy"]) == pytest.approx((logits.argmax(-1) == counted).mean())
+
+
+# ---------------------------------------------------------------------------------- class weights
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), Mixing(0.5), CUTMIX])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_loss_with_class_weights_by_numpy(batch, mixing, loss):
+    model, key, smoothing = tiny(), jax.random.key(5), 0.1
+    params, weights = random_params(model), np.linspace(0, 2, CLASSES)
+    weighted, plain = (
+        classification(model, loss=loss, label_smoothing=smoothing, mixing=mixing, class_weights=w)
+        for w in (tuple(weights), None)
+    )
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    mixed, first, second, share = mix_images(
+        images, batch["label"], jax.random.fold_in(key, 0), mixing
+    )
+    logits = np.asarray(model.apply({"params": params}, mixed), np.float64)
+    p = 1 / (1 + np.exp(-logits))
+    if loss == "softmax":
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    expected = 0
+    for labels, part in ((np.asarray(first), share), (np.asarray(second), 1 - share)):
+        targets = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
+        terms = targets * np.log(p)
+        if loss == "sigmoid":
+            terms += (1 - targets) * np.log(1 - p)
+        expected -= float(part) * (weights[labels] * terms.sum(-1)).mean()
+    total, metrics = weighted.loss(params, batch, key, key)
+    assert float(total) == float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    tests = [jax.tree.map(float, x.evaluate(params, batch)) for x in (weighted, plain)]
+    assert tests[0] == tests[1]  # a test has no weights
 
 
 # -------------------------------------------------------------------------- masked patch prediction

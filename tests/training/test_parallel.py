@@ -14,6 +14,7 @@ from vit_jax.evaluation import fewshot
 from vit_jax.jobs.train import train
 from vit_jax.training import parallel
 from vit_jax.training.classification import classification
+from vit_jax.training.mixup import Mixing
 from vit_jax.training.step import TrainState, make_update
 
 SMALLEST = 64  # elements: shards most of a tiny model's parameters
@@ -71,10 +72,12 @@ def test_a_sharded_state_takes_the_steps_of_one_device(batch, fsdp, accumulate_s
         assert_close(program.gather(found), metrics)
 
 
-@pytest.mark.parametrize("accumulate_steps", [1, 2])
-def test_all_devices_and_micro_batches_have_one_share_of_mixup(batch, accumulate_steps):
-    """Each mixes the images of its part by the share that is drawn for the step."""
-    objective, optimizer = classification(tiny(), mixup=0.8), optax.sgd(0.1)
+@pytest.mark.parametrize(
+    ("mixing", "accumulate_steps"), [(Mixing(0.8), 1), (Mixing(0.8), 2), (Mixing(0, 1.0), 2)]
+)
+def test_all_devices_and_micro_batches_have_one_share_of_mixup(batch, mixing, accumulate_steps):
+    """Each mixes the images of its part by the share or the box that is drawn for the step."""
+    objective, optimizer = classification(tiny(), mixing=mixing), optax.sgd(0.1)
     update = make_update(objective, optimizer, lambda count: 0.1, accumulate_steps=accumulate_steps)
     key, state = jax.random.key(7), state_of(optimizer)
     batch = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), batch)  # four images a device

@@ -123,7 +123,24 @@ def default() -> ConfigDict:
     config.data.flip = True  # mirrors half of the training images
     config.data.randaugment = 0  # operations of RandAugment on a training image; paper: none
     config.data.randaugment_magnitude = 10.0  # their strength, 0 to 30
+    # 3-Augment: each training image is made grey, solarized or blurred. Its paper also has
+    # colour_jitter=0.3.
+    config.data.three_augment = False
+    # Changes brightness, contrast and saturation by random factors of 1 - this to 1 + this.
+    config.data.colour_jitter = 0.0
+    config.data.erase = 0.0  # probability that a rectangle of a training image becomes noise
     config.data.mixup = 0.0  # blends images: alpha of the share's Beta distribution; paper: 0
+    # Puts a box of one image into another (CutMix): alpha of the Beta distribution of the box's
+    # share of the area. Paper: 0.
+    config.data.cutmix = 0.0
+    config.data.cutmix_probability = 0.5  # share of the steps with CutMix, if mixup is on, too
+    # Weights of the classes in the loss of training: "none", "balanced" (inversely proportional to
+    # the classes' numbers of images), or a CSV file with the columns class and weight. They are
+    # scaled such that their mean over the training images is 1.
+    config.data.class_weights = "none"
+    # How training images are drawn, in data.class_balance.SAMPLING: "uniform", each once an epoch,
+    # or "balanced", each class equally often.
+    config.data.sampling = "uniform"
     # Threads that read and decode, in each process; each makes a batch. None: one for each CPU that
     # the process may use, shared with the other processes of the host that may use the same. At
     # most 2 if CPUs compute the steps, too.

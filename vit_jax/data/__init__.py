@@ -53,6 +53,7 @@ with epy.lazy_api_imports(globals()):
     )
 
     # random operations on a training image
+    from vit_jax.data.augmentation import augment, colour_jitter, random_erasing, three_augment
     from vit_jax.data.randaugment import rand_augment
 
     # data sets are opened by their names

@@ -6,7 +6,7 @@ import functools
 import logging
 import zlib
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -24,7 +24,8 @@ from vit_jax.data.checks import (
     require_trainable,
     warn_of_test_split,
 )
-from vit_jax.data.dataset import Dataset, Source
+from vit_jax.data.class_balance import class_weights
+from vit_jax.data.dataset import Dataset, Source, is_multi_label
 from vit_jax.data.fingerprint import Fingerprint, fingerprint
 from vit_jax.data.pipeline import Shard, SkippedImages, eval_batches, train_batches
 from vit_jax.data.sources import open_dataset, open_source
@@ -42,6 +43,7 @@ class Inputs(NamedTuple):
       test_split: the split to test on.
       train_source: the examples of the training split.
       test_source: the examples of the test split.
+      class_weights: the weight of each class in the loss, by label. None if they have none.
       train_batches: an endless iterator of this process's training batches. It reads nothing until
         `pipeline.seek` starts it at a step, or a batch is taken.
       test_batches: this process's batches of the test split, an iterable to go through many times.
@@ -56,11 +58,17 @@ class Inputs(NamedTuple):
     test_split: str
     train_source: Source
     test_source: Source
+    class_weights: tuple[float, ...] | None
     train_batches: grain.DatasetIterator
     test_batches: Iterable[Batch]
     make_eval_batches: Callable[..., Iterable[Batch]]
     skipped_images: SkippedImages
     fingerprint: Fingerprint
+
+    def describe_labels(self) -> dict[str, Any]:
+        """Returns what a loss has to know of the labels: `multi_label` and `class_weights`."""
+        multi_label = is_multi_label(self.train_source)
+        return {"multi_label": multi_label, "class_weights": self.class_weights}
 
     def with_eval_batch_size(self, batch_size: int) -> Inputs:
         """Returns the same inputs with another `config.eval_batch_size`."""
@@ -90,7 +98,8 @@ def open_inputs(
 ) -> Inputs:
     """Opens the data set of a training run, checks its size and classes, and logs them.
 
-    No image is read, but the first to test on of a tfds data set, for its label. All processes must
+    No image is read, but the first to test on of a tfds data set, for its label, and what
+    `class_balance.labels_of` reads for `data.class_weights` and `data.sampling`. All processes must
     call this. The batches are this process's part: `config.batch_size` and `config.eval_batch_size`
     are of all processes together.
 
@@ -103,7 +112,8 @@ def open_inputs(
       FileNotFoundError: there is no such folder, or it has no images.
       ValueError: there is no such data set or split, the training split has fewer images than a
         batch, some of its classes have none, images have several labels and `optim.loss` takes one,
-        the test split has no labels, or the processes see different images.
+        the test split has no labels, the weights of the classes can't be used, or the processes
+        see different images.
       ImportError, ConnectionError: as `open_dataset`.
     """
     if dataset is None:
@@ -130,6 +140,7 @@ def open_inputs(
     if labels:
         require_loss_for_labels(train_source, config.optim.loss, config.data.name)
         require_test_labels(dataset, test_source, test_split)
+    weights = class_weights(config.data, train_source, class_names) if labels else None
     data = fingerprint(dataset, labels=labels, train=train, test=test)
     _check_same_on_all(data, config.data.name)
     skipped = SkippedImages()
@@ -150,6 +161,7 @@ def open_inputs(
         test_split=test_split,
         train_source=train_source,
         test_source=test_source,
+        class_weights=weights,
         train_batches=batches,
         test_batches=evaluation(test_source, num_classes=len(class_names)),
         make_eval_batches=evaluation,

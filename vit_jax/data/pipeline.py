@@ -22,8 +22,9 @@ from ml_collections import ConfigDict
 
 from vit_jax.common import host
 from vit_jax.config.keys import image_shape
-from vit_jax.data import transforms
+from vit_jax.data import augmentation, transforms
 from vit_jax.data.batch import Batch, empty_batch
+from vit_jax.data.class_balance import balanced_order
 from vit_jax.data.dataset import (
     Example,
     ExampleError,
@@ -32,7 +33,6 @@ from vit_jax.data.dataset import (
     classes_of,
     is_multi_label,
 )
-from vit_jax.data.randaugment import rand_augment
 from vit_jax.data.reading import retry
 
 logger = logging.getLogger(__name__)
@@ -113,18 +113,15 @@ def train_batches(
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
         image, example = reader.read_usable(index)
         image = crop(image, size, rng, options)
-        image = transforms.random_flip(image, rng) if options.flip else image
-        image = rand_augment(
-            image, rng, operations=options.randaugment, magnitude=options.randaugment_magnitude
-        )
-        return image, example
+        return augmentation.augment(image, rng, options), example
 
     empty = _empty(source, batch_size, size, num_classes)
 
     def collate(examples: list[tuple[np.ndarray, Example]]) -> Batch:
         return _collate(examples, num_classes, empty())
 
-    examples = _order(len(source), seed).map_with_index(augment)[shard.process :: shard.processes]
+    examples = _order(source, options, seed).map_with_index(augment)
+    examples = examples[shard.process :: shard.processes]
     batches = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
     return iter(batches.to_iter_dataset(_read_options(options)))
 
@@ -140,19 +137,26 @@ def seek(batches: grain.DatasetIterator, step: int) -> None:
 
 
 def batch_ids(
-    source: Source, step: int, *, batch_size: int, seed: int, skipped: SkippedImages | None = None
+    source: Source,
+    options: ConfigDict,
+    step: int,
+    *,
+    batch_size: int,
+    seed: int,
+    skipped: SkippedImages | None = None,
 ) -> list[str]:
     """Returns the ids of the examples in one batch of `train_batches`, of all processes together.
 
     Args:
       source: the examples.
+      options: `config.data`.
       step: the number of the batch, counted from 1.
       batch_size: number of examples in a batch of all processes together.
       seed: seed of the order.
       skipped: the images that this process skipped. None if it skips none. Where another process
         skipped an image, the id is that image's, not that of the one that took its place.
     """
-    order = _order(len(source), seed)
+    order = _order(source, options, seed)
     ids = []
     for position in range((step - 1) * batch_size, step * batch_size):
         index = order[position]
@@ -162,9 +166,12 @@ def batch_ids(
     return ids
 
 
-def _order(count: int, seed: int) -> grain.MapDataset:
+def _order(source: Source, options: ConfigDict, seed: int) -> grain.MapDataset:
     """Returns the indices of the examples in the order of training, without an end."""
-    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    if options.sampling == "balanced":
+        order = balanced_order(source, options, seed, slots=order)
+    return order
 
 
 # ----------------------------------------------------------------------------------- evaluation

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import pathlib
 from collections.abc import Sequence
 
+from vit_jax.common.class_tables import read_class_table
 from vit_jax.common.files import local_path
-from vit_jax.common.messages import closest, first_few
-from vit_jax.common.names import class_name, printable
+from vit_jax.common.messages import closest
+from vit_jax.common.names import class_name
 from vit_jax.config.keys import is_folder
 
 CLASS_MAP = "class_map.csv"  # in the folder of a data set
@@ -43,37 +43,13 @@ def read_class_map(
       ValueError: the file can't be read, or a row is missing, unknown or there twice; names it.
       FileNotFoundError: there is no such file.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"data.class_map: there is no file {printable(path)}.") from None
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
-        raise ValueError(f"{printable(path)} isn't a CSV file in UTF-8: {error}.") from error
-    if not rows or not {"class", "model_class"} <= rows[0].keys():
-        raise ValueError(
-            f"{printable(path)} must have the columns class and model_class, separated by a comma, "
-            f"and a row for each class of the data."
-        )
-    logits: dict[str, int] = {}
-    for number, row in enumerate(rows, start=2):
-        name = class_name(row["class"] or "")
-        try:
-            if None in row:
-                raise ValueError('a name with a comma must be in quotes, as "maillot, tank suit"')
-            if name in logits:
-                raise ValueError(f"{name!r} has a second row")
-            logits[name] = _logit_of(row["model_class"] or "", known, num_classes)
-        except ValueError as error:
-            raise ValueError(f"{printable(path)}, row {number}: {error}.") from None
-    names = [*map(class_name, class_names)]
-    if missing := [name for name in names if name not in logits]:
-        raise ValueError(f"{printable(path)} lacks classes of the data: {first_few(missing, 8)}.")
-    if unknown := [name for name in logits if name not in names]:
-        raise ValueError(
-            f"{printable(path)} names classes that the data don't have: {first_few(unknown, 8)}."
-        )
-    return tuple(logits[name] for name in names)
+    return read_class_table(
+        path,
+        class_names,
+        key="data.class_map",
+        column="model_class",
+        convert=lambda text: _logit_of(text, known, num_classes),
+    )
 
 
 def _logit_of(text: str, known: Sequence[str], num_classes: int) -> int:

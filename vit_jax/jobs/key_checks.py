@@ -11,6 +11,7 @@ from vit_jax.common.messages import closest
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import no_such_key, short_repr, type_problem, value_types
 from vit_jax.data import splits
+from vit_jax.data.class_balance import SAMPLING
 from vit_jax.data.pipeline import ON_ERROR
 from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES
 from vit_jax.data.transforms import TRAIN_CROPS
@@ -38,6 +39,7 @@ def choices() -> Mapping[str, Collection[str]]:
         "data.crop": TRAIN_CROPS,
         "data.eval_crop": EVAL_CROPS,
         "data.eval_resize": EVAL_RESIZES,
+        "data.sampling": SAMPLING,
         "data.on_error": ON_ERROR,
         "optim.name": OPTIMIZERS,
         "optim.decay": SCHEDULES,
@@ -64,6 +66,7 @@ class Range(NamedTuple):
 
 _ABOVE_0 = Range("above 0", lambda x: x > 0)
 _FROM_0 = Range("0 or more", lambda x: x >= 0)
+_SHARE = Range("in [0, 1]", lambda x: 0 <= x <= 1)
 _SHARE_BELOW_1 = Range("in [0, 1)", lambda x: 0 <= x < 1)
 _SHARE_ABOVE_0 = Range("in (0, 1]", lambda x: 0 < x <= 1)
 _ALL_ABOVE_0 = Range("numbers above 0", lambda x: x and min(x) > 0)
@@ -76,7 +79,12 @@ RANGES: Mapping[str, Range] = {
     "data.crop_fraction": _SHARE_ABOVE_0,
     "data.randaugment": _FROM_0,
     "data.randaugment_magnitude": Range("in [0, 30]", lambda x: 0 <= x <= 30),
+    "data.colour_jitter": _FROM_0,
+    "data.erase": _SHARE,
     "data.mixup": _FROM_0,
+    "data.cutmix": _FROM_0,
+    "data.cutmix_probability": _SHARE,
+    "data.class_weights": Range("'none', 'balanced' or the path of a CSV file", str.strip),
     "data.threads": _ABOVE_0,
     "data.prefetch": _ABOVE_0,
     "batch_size": _ABOVE_0,

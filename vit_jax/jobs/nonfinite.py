@@ -52,6 +52,7 @@ class StopAtNonfinite(NamedTuple):
             checkpoints.save(state, config, self.class_names, data=data)
         ids = pipeline.batch_ids(
             self.inputs.train_source,
+            config.data,
             step,
             batch_size=config.batch_size,
             seed=config.seed,

@@ -38,17 +38,20 @@ def log_notices(config: ConfigDict, start: Start, images: int) -> None:
             "init_from to the weights to start from, or optim.freeze='none'.",
             config.optim.freeze,
         )
-    if needs_labels(config) and config.data.mixup and images_mixed(config) == 1:
-        logger.warning(
-            "data.mixup=%g changes nothing: it blends images that are computed together, and with "
-            "batch_size=%d on %d x %s and accumulate_steps=%d each is computed alone. Raise "
-            "batch_size, lower accumulate_steps, or set data.mixup=0.",
-            config.data.mixup,
-            config.batch_size,
-            jax.device_count(),
-            jax.devices()[0].device_kind,
-            config.accumulate_steps or 1,
-        )
+    for key in ("mixup", "cutmix"):
+        if needs_labels(config) and config.data[key] and images_mixed(config) == 1:
+            logger.warning(
+                "data.%s=%g changes nothing: it mixes images that are computed together, and with "
+                "batch_size=%d on %d x %s and accumulate_steps=%d each is computed alone. Raise "
+                "batch_size, lower accumulate_steps, or set data.%s=0.",
+                key,
+                config.data[key],
+                config.batch_size,
+                jax.device_count(),
+                jax.devices()[0].device_kind,
+                config.accumulate_steps or 1,
+                key,
+            )
     if start.saved is not None and start.step < total_steps:
         trained_on = images
         if start.data is not None and start.data.splits is not None:
@@ -57,7 +60,7 @@ def log_notices(config: ConfigDict, start: Start, images: int) -> None:
 
 
 def images_mixed(config: ConfigDict) -> int:
-    """Returns the number of images that mixup blends with each other, see `mixup.apply_mixup`.
+    """Returns the number of images that are mixed with each other, see `mixup.mix_images`.
 
     With `pmap` it is a micro-batch of one device, and with `sharded` one of all devices together.
     """

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.workdir import lock, open_workdir
 from vit_jax.data import pipeline
-from vit_jax.data.dataset import Dataset, is_multi_label
+from vit_jax.data.dataset import Dataset
 from vit_jax.data.inputs import Inputs, open_inputs
 from vit_jax.evaluation.evaluator import Evaluator, is_due, measure
 from vit_jax.evaluation.fewshot import feature_extractor, few_shot_evaluator, open_few_shot
@@ -99,8 +99,8 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
         pipeline.seek(inputs.train_batches, start.step)  # reads while the step compiles
 
     # -------------------------------------------------------------------------- model and state
-    many = is_multi_label(inputs.train_source)
-    setup = set_up(config, num_classes=len(class_names), total_steps=total_steps, multi_label=many)
+    labels = inputs.describe_labels()
+    setup = set_up(config, num_classes=len(class_names), total_steps=total_steps, **labels)
     program = make_program(
         config,
         evaluate=setup.objective.evaluate,

@@ -31,6 +31,8 @@ class Unread(NamedTuple):
 _OF_TRAINING = (
     *("objective", "seed", "batch_size", "total_steps", "epochs", "accumulate_steps"),
     *("data.crop", "data.crop_area", "data.flip", "data.mixup", "data.check"),
+    *("data.cutmix", "data.cutmix_probability", "data.three_augment", "data.colour_jitter"),
+    *("data.erase", "data.class_weights", "data.sampling"),
     *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
     *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
     *("init_resize", "init_head"),
@@ -92,6 +94,16 @@ UNREAD = (
         ),
         lambda c: c.objective != "classification",
         "objective is not 'classification'",
+    ),
+    Unread(
+        ("data.cutmix", "data.cutmix_probability", "data.class_weights"),
+        lambda c: c.objective != "classification",
+        "objective is not 'classification'",
+    ),
+    Unread(
+        ("data.cutmix_probability",),
+        lambda c: not (c.data.mixup and c.data.cutmix),
+        "data.mixup or data.cutmix is 0",
     ),
     Unread(("optim.lr_end",), lambda c: c.optim.decay == "constant", "optim.decay is 'constant'"),
     Unread(("optim.momentum",), lambda c: c.optim.name != "sgd", "optim.name is not 'sgd'"),

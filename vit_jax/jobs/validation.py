@@ -130,6 +130,7 @@ def _conflicts(config: ConfigDict, devices: int, job: str) -> Iterator[Conflict]
       job: the job of the whole configuration: "compare" for one of its runs.
     """
     yield from _job_conflicts(config, job)
+    yield from _balance_conflicts(config)
     yield from _batch_conflicts(config, devices)
     yield from _parallel_conflicts(config, devices)
     yield from _model_conflicts(config)
@@ -154,6 +155,23 @@ def _job_conflicts(config: ConfigDict, job: str) -> Iterator[Conflict]:
             ("job", "objective", "masked.target"),
             f"job='{job}' goes by accuracy, and masked.target='pixels' has none: take "
             f"'mean_colour' or 'downsized'.",
+        )
+
+
+def _balance_conflicts(config: ConfigDict) -> Iterator[Conflict]:
+    if config.data.sampling != "balanced" or config.job in ("evaluate", "fewshot"):
+        return
+    if config.objective != "classification":
+        yield Conflict(
+            ("job", "objective", "data.sampling"),
+            f"data.sampling='balanced' draws by labels, and objective='{config.objective}' reads "
+            f"none: take 'uniform'.",
+        )
+    elif config.data.class_weights == "balanced":
+        yield Conflict(
+            ("job", "objective", "data.sampling", "data.class_weights"),
+            "data.sampling and data.class_weights are both 'balanced', which makes up twice for "
+            "classes with few images: take one of them.",
         )
 
 

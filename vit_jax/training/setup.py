@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,6 +16,7 @@ from vit_jax.models.vit import VisionTransformer
 from vit_jax.training import optim
 from vit_jax.training.classification import classification
 from vit_jax.training.masked_patches import masked_patches
+from vit_jax.training.mixup import Mixing
 from vit_jax.training.objective import Objective
 from vit_jax.training.step import TrainState, initial_state, make_update
 
@@ -46,25 +47,28 @@ class ObjectiveRow(NamedTuple):
     """A row of `OBJECTIVES`.
 
     Attributes:
-      make: (configuration, model, multi_label) -> the objective, see `set_up`.
+      make: (configuration, model, multi_label, class_weights) -> the objective, see `set_up`.
       needs_labels: True if the objective reads labels, and the model needs a head for them.
     """
 
-    make: Callable[[ConfigDict, Any, bool], Objective]
+    make: Callable[[ConfigDict, Any, bool, Sequence[float] | None], Objective]
     needs_labels: bool
 
 
-def _classification(config: ConfigDict, model: nn.Module, multi_label: bool) -> Objective:
+def _classification(
+    config: ConfigDict, model: nn.Module, multi_label: bool, class_weights: Sequence[float] | None
+) -> Objective:
     return classification(
         model,
         loss=config.optim.loss,
         label_smoothing=config.optim.label_smoothing,
-        mixup=config.data.mixup,
+        mixing=Mixing(config.data.mixup, config.data.cutmix, config.data.cutmix_probability),
         multi_label=multi_label,
+        class_weights=class_weights,
     )
 
 
-def _masked_patches(config: ConfigDict, model: VisionTransformer, _: bool) -> Objective:
+def _masked_patches(config: ConfigDict, model: VisionTransformer, *_: Any) -> Objective:
     return masked_patches(model, target=config.masked.target, fraction=config.masked.fraction)
 
 
@@ -80,7 +84,12 @@ def needs_labels(config: ConfigDict) -> bool:
 
 
 def set_up(
-    config: ConfigDict, *, num_classes: int, total_steps: int, multi_label: bool = False
+    config: ConfigDict,
+    *,
+    num_classes: int,
+    total_steps: int,
+    multi_label: bool = False,
+    class_weights: Sequence[float] | None = None,
 ) -> Setup:
     """Returns what a configuration trains: the model, the objective, the update, the first state.
 
@@ -90,6 +99,7 @@ def set_up(
       num_classes: the number of classes of the data. Without labels, the model has no head.
       total_steps: the length of the run and of its learning-rate schedule.
       multi_label: True if the images of the data may have several labels, see `is_multi_label`.
+      class_weights: the weight of each class in the loss, by label; None for no weights.
 
     Raises:
       ValueError: the variant doesn't exist, or doesn't take these attributes.
@@ -100,7 +110,7 @@ def set_up(
         dtype=config.dtype,
         **model_attributes(config),
     )
-    objective = OBJECTIVES[config.objective].make(config, model, multi_label)
+    objective = OBJECTIVES[config.objective].make(config, model, multi_label, class_weights)
     learning_rate = optim.learning_rate_schedule(config.optim, total_steps)
     optimizer = optim.optimizer(config.optim, learning_rate)
     max_skipped = config.max_skipped_updates if config.on_nonfinite == "skip" else 0
