@@ -107,6 +107,11 @@ RANGES: Mapping[str, Range] = {
     "eval_every": _FROM_0,
     "checkpoint.every": _FROM_0,
     "checkpoint.keep": _ABOVE_0,
+    "checkpoint.best": Range(
+        "a metric of a test, such as test_accuracy, test_loss or fewshot_5",
+        lambda x: x.startswith(("test_", "polyak_test_", "fewshot_")),
+    ),
+    "early_stopping.patience": _FROM_0,
     "max_skipped_updates": _ABOVE_0,
 }
 

@@ -33,6 +33,7 @@ _OF_TRAINING = (
     *("data.crop", "data.crop_area", "data.flip", "data.mixup", "data.check"),
     *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
     *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
+    "early_stopping",
     *("init_resize", "init_head"),
 )
 
