@@ -33,6 +33,7 @@ class Section(NamedTuple):
       pictures: of one kind.
       table: rows of cells, the first of which is the header; () for none.
       link: (file beside the page, text) of a link at the end.
+      narrow: True for small pictures, whose captions are as narrow.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Section(NamedTuple):
     pictures: Sequence[Picture] = ()
     table: Sequence[Sequence[str]] = ()
     link: tuple[str, str] | None = None
+    narrow: bool = False
 
 
 _STYLE = """
@@ -52,9 +54,11 @@ p { max-width: 48rem; }
 figure { margin: 0; max-width: 100%; }
 img { max-width: 100%; border-radius: 4px; background: white; }
 figcaption { font-size: 0.9rem; max-width: 37rem; overflow-wrap: anywhere; }
+.narrow figure { width: 16rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
-th, td { padding: 0.15rem 0.8rem 0.15rem 0; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; }
+th, td { padding: 0.15rem 1.2rem 0.15rem 0; text-align: right; border-bottom: 1px solid #8884; }
+th:first-child, td:first-child { text-align: left; }
+td { max-width: 40rem; overflow-wrap: break-word; }
 """
 
 
@@ -75,7 +79,7 @@ def build_page(
         body += [f"<p>{_escape(paragraph)}</p>" for paragraph in section.paragraphs]
         body += _table(section.table)
         if section.pictures:
-            body.append('<div class="pictures">')
+            body.append(f'<div class="pictures{" narrow" * section.narrow}">')
             body += [line for picture in section.pictures for line in _figure(picture, read)]
             body.append("</div>")
         if section.link is not None:

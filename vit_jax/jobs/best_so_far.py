@@ -10,6 +10,7 @@ from typing import Any
 from vit_jax.checkpoints.best import Best
 from vit_jax.common.messages import closest
 from vit_jax.config.keys import look_up
+from vit_jax.evaluation.split_metrics import POLYAK
 from vit_jax.jobs.resume import Start
 from vit_jax.training.metrics import METRICS
 
@@ -47,7 +48,8 @@ class BestSoFar:
         self.best: Best | None = None
         if self._metric is None:
             return
-        _check_column(self._metric, columns, num_classes)
+        averaged = [x for x in columns if config.optim.polyak or not x.startswith(POLYAK)]
+        _check_column(self._metric, averaged, num_classes)
         direction = "lowest" if self._is_lower_better else "highest"
         logger.info("The checkpoint with the %s %s is kept as the best.", direction, self._metric)
         if (saved := start.checkpoints.best) is None:

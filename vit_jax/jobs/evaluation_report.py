@@ -64,7 +64,8 @@ def write_report(
     names = checkpoint.class_names
     tables: dict[str, _Rows] = {}
     drawn: dict[str, bytes] = {}
-    sections = [Section("Numbers", [], table=[[*shown[0]], *(list(x.values()) for x in shown)])]
+    numbers = [[x.replace("_", " "), *(str(row[x]) for row in shown)] for x in shown[0]]
+    sections = [Section("Numbers", [], table=numbers)]
     if isinstance(found, Ranking):
         ranked, classes = found.by_class(jax.tree.map(np.asarray, checkpoint.params["head"]))
         rows = tables["class_metrics"] = _class_rows(names, classes, average_precision=ranked)
@@ -128,7 +129,7 @@ def _percent(rows: _Rows) -> list[list[str]]:
     def shown(x: Any) -> str:
         return f"{100 * x:.1f} %" if isinstance(x, float) else str(x)
 
-    titles = [name.replace("_", " ") for name in rows[0]]
+    titles = [name.replace("_", " ").replace("f1", "F1") for name in rows[0]]
     return [titles, *([str(name), *(shown(x) or "–" for x in row)] for name, *row in rows[1:])]
 
 
@@ -185,15 +186,15 @@ def _mistakes(
         file = f"mistake-{found.number[place]}.jpg"
         drawn[file] = _small_jpeg(image)
         caption = (
-            f"{names[found.predicted[place]]}, {100 * found.confidence[place]:.1f} %; it is "
-            f"{names[found.label[place]]}. {example.id}"
+            f"Predicted: {names[found.predicted[place]]}, {100 * found.confidence[place]:.1f} %. "
+            f"True class: {names[found.label[place]]}. {example.id}"
         )
         shown.append(Picture({file: "image"}, os.path.basename(example.id), caption))
     count = int((~found.is_right).sum())
     text = f"{count:,} of {found.images:,} predictions are wrong."
     if shown:
         text += f" These {len(shown)} have the largest confidence, the first the largest of all."
-    return Section("The most confident mistakes", [text], shown)
+    return Section("The most confident mistakes", [text], shown, narrow=True)
 
 
 def _first(mistakes: Section, file: str) -> Section:
