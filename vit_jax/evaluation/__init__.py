@@ -13,6 +13,11 @@ with epy.lazy_api_imports(globals()):
         polyak_on_test_split,
     )
 
+    # Each image's answer of a classifier, and what follows: metrics of classes, calibration.
+    from vit_jax.evaluation.answers import Answers, answer_extractor, answer_split
+    from vit_jax.evaluation.calibration import Reliability, reliability
+    from vit_jax.evaluation.class_metrics import ClassMetrics, count_confusions
+
     # How far an accuracy can be off because the test images are a sample.
     from vit_jax.evaluation.intervals import wilson_interval
 
