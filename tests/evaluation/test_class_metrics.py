@@ -9,6 +9,7 @@ from vit_jax.evaluation.answers import Answers
 from vit_jax.evaluation.calibration import reliability
 from vit_jax.evaluation.class_metrics import count_confusions, metrics_of_confusions
 from vit_jax.evaluation.pictures import draw_confusions, draw_reliability
+from vit_jax.evaluation.temperature import fit_temperature, mean_loss
 
 
 def test_precision_recall_f1_and_balanced_accuracy_are_scikit_learns(rng):
@@ -64,6 +65,29 @@ def test_the_most_confident_mistakes_come_first():
     )
     assert answers.mistakes(9).tolist() == [2, 0, 4]
     assert answers.mistakes(1).tolist() == [2]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_the_temperature_of_scaled_logits_is_their_scale(rng, loss):
+    """Labels are drawn by the probabilities of logits; the model gives these times three."""
+    logits = rng.normal(0, 1.5, (4000, 4))
+    if loss == "softmax":
+        labels = (logits + rng.gumbel(size=logits.shape)).argmax(-1)
+        shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        expected = -np.log(shares[np.arange(4000), labels]).mean()
+        assert mean_loss(3 * logits, labels, loss, 3.0) == pytest.approx(expected)
+        assert fit_temperature(3 * logits, labels, loss) == pytest.approx(3, rel=0.05)
+    else:
+        labels = logits.argmax(-1)
+        targets = np.eye(4)[labels]
+        one_by_one = [
+            -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).sum(-1).mean()
+            for p in (1 / (1 + np.exp(-logits / t)) for t in (0.5, 1.0, 2.0))
+        ]
+        found = [mean_loss(logits, labels, loss, t) for t in (0.5, 1.0, 2.0)]
+        np.testing.assert_allclose(found, one_by_one)
+        best = fit_temperature(logits, labels, loss)
+        assert mean_loss(logits, labels, loss, best) <= min(found)
 
 
 @pytest.mark.parametrize("classes", [2, 20, 70])

@@ -128,14 +128,50 @@ class Arrays:
         return Example(image, self.labels[index], f"some_images-test.array_record__{index}")
 
 
+def all_probabilities(weights, count):
+    """The probabilities (n, 3) of the first images of `Arrays`, float64."""
+    images = [Arrays([0] * count)[i].image for i in range(count)]
+    found = Classifier(load(weights)).predict(images, top=3)
+    shares = [{x.label: x.probability for x in answer} for answer in found]
+    return np.array([[x[name] for name in NAMES] for x in shares], np.float64)
+
+
 def test_images_without_files_and_no_mistakes(weights, tmp_path, monkeypatch):
     monkeypatch.setattr("vit_jax.data.sources.open_dataset", lambda *_: Arrays([0, 1, 2] * 4))
     evaluated(weights, "some_images", tmp_path / "a")
     assert "some_images-test.array_record__" in (tmp_path / "a" / "mistakes.html").read_text()
-    images = [Arrays([0] * 99)[i].image for i in range(12)]
-    answers = Classifier(load(weights)).predict(images, top=1)
-    same = [NAMES.index(best.label) for (best,) in answers]
+    same = all_probabilities(weights, 12).argmax(-1).tolist()
     monkeypatch.setattr("vit_jax.data.sources.open_dataset", lambda *_: Arrays(same))
     result = evaluated(weights, "some_images", tmp_path / "b")
     assert result["test_accuracy"] == result["test_balanced_accuracy"] == 1
     assert "0 of 12 predictions are wrong." in (tmp_path / "b" / "index.html").read_text()
+
+
+def test_the_calibrated_checkpoint_has_the_smallest_loss_of_all_temperatures(
+    weights, tmp_path, monkeypatch
+):
+    """A quarter of the answers are wrong. The calibrated checkpoint gives the same ones."""
+    shares = all_probabilities(weights, 12)
+    labels = shares.argmax(-1)
+    labels[::4] = (labels[::4] + 1) % 3
+    monkeypatch.setattr("vit_jax.data.sources.open_dataset", lambda *_: Arrays(labels.tolist()))
+    before = evaluated(weights, "some_images", tmp_path / "a", calibrate=True)
+    after = evaluated(before["calibrated_checkpoint"], "some_images", tmp_path / "b")
+    assert before["test_accuracy"] == after["test_accuracy"] == 0.75
+    assert after["test_loss"] == pytest.approx(before["calibrated_loss"], rel=1e-5)
+    error = "expected_calibration_error"
+    assert after[f"test_{error}"] == pytest.approx(before[f"calibrated_{error}"], abs=1e-5)
+    losses = {}
+    for temperature in before["temperature"] * np.array([0.8, 0.95, 1, 1.05, 1.25]):
+        scaled = shares ** (1 / temperature)
+        own = scaled[np.arange(12), labels] / scaled.sum(-1)
+        losses[temperature] = -np.log(own).mean()
+    assert min(losses, key=losses.get) == before["temperature"]
+    assert losses[before["temperature"]] == pytest.approx(after["test_loss"], rel=1e-4)
+    assert after["test_loss"] < before["test_loss"]
+    (row,) = rows_of(before["table"])
+    assert float(row["temperature"]) == before["temperature"]
+    again = evaluated(weights, "some_images", tmp_path / "a", calibrate=True)
+    assert again["temperature"] == before["temperature"]
+    with pytest.raises(FileExistsError, match="or the one that is evaluated"):
+        evaluated(tmp_path / "a" / "calibrated", "some_images", tmp_path / "a", calibrate=True)

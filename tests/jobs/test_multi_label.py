@@ -90,6 +90,9 @@ def test_a_run_learns_all_labels_and_measures_them(several, tmp_path, strategy):
         if labels[:, i].any():
             precision = average_precision_score(labels[:, i], logits[:, i])
             assert float(row["average_precision"]) == pytest.approx(precision, abs=5e-5)
+    several.calibrate = True
+    with pytest.raises(ValueError, match="calibrate=True needs one label an image"):
+        evaluate(several, tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text()
     assert "average precision" in page and "Reliability" not in page and "<img" not in page
     assert not (tmp_path / "out" / "confusion_matrix.csv").exists()

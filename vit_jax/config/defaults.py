@@ -175,6 +175,10 @@ def default() -> ConfigDict:
     config.fewshot.train = placeholder(str)  # split that examples are drawn from
     config.fewshot.test = placeholder(str)  # split that the classifiers are tested on
 
+    # With job="evaluate": also fits a temperature to the split that is tested, and writes the
+    # checkpoint with it to WORKDIR/calibrated. The split must not have been trained on.
+    config.calibrate = False
+
     config.sweep = ConfigDict()  # of job="sweep"; paper: table 4
     config.sweep.lr = (0.001, 0.003, 0.01, 0.03)  # the values of optim.lr to try
     config.sweep.held_out = 0.1  # share of the training split that chooses; paper: 0.01 to 0.1

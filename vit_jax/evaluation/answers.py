@@ -30,6 +30,7 @@ class Answers(NamedTuple):
       predicted: int32, the class with the largest logit.
       confidence: float32, the probability of that class.
       metrics: float or bool, by the name of a metric of `metrics.METRICS`.
+      logits: float32 (n, c), None if they were not asked for.
     """
 
     number: np.ndarray
@@ -37,6 +38,7 @@ class Answers(NamedTuple):
     predicted: np.ndarray
     confidence: np.ndarray
     metrics: dict[str, np.ndarray]
+    logits: Any = None
 
     @property
     def images(self) -> int:
@@ -74,12 +76,15 @@ class Answers(NamedTuple):
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most]
 
 
-def answer_extractor(model: nn.Module, loss: str) -> Callable[[Any, DeviceBatch], DeviceBatch]:
+def answer_extractor(
+    model: nn.Module, loss: str, *, keep_logits: bool = False
+) -> Callable[[Any, DeviceBatch], DeviceBatch]:
     """Returns the function (params, batch) -> what `Answers` holds of each image of a batch.
 
     Args:
       model: images (b, h, w, 3) -> logits (b, c).
       loss: what it was trained with, a key of `objective.LOSSES`.
+      keep_logits: True if `Answers.logits` are needed.
     """
     metrics = choose_metrics(loss)
 
@@ -89,6 +94,7 @@ def answer_extractor(model: nn.Module, loss: str) -> Callable[[Any, DeviceBatch]
         probabilities = PROBABILITIES[loss](logits)
         return {
             **{name: x for name, x in batch.items() if name != "image"},
+            **({"logits": logits} if keep_logits else {}),
             "predicted": predicted,
             "confidence": jnp.take_along_axis(probabilities, predicted[:, None], -1)[:, 0],
             "metrics": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -34,6 +35,7 @@ from vit_jax.evaluation.split_metrics import (
     prefixed,
     rank_split,
 )
+from vit_jax.jobs.calibration import check_can_calibrate, write_calibrated
 from vit_jax.jobs.evaluation_report import write_report
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.same_data import splits_of_run, warn_of_other_images
@@ -79,9 +81,10 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
       NAME, NAME_low and NAME_high: the ends of its 95 % interval, see `wilson_interval`;
       `test_balanced_accuracy`, the mean recall of the classes; `test_expected_calibration_error`,
       see `calibration.Reliability`; `images_per_second`; `skipped_images`, if there were any;
-      `checkpoint`, its path; and paths of files: `table` is evaluation.csv, for the others see
-      `write_report`. If images have several labels, accuracies are `test_precision_at_1` and
-      `test_mean_average_precision`, and what needs one label an image is left out.
+      `checkpoint`, its path; with `calibrate`, what `write_calibrated` returns; and paths of files:
+      `table` is evaluation.csv, for the others see `write_report`. If images have several labels,
+      accuracies are `test_precision_at_1` and `test_mean_average_precision`, and what needs one
+      label an image is left out.
 
     Raises:
       ValueError: a class of the data can't be paired with one of the checkpoint's; or images have
@@ -123,11 +126,16 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     class_names, source = without_empty_classes(dataset, source)
     pairing = pair_classes(checkpoint, class_names, config.data.name, config.data.class_map)
     _log_pairing(pairing, checkpoint, class_names, config.data.name)
-    checkpoint = with_classes(checkpoint, pairing, class_names)
+    opened, checkpoint = checkpoint, with_classes(checkpoint, pairing, class_names)
     options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
     model, multi_label = checkpoint.model(dtype=config.dtype), is_multi_label(source)
     objective = classification(model, loss=checkpoint.loss, multi_label=multi_label)
-    extract = feature_extractor(model) if multi_label else answer_extractor(model, checkpoint.loss)
+    check_can_calibrate(config, multi_label)
+    extract: Callable[..., Any]
+    if multi_label:
+        extract = feature_extractor(model)
+    else:
+        extract = answer_extractor(model, checkpoint.loss, keep_logits=config.calibrate)
     config = fit_evaluation(config, extract, checkpoint.params, options.image_size)
     make_batches = evaluation_batches(config, options, skipped)
     batches = make_batches(source, num_classes=len(class_names))
@@ -155,6 +163,11 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         {"parameters": _PARAMETERS[p], **where, **_shown(measured[p], images)} for p in measured
     ]
     rows = [{"parameters": _PARAMETERS[p], **where, **columns[p]} for p in columns]
+    calibrated: dict[str, Any] = {}
+    if config.calibrate and isinstance(found, Answers):
+        calibrated = write_calibrated(opened, found, folder / "calibrated")
+        _add_to_first(rows, {x: y for x, y in calibrated.items() if isinstance(y, float)})
+        _add_to_first(shown, _shown_calibrated(calibrated))
     write_tables(table, rows, shown)
     files = write_report(folder, checkpoint, source, found, shown)
     return {
@@ -170,6 +183,7 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "checkpoint": checkpoint.path,
         "table": str(table),
         **files,
+        **calibrated,
     }
 
 
@@ -219,6 +233,22 @@ def _shown(metrics: dict[str, float], images: int) -> dict[str, str]:
         if name in metrics:
             shown[f"{title}, %"] = f"{100 * metrics[name]:.1f}"
     return shown
+
+
+def _shown_calibrated(calibrated: dict[str, Any]) -> dict[str, str]:
+    """Returns what `write_calibrated` returns as the Markdown table shows it."""
+    error = calibrated["calibrated_expected_calibration_error"]
+    return {
+        "temperature": f"{calibrated['temperature']:.3f}",
+        "loss with it": f"{calibrated['calibrated_loss']:.3f}",
+        "calibration error with it, %": f"{100 * error:.1f}",
+    }
+
+
+def _add_to_first(rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    """Adds columns to a table that only its first row fills."""
+    for number, row in enumerate(rows):
+        row.update(dict.fromkeys(more, "") if number else more)
 
 
 def open_checkpoint(config: ConfigDict, folder: epath.Path) -> Checkpoint:

@@ -68,6 +68,7 @@ UNREAD = (
         lambda c: c.job == "fewshot" and c.fewshot.name is not None,
         "fewshot.name names the data",
     ),
+    Unread(("calibrate",), lambda c: c.job != "evaluate", "job is not 'evaluate'"),
     Unread(("sweep",), lambda c: c.job != "sweep", "job is not 'sweep'"),
     Unread(("compare",), lambda c: c.job != "compare", "job is not 'compare'"),
     Unread(("optim.lr",), lambda c: c.job == "sweep", "job='sweep' tries the rates of sweep.lr"),
