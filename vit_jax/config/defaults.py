@@ -171,6 +171,9 @@ def default() -> ConfigDict:
     # Strength of regularisation, of the bias, too; public code: 1024. None: the best by
     # leave-one-out error, without regularising the bias.
     config.fewshot.penalty = placeholder(float)
+    # Also classifies by this many nearest neighbours, by cosine, among the features of the whole
+    # training split; DINO: 20. None: doesn't.
+    config.fewshot.neighbours = placeholder(int)
     config.fewshot.name = placeholder(str)  # data set; None: data.name and its splits
     config.fewshot.train = placeholder(str)  # split that examples are drawn from
     config.fewshot.test = placeholder(str)  # split that the classifiers are tested on

@@ -23,3 +23,6 @@ with epy.lazy_api_imports(globals()):
 
     # Linear classifiers on frozen features.
     from vit_jax.evaluation.fewshot import FewShot, feature_extractor, few_shot_evaluator
+
+    # Nearest neighbours among frozen features.
+    from vit_jax.evaluation.neighbours import Neighbours, classify_by_neighbours

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from vit_jax.data.inputs import Inputs
 from vit_jax.evaluation.evaluator import Evaluator
 from vit_jax.evaluation.fewshot import few_shot_evaluator, open_few_shot
+from vit_jax.evaluation.neighbours import Neighbours, neighbours_evaluator
 from vit_jax.evaluation.split_metrics import on_test_split, polyak_on_test_split
 from vit_jax.training.parallel import Parallel
 from vit_jax.training.setup import Setup
@@ -28,4 +29,7 @@ def evaluators_of_run(
     if config.fewshot.every:
         few_shot = open_few_shot(config, inputs.make_eval_batches, inputs.dataset)
         evaluators.append(few_shot_evaluator(few_shot, program, config.fewshot.every))
+    if config.fewshot.every and config.fewshot.neighbours:
+        neighbours = Neighbours(config, inputs.make_eval_batches, inputs.dataset)
+        evaluators.append(neighbours_evaluator(neighbours, program, config.fewshot.every))
     return evaluators

@@ -78,7 +78,10 @@ UNREAD = (
         "total_steps is set, too, and gives the length",
     ),
     Unread(
-        ("fewshot.shots", "fewshot.seeds", "fewshot.name", "fewshot.train", "fewshot.test"),
+        (
+            *("fewshot.shots", "fewshot.seeds", "fewshot.neighbours"),
+            *("fewshot.name", "fewshot.train", "fewshot.test"),
+        ),
         lambda c: _trains(c) and not c.fewshot.every,
         "fewshot.every is 0",
     ),

@@ -168,7 +168,7 @@ def _stopping_conflicts(config: ConfigDict) -> Iterator[Conflict]:
             f"early_stopping.patience={patience} needs checkpoint.best, the metric that it goes "
             f"by, such as 'test_accuracy'.",
         )
-    every = "fewshot.every" if (best or "").startswith("fewshot_") else "eval_every"
+    every = "fewshot.every" if (best or "").startswith(("fewshot_", "knn_")) else "eval_every"
     if best is not None and not look_up(config, every, 0) and (patience or every != "eval_every"):
         yield Conflict(
             ("job", "early_stopping.patience", "checkpoint.best", every),
