@@ -7,7 +7,7 @@ from sklearn import metrics as sklearn_metrics
 
 from vit_jax.evaluation.answers import Answers
 from vit_jax.evaluation.calibration import reliability
-from vit_jax.evaluation.class_metrics import count_confusions, metrics_of_confusions
+from vit_jax.evaluation.class_metrics import count_classes, count_confusions
 from vit_jax.evaluation.pictures import draw_confusions, draw_reliability
 from vit_jax.evaluation.temperature import fit_temperature, mean_loss
 
@@ -21,7 +21,7 @@ def test_precision_recall_f1_and_balanced_accuracy_are_scikit_learns(rng):
     np.testing.assert_array_equal(
         confusions, sklearn_metrics.confusion_matrix(labels, predicted, labels=range(6))
     )
-    found = metrics_of_confusions(confusions)
+    found = count_classes(labels, predicted, 6)
     *ratios, support = sklearn_metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(6), zero_division=np.nan
     )

@@ -16,7 +16,7 @@ with epy.lazy_api_imports(globals()):
     # Each image's answer of a classifier, and what follows: metrics of classes, calibration.
     from vit_jax.evaluation.answers import Answers, answer_extractor, answer_split
     from vit_jax.evaluation.calibration import Reliability, reliability
-    from vit_jax.evaluation.class_metrics import ClassMetrics, count_confusions
+    from vit_jax.evaluation.class_metrics import ClassMetrics, count_classes, count_confusions
 
     # How far an accuracy can be off because the test images are a sample.
     from vit_jax.evaluation.intervals import wilson_interval

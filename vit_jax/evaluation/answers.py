@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax.data.batch import Batch
 from vit_jax.evaluation.calibration import Reliability, reliability
-from vit_jax.evaluation.class_metrics import count_confusions, metrics_of_confusions
+from vit_jax.evaluation.class_metrics import ClassMetrics, count_classes, count_confusions
 from vit_jax.models.patches import to_float
 from vit_jax.training.metrics import choose_metrics
 from vit_jax.training.objective import DeviceBatch
@@ -59,16 +59,20 @@ class Answers(NamedTuple):
         """Returns the confusion matrix, see `class_metrics.count_confusions`."""
         return count_confusions(self.label, self.predicted, num_classes)
 
+    def classes(self, num_classes: int) -> ClassMetrics:
+        """Returns the metrics of each class, see `class_metrics.count_classes`."""
+        return count_classes(self.label, self.predicted, num_classes)
+
     def summarize(self, num_classes: int) -> dict[str, float]:
         """Returns the metrics of the split: means over the images, and two that are none.
 
         These are `balanced_accuracy` and `expected_calibration_error`.
         """
         means = {x: float(np.mean(values, dtype=np.float64)) for x, values in self.metrics.items()}
-        classes = metrics_of_confusions(self.confusions(num_classes))
-        error = self.reliability.expected_calibration_error
-        more = {"balanced_accuracy": classes.balanced_accuracy, "expected_calibration_error": error}
-        return means | more
+        return means | {
+            "balanced_accuracy": self.classes(num_classes).balanced_accuracy,
+            "expected_calibration_error": self.reliability.expected_calibration_error,
+        }
 
     def mistakes(self, most: int) -> np.ndarray:
         """Returns places in the arrays, of the wrong answers with the largest confidence first."""

@@ -21,7 +21,7 @@ from vit_jax.evaluation import pictures
 from vit_jax.evaluation.answers import Answers
 from vit_jax.evaluation.average_precision import Ranking
 from vit_jax.evaluation.calibration import Reliability
-from vit_jax.evaluation.class_metrics import ClassMetrics, metrics_of_confusions
+from vit_jax.evaluation.class_metrics import ClassMetrics
 
 _DRAWN = 1000  # most classes of which a confusion matrix is drawn
 _MISTAKES, _SHOWN = 100, 12  # on their own page; and of these, on index.html
@@ -73,7 +73,7 @@ def write_report(
         pages = {"page": "index.html"}
     else:
         confusions = found.confusions(len(names))
-        rows = tables["class_metrics"] = _class_rows(names, metrics_of_confusions(confusions))
+        rows = tables["class_metrics"] = _class_rows(names, found.classes(len(names)))
         sections.append(Section("Classes", [_ABOUT_CLASSES], table=_percent(rows)))
         table = zip(names, confusions.tolist(), strict=True)
         tables["confusion_matrix"] = [["true \\ predicted", *names], *([x, *y] for x, y in table)]
