@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from vit_jax import models
+from vit_jax.checkpoints.best import Best
 from vit_jax.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from vit_jax.checkpoints.manager import CheckpointManager
 from vit_jax.config.defaults import default
@@ -88,6 +89,29 @@ def test_keeps_the_newest(tmp_path, settings):
         manager.save(state_of(settings, number), settings, CLASSES)
     manager.close()
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_at_no_moment_is_the_best_or_the_newest_missing(tmp_path, settings, monkeypatch):
+    """Each moment is that before Orbax gives a new checkpoint its name, and that after it."""
+    seen = []
+
+    def look(folder):
+        steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+        if steps:
+            seen.append((steps[-1], read_checkpoint(f"{folder}@best").step))
+
+    monkeypatch.setattr("vit_jax.checkpoints.manager.write_manifest", lambda x: look(x.parent))
+    manager = CheckpointManager(tmp_path, keep=1)
+    for number, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
+        best = Best("test_loss", best, 0.5, number - best)
+        manager.save(state_of(settings, number), settings, CLASSES, best=best)
+    manager.close()
+    look(tmp_path / "checkpoints")
+    assert seen == [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4)]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["4", "5"]
+    again = CheckpointManager(tmp_path, keep=1)
+    assert again.best == Best("test_loss", 4, 0.5, 1)
+    again.close()
 
 
 def test_opens_without_its_configuration(tmp_path, settings, rng):

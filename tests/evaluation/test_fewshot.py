@@ -171,7 +171,7 @@ def test_the_evaluation_learns_from_the_drawn_and_tests_on_all(image_folder, pro
 
     def colours(source, indices):
         one = fewshot._Numbered(source, np.asarray(indices))
-        features, number = fewshot._collect(extract, batches(one, num_classes=len(indices)))
+        features, number = fewshot.collect(extract, batches(one, num_classes=len(indices)))
         return features[np.argsort(number)]
 
     for score in scores:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY, TINY, environment, launch, rows, rows_of, write_jpegs
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 from vit_jax import convert, predict
 from vit_jax.config.defaults import default
@@ -80,7 +80,21 @@ def test_a_run_learns_all_labels_and_measures_them(several, tmp_path, strategy):
     for name in ("mean_average_precision", "precision_at_1", "loss"):
         assert result[f"test_{name}"] == pytest.approx(summary[f"test_{name}"], rel=1e-5)
     assert result["test_precision_at_1_low"] < result["test_precision_at_1"]
-    assert "confusion_matrix" not in result
+    assert "confusion_matrix" not in result and "mistakes" not in result
+    with np.errstate(all="ignore"):
+        theirs = precision_recall_fscore_support(labels, logits > 0, zero_division=np.nan)
+    for i, row in enumerate(rows_of(result["class_metrics"])):
+        for column, values in zip(("precision", "recall", "f1", "images"), theirs, strict=True):
+            value = float(row[column]) if row[column] else np.nan
+            assert value == pytest.approx(values[i], abs=5e-5, nan_ok=True)
+        if labels[:, i].any():
+            precision = average_precision_score(labels[:, i], logits[:, i])
+            assert float(row["average_precision"]) == pytest.approx(precision, abs=5e-5)
+    several.calibrate = True
+    with pytest.raises(ValueError, match="calibrate=True needs one label an image"):
+        evaluate(several, tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "average precision" in page and "Reliability" not in page and "<img" not in page
     assert not (tmp_path / "out" / "confusion_matrix.csv").exists()
     assert rows_of(result["table"])[1]["parameters"] == "Polyak average"
     assert "mean average precision, %" in (tmp_path / "out" / "evaluation.md").read_text()

@@ -109,8 +109,9 @@ def single(config_file, tmp_path_factory):
 def test_two_processes_are_one_and_go_on_where_either_stopped(config_file, single, tmp_path, body):
     """Three steps by two processes; then three more, once by two and once by one."""
     body = f"--config.parallel={body}"
+    best = ("--config.checkpoint.best=test_loss", "--config.checkpoint.keep=1")
     (first, said), (second, _) = launch(
-        config_file, tmp_path, "--config.total_steps=3", body, processes=2
+        config_file, tmp_path, "--config.total_steps=3", body, *best, processes=2
     )
     assert json.loads(first.splitlines()[-1])["step"] == 3
     assert '"step"' not in second and "on 8 x cpu" in said
@@ -118,8 +119,8 @@ def test_two_processes_are_one_and_go_on_where_either_stopped(config_file, singl
     for name in ("checkpoints", "metrics.csv"):
         subprocess.run(["cp", "-r", tmp_path / name, tmp_path / "alone"], check=True)
     more = f"--config.total_steps={STEPS}"
-    launch(config_file, tmp_path, more, body, processes=2)
-    launch(config_file, tmp_path / "alone", more, body)
+    launch(config_file, tmp_path, more, body, *best, processes=2)
+    launch(config_file, tmp_path / "alone", more, body, *best)
     expected, wanted = columns(single), read_checkpoint(single)
     assert len(set(expected["train_loss"])) == STEPS
     for workdir in (tmp_path, tmp_path / "alone"):
@@ -127,6 +128,8 @@ def test_two_processes_are_one_and_go_on_where_either_stopped(config_file, singl
             np.testing.assert_allclose(values, expected[name], rtol=1e-5, err_msg=name)
         found = read_checkpoint(workdir)
         assert found.step == STEPS
+        losses = [columns(workdir)["test_loss"][step - 1] for step in (3, STEPS)]
+        assert read_checkpoint(f"{workdir}@best").step == (3, STEPS)[int(np.argmin(losses))]
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
             found.params,

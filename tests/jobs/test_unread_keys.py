@@ -84,7 +84,7 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
     config.data.mixup, config.data.cutmix = 0.2, 1.0
     found = unread(config, all_keys(config), caplog)
     sections = {key for key in found if key.split(".")[0] in ("sweep", "compare", "masked")}
-    assert found - sections == {"epochs", "optim.beta1", "optim.beta2"}
+    assert found - sections == {"epochs", "optim.beta1", "optim.beta2", "calibrate"}
     assert {"sweep", "sweep.lr", "compare.runs", "masked.target"} <= sections
 
 
@@ -94,6 +94,8 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"job": "sweep"}, "optim.lr", "job='sweep' tries the rates of sweep.lr"),
         ({"total_steps": 5, "epochs": 2.0}, "epochs", "total_steps is set, too"),
         ({}, "fewshot.seeds", "fewshot.every is 0"),
+        ({}, "calibrate", "job is not 'evaluate'"),
+        ({"job": "evaluate"}, "early_stopping.patience", "the job trains nothing"),
         ({"optim.name": "adam"}, "optim.momentum", "optim.name is not 'sgd'"),
         ({"data.crop": "resize"}, "data.crop_area", "data.crop is 'resize'"),
         ({"data.eval_crop": "whole"}, "data.crop_fraction", "neither data.crop is 'resize' nor"),

@@ -114,7 +114,7 @@ def test_each_device_holds_its_part_before_and_after_a_step(batch, fsdp):
 @pytest.mark.parametrize("name", ["pmap", "sharded"])
 def test_every_strategy_evaluates_and_extracts_features_of_all_examples(batch, name):
     params = random_params(tiny())
-    objective = classification(tiny(), confusion=True)
+    objective = classification(tiny())
     extract_features = fewshot.feature_extractor(tiny())
     program = parallel.STRATEGIES[name](
         evaluate=objective.evaluate, extract_features=extract_features

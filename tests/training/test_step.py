@@ -168,7 +168,7 @@ def test_masked_patches_on_eight_devices_are_the_mean_of_their_updates(batch):
 def test_eight_devices_evaluate_as_one(batch):
     model = tiny()
     params = random_state(model, optax.sgd(0.0)).params
-    evaluate = classification(model, confusion=True).evaluate
+    evaluate = classification(model).evaluate
     program = parallel.pmap(evaluate=evaluate)
     sums = program.evaluate(program.place(params), program.put_batch(batch))
     assert_close(program.gather(sums), jax.jit(evaluate)(params, batch))

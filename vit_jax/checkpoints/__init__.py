@@ -13,6 +13,9 @@ with epy.lazy_api_imports(globals()):
         write_checkpoint,
     )
 
+    # the best checkpoint of a run
+    from vit_jax.checkpoints.best import BEST, Best
+
     # whether its files are as they were written
     from vit_jax.checkpoints.integrity import find_damage, write_manifest
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from vit_jax import models
+from vit_jax.checkpoints.best import BEST, best_in_metadata
 from vit_jax.checkpoints.integrity import (
     MANIFEST,
     check_undamaged,
@@ -117,7 +119,8 @@ def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkp
     """Returns a checkpoint that Orbax wrote; its configuration is read from it.
 
     Args:
-      path: a run's workdir, of which the newest checkpoint is read, or the folder of a checkpoint.
+      path: a run's workdir, of which the newest checkpoint is read, WORKDIR@best, its best one, or
+        the folder of a checkpoint.
       lazy: if True, parameters are read when NumPy asks for them. If False, all are read at once.
 
     Raises:
@@ -167,16 +170,20 @@ def read_config(path: str | epath.PathLike) -> ConfigDict:
 
 
 def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
-    """Returns the folder of a checkpoint: `path` itself, or the newest checkpoint in it.
+    """Returns the folder of a checkpoint: `path` itself, or the newest or best checkpoint in it.
 
     Args:
-      path: the folder of a checkpoint, a run's workdir, or the folder `checkpoints` in it.
+      path: the folder of a checkpoint, a run's workdir, or the folder `checkpoints` in it. With
+        "@best" behind it, it is the best checkpoint, as the newest says which that is.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`.
-      ValueError: the bucket can't be used, see `common.files.absolute`.
+      ValueError: the run kept no best checkpoint, or the newest is damaged; or the bucket can't be
+        used, see `common.files.absolute`.
     """
     root = absolute(path)
+    if names_best(path):
+        return _find_best(find_checkpoint(os.fspath(path).removesuffix(BEST)))
     if (root / "params").is_dir():
         return root
     for folder in (root / "checkpoints", root):
@@ -187,6 +194,27 @@ def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
         f"There is no checkpoint in {path}: expected a run's workdir with checkpoints/STEP, or "
         f"one of its STEP folders."
     )
+
+
+def names_best(path: str | epath.PathLike) -> bool:
+    """Returns True if a path stands for a run's best checkpoint, as WORKDIR@best does."""
+    return os.fspath(path).endswith(BEST) and not absolute(path).exists()
+
+
+def _find_best(newest: epath.Path) -> epath.Path:
+    """Returns the folder of the best checkpoint, which the newest one names; raises as above."""
+    check_undamaged(newest, "metadata")
+    if (best := best_in_metadata(read_metadata(newest))) is None:
+        raise ValueError(
+            f"{newest} names no best checkpoint, because its run had checkpoint.best=None: leave "
+            f"{BEST} out for the newest."
+        )
+    if not is_checkpoint(folder := newest.parent / str(best.step)):
+        raise FileNotFoundError(
+            f"The best checkpoint, {folder}, is gone: {best.metric} was {best.value:.4g} there. "
+            f"Leave {BEST} out for the newest."
+        )
+    return folder
 
 
 def steps_in(folder: epath.Path) -> list[int]:

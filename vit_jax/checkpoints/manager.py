@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from vit_jax.checkpoints.best import Best, best_as_metadata, best_in_metadata
 from vit_jax.checkpoints.checkpoint import (
     is_checkpoint,
     steps_in,
@@ -47,9 +48,12 @@ class CheckpointManager:
 
     Args:
       workdir: the run's folder, on this machine or in a bucket (`gs://BUCKET/PATH`).
-      keep: number of newest checkpoints that are kept.
+      keep: number of newest checkpoints that are kept. The best is kept beside them, see `save`.
       fallback: if True, damaged checkpoints are renamed to STEP.damaged, and the newest undamaged
         one counts as the newest.
+
+    Attributes:
+      best: the best test up to the newest checkpoint, None if it says of none.
 
     Raises:
       ValueError: the newest checkpoint is damaged, and `fallback` is False or all are damaged;
@@ -63,14 +67,20 @@ class CheckpointManager:
             logger.info("%s was not finished, and is removed", partial)
         _check_numbered_folders(self._folder)
         _set_damaged_aside(self._folder, fallback)
+        self._kept = _KeptStep()
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.LatestN(keep),
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [checkpoint_managers.LatestN(keep), self._kept]
+                ),
                 cleanup_tmp_directories=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
             ),
         )
+        self.best = None
+        if (latest := self.latest_step()) is not None:
+            self.best = best_in_metadata(read_metadata(epath.Path(self.path(latest))))
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest complete checkpoint. None if there is none."""
@@ -87,6 +97,7 @@ class CheckpointManager:
         class_names: tuple[str, ...],
         pending: Sequence[Mapping[str, np.ndarray]] = (),
         data: Mapping[str, Any] | None = None,
+        best: Best | None = None,
     ) -> None:
         """Starts to save a state, and returns as soon as its arrays may be overwritten.
 
@@ -98,6 +109,8 @@ class CheckpointManager:
           class_names: names of the classes, in the order of the logits.
           pending: scalar metrics of each step that metrics.csv has no row of yet.
           data: of the data of the run, see `Fingerprint.splits`. None if it is unknown.
+          best: the best test so far, whose checkpoint is this one or one that was saved before. It
+            is kept until another is the best. None keeps none but the newest.
 
         Raises:
           OSError: this checkpoint or the one before it can't be written; says why, and which
@@ -109,9 +122,12 @@ class CheckpointManager:
         metadata = metadata_of(config, class_names, step, data) | {
             "nonfinite": int(state.nonfinite),
             "skipped": int(state.skipped),
+            **best_as_metadata(best),
             _PENDING: [{name: x.item() for name, x in metrics.items()} for metrics in pending],
         }
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in _trees(state).items()}
+        # Orbax deletes a checkpoint that isn't kept any more when the new one is complete.
+        self._kept.step = None if best is None else best.step
         with self._explain_failure():
             if not (is_bucket(self._folder) or self._folder.is_dir()):
                 raise FileNotFoundError(f"the folder {self._folder} is gone")
@@ -199,6 +215,15 @@ class CheckpointManager:
         if jax.process_index() == 0:
             for partial in _unfinished(self._folder):
                 write_manifest(partial)
+
+
+class _KeptStep:
+    """Orbax's policy that keeps the checkpoint of one step, `step`; None keeps none."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        return [x.step == self.step for x in checkpoints]
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
+from vit_jax.checkpoints.best import best_in_metadata
 from vit_jax.checkpoints.integrity import explain_damage
 from vit_jax.config.keys import image_shape
 
@@ -53,6 +54,7 @@ def read_metadata(folder: epath.Path) -> dict[str, Any]:
         if not all(isinstance(name, str) for name in metadata["class_names"]):
             raise ValueError("class_names are no texts")
         int(metadata["step"])
+        best_in_metadata(metadata)
         for part in ("train", "test") if metadata.get("data") is not None else ():
             if missing := {"split", "images", "ids"} - metadata["data"].get(part, {}).keys():
                 raise ValueError(f"data.{part} lacks {', '.join(sorted(missing))}")

@@ -199,9 +199,16 @@ def default() -> ConfigDict:
     # Strength of regularisation, of the bias, too; public code: 1024. None: the best by
     # leave-one-out error, without regularising the bias.
     config.fewshot.penalty = placeholder(float)
+    # Also classifies by this many nearest neighbours, by cosine, among the features of the whole
+    # training split; DINO: 20. None: doesn't.
+    config.fewshot.neighbours = placeholder(int)
     config.fewshot.name = placeholder(str)  # data set; None: data.name and its splits
     config.fewshot.train = placeholder(str)  # split that examples are drawn from
     config.fewshot.test = placeholder(str)  # split that the classifiers are tested on
+
+    # With job="evaluate": also fits a temperature to the split that is tested, and writes the
+    # checkpoint with it to WORKDIR/calibrated. The split must not have been trained on.
+    config.calibrate = False
 
     config.sweep = ConfigDict()  # of job="sweep"; paper: table 4
     config.sweep.lr = (0.001, 0.003, 0.01, 0.03)  # the values of optim.lr to try
@@ -219,13 +226,21 @@ def default() -> ConfigDict:
     # two minutes, if none was due before; of several processes, with the next row of metrics.csv.
     config.checkpoint.every = 500
     config.checkpoint.keep = 2  # how many of the newest checkpoints stay
+    # A column of metrics.csv, such as "test_accuracy", "test_loss" or "fewshot_5": the checkpoint
+    # with its best value stays beside the newest, and WORKDIR@best names it. The lowest loss is the
+    # best; of other metrics, the highest value. None keeps none.
+    config.checkpoint.best = placeholder(str)
     config.checkpoint.fallback = False  # goes on from an older one if the newest is damaged
     config.checkpoint.other_config = False  # goes on in a workdir of another configuration
     config.checkpoint.other_data = False  # goes on in a workdir of other images or classes
+    config.early_stopping = ConfigDict()
+    # The run ends after this many tests in a row that were no better than the best so far, by the
+    # metric in checkpoint.best. None or 0: it doesn't end early.
+    config.early_stopping.patience = placeholder(int)
     config.on_nonfinite = "stop"  # at a NaN or infinite loss or gradient; or "skip" that update
     config.max_skipped_updates = 10  # in a row, by on_nonfinite="skip"; one more stops the run
-    # What to start from, or to evaluate: a workdir, a folder of one checkpoint, a file of weights,
-    # a URL or a name, see vit_jax.load. None: random parameters.
+    # What to start from, or to evaluate: a workdir, WORKDIR@best, a checkpoint's folder, a file of
+    # weights, a URL or a name, see vit_jax.load. None: random parameters.
     config.init_from = placeholder(str)
     config.init_expected = False  # warns if a run starts without init_from; True in fine-tuning
     config.init_resize = "linear"  # how the positions of init_from are resized; or "cubic"

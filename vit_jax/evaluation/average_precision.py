@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.evaluation.class_metrics import ClassMetrics
+
 _CLASSES_AT_ONCE = 256  # whose scores are in memory
 
 
@@ -43,21 +45,39 @@ class Ranking:
         self._features.append(np.asarray(extracted["features"][mask], np.float32))
         self._labels.append(np.packbits(extracted["label"][mask], axis=-1))
 
-    def mean_average_precision(self, head: Any) -> float | None:
-        """Returns the mean of `average_precision` over the classes with images; None without any.
+    @property
+    def images(self) -> int:
+        """The number of images that were added."""
+        return sum(map(len, self._features))
+
+    def by_class(self, head: Any) -> tuple[np.ndarray, ClassMetrics]:
+        """Returns the average precision of each class, and its counts of images.
 
         Args:
           head: its `kernel` (d, c) and `bias` (c,), on the host.
+
+        Returns:
+          float64 (c,), NaN for a class without images; and the metrics, where an image is predicted
+          to be of every class whose probability is above 0.5.
         """
         kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
         features, packed = np.concatenate(self._features), np.concatenate(self._labels)
-        found: list[float] = []
+        ranked, counts = np.full(len(bias), np.nan), np.zeros((3, len(bias)), np.int64)
         for start in range(0, len(bias), _CLASSES_AT_ONCE):
             some = slice(start, start + _CLASSES_AT_ONCE)
             scores = features @ kernel[:, some] + bias[some]
             bits = np.unpackbits(packed[:, start // 8 : (start + _CLASSES_AT_ONCE) // 8], axis=-1)
-            labels = bits[:, : scores.shape[1]].astype(bool)
-            found += [
-                average_precision(scores[:, i], labels[:, i]) for i in np.flatnonzero(labels.any(0))
-            ]
-        return float(np.mean(found)) if found else None
+            labels, predicted = bits[:, : scores.shape[1]].astype(bool), scores > 0
+            counts[:, some] = [x.sum(0) for x in (labels, predicted, labels & predicted)]
+            for i in np.flatnonzero(labels.any(0)):
+                ranked[start + i] = average_precision(scores[:, i], labels[:, i])
+        return ranked, ClassMetrics(*counts)
+
+    def mean_average_precision(self, head: Any) -> float | None:
+        """Returns the mean of `average_precision` over the classes with images; None without any.
+
+        Args:
+          head: as for `by_class`.
+        """
+        ranked, classes = self.by_class(head)
+        return float(np.mean(ranked[classes.support > 0])) if classes.support.any() else None

@@ -230,9 +230,9 @@ class FewShot:
         Args:
           extract: batch -> `features`, `label` and `mask` on the host; see `on_devices`.
         """
-        features, number = _collect(extract, self._train)
+        features, number = collect(extract, self._train)
         train_features = features[np.argsort(number)]
-        test_features, test_labels = _collect(extract, self._test)
+        test_features, test_labels = collect(extract, self._test)
         scores = []
         for shots in self._shots:
             for seed, drawn in enumerate(self._draws):
@@ -339,7 +339,7 @@ class _Numbered:
         return self._source[int(self._indices[number])]._replace(label=int(number))
 
 
-def _collect(
+def collect(
     extract: Callable[[Batch], Batch], batches: Iterable[Batch]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features (n, d) and labels (n,) of all examples, without the padding."""

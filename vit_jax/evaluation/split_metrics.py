@@ -59,11 +59,8 @@ def sum_over_batches(
 
 def measure_split(
     objective: Objective, program: Parallel, params: Any, batches: Iterable[Batch]
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Returns an objective's metrics on a split, and the sums that they come from.
-
-    Images with several labels add the mean average precision to the metrics, if any image has a
-    label: see `Ranking`.
+) -> dict[str, float]:
+    """Returns an objective's metrics on a split.
 
     Args:
       objective: gives the metrics.
@@ -71,9 +68,20 @@ def measure_split(
         `feature_extractor`, too.
       params, batches: as for `sum_over_batches`.
     """
-    if not objective.multi_label:
-        sums = sum_over_batches(program, params, batches)
-        return objective.summarize(sums), sums
+    if objective.multi_label:
+        return rank_split(objective, program, params, batches)[0]
+    return objective.summarize(sum_over_batches(program, params, batches))
+
+
+def rank_split(
+    objective: Objective, program: Parallel, params: Any, batches: Iterable[Batch]
+) -> tuple[dict[str, float], Ranking]:
+    """Returns the metrics on a split whose images have several labels, and their ranking.
+
+    The mean average precision is one of the metrics, if any image has a label: see `Ranking`.
+
+    Arguments: see `measure_split`.
+    """
     ranking = Ranking()
 
     def rank(batch: DeviceBatch) -> None:
@@ -82,7 +90,7 @@ def measure_split(
     sums = sum_over_batches(program, params, batches, rank)
     mean = ranking.mean_average_precision(program.gather(params["head"]))
     found = {} if mean is None else {MEAN_AVERAGE_PRECISION: mean}
-    return {**objective.summarize(sums), **found}, sums
+    return {**objective.summarize(sums), **found}, ranking
 
 
 def prefixed(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
@@ -103,7 +111,7 @@ def on_test_split(
     """
 
     def run(state):
-        return prefixed(TEST, measure_split(objective, program, state.params, batches)[0])
+        return prefixed(TEST, measure_split(objective, program, state.params, batches))
 
     return Evaluator("test", every, _columns(TEST, objective), run)
 
@@ -119,7 +127,7 @@ def polyak_on_test_split(
     def run(state):
         if state.average is None:
             return {}
-        return prefixed(POLYAK, measure_split(objective, program, state.average, batches)[0])
+        return prefixed(POLYAK, measure_split(objective, program, state.average, batches))
 
     return Evaluator("polyak", every, _columns(POLYAK, objective), run)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +14,8 @@ import numpy as np
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.files import filling, local_path
 from vit_jax.common.messages import first_few
-from vit_jax.common.names import class_name, class_of_folder, printable, short_stem
+from vit_jax.common.names import class_name, class_of_folder, short_stem
+from vit_jax.common.web_page import Picture, Section, build_page
 from vit_jax.inference.classifier import (
     Classifier,
     prepare,
@@ -46,28 +45,6 @@ class Report(NamedTuple):
     page: pathlib.Path
     images: int
     unreadable: tuple[str, ...]
-
-
-class Picture(NamedTuple):
-    """One picture of the page, or several of the same image, side by side.
-
-    Attributes:
-      files: {name of a file in the report's folder: what it shows, in a few words}.
-      title: what they show.
-      caption: what a reader sees in them.
-    """
-
-    files: dict[str, str]
-    title: str
-    caption: str
-
-
-class Section(NamedTuple):
-    """Pictures of one kind, below a title and paragraphs about them all."""
-
-    title: str
-    paragraphs: list[str]
-    pictures: list[Picture]
 
 
 class _Photo(NamedTuple):
@@ -299,48 +276,11 @@ def _draw_distances(
     return [Picture({"distances.png": "distances"}, "Mean attention distance", caption)]
 
 
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 88rem; margin: 2rem auto; padding: 0 1rem; }
-h2 { margin-top: 2.5rem; }
-p { max-width: 48rem; }
-.pictures, .files { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: start; }
-.files { gap: 0.5rem; }
-figure { margin: 0; max-width: 100%; }
-img { max-width: 100%; border-radius: 4px; background: white; }
-figcaption { font-size: 0.9rem; max-width: 37rem; }
-"""
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text))
-
-
 def _page(checkpoint: Checkpoint, sections: Sequence[Section], out: pathlib.Path) -> str:
     """Returns the page as HTML, which holds the pictures in `out`."""
-    variant = _escape(checkpoint.config.model.variant)
-    text = f"{captions.describe_model(checkpoint)} Read from {checkpoint.path}."
-    body = [f"<h1>What {variant} sees</h1>", f"<p>{_escape(text)}</p>"]
-    for section in sections:
-        body.append(f"<h2>{section.title}</h2>")
-        body += [f"<p>{_escape(paragraph)}</p>" for paragraph in section.paragraphs]
-        body.append('<div class="pictures">')
-        for picture in section.pictures:
-            title, caption = _escape(picture.title), _escape(picture.caption)
-            body.append('<figure><div class="files">')
-            for file, shown in picture.files.items():
-                encoded = base64.b64encode((out / file).read_bytes()).decode()
-                source = f"data:image/png;base64,{encoded}"
-                body.append(f'<img alt="{title}: {shown}" src="{source}">')
-            text = f"<b>{title}</b><br>{caption}" if caption else f"<b>{title}</b>"
-            body.append(f"</div><figcaption>{text}</figcaption></figure>")
-        body.append("</div>")
-    lines = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>What {variant} sees</title><style>{_STYLE}</style></head><body>",
-        *body,
-        "</body></html>\n",
-    ]
-    return "\n".join(lines)
+    return build_page(
+        f"What {checkpoint.config.model.variant} sees",
+        f"{captions.describe_model(checkpoint)} Read from {checkpoint.path}.",
+        sections,
+        lambda file: (out / file).read_bytes(),
+    )

@@ -1,19 +1,18 @@
-"""job="evaluate": a checkpoint's accuracy on a split, and its confusion matrix."""
+"""job="evaluate": how good a checkpoint is on a split, in numbers, pictures and one page."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
 from etils import epath
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.checkpoints.workdir import open_workdir
-from vit_jax.common.files import write_csv
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.config.keys import model_attributes
@@ -24,6 +23,8 @@ from vit_jax.data.inputs import evaluation_batches
 from vit_jax.data.pipeline import SkippedImages
 from vit_jax.data.subset import without_empty_classes
 from vit_jax.data.transforms import view_of
+from vit_jax.evaluation.answers import Answers, answer_extractor, answer_split
+from vit_jax.evaluation.average_precision import Ranking
 from vit_jax.evaluation.fewshot import feature_extractor
 from vit_jax.evaluation.intervals import in_percent, with_interval
 from vit_jax.evaluation.pairing import BY_NUMBER, Pairing, pair_classes, with_classes
@@ -31,9 +32,11 @@ from vit_jax.evaluation.split_metrics import (
     MEAN_AVERAGE_PRECISION,
     POLYAK,
     TEST,
-    measure_split,
     prefixed,
+    rank_split,
 )
+from vit_jax.jobs.calibration import check_can_calibrate, write_calibrated
+from vit_jax.jobs.evaluation_report import write_report
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.same_data import splits_of_run, warn_of_other_images
 from vit_jax.jobs.validation import validate
@@ -50,11 +53,15 @@ _SHARES = {  # of images; as tables say it
     "top5_accuracy": "top-5 accuracy",
     "precision_at_1": "precision at 1",
 }
+_OTHER_SHARES = {
+    "balanced_accuracy": "balanced accuracy",
+    "expected_calibration_error": "calibration error",
+}
 _PARAMETERS = {TEST: "trained", POLYAK: "Polyak average"}  # as tables say it
 
 
 def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Evaluates a checkpoint on a split; writes WORKDIR/evaluation.csv and confusion_matrix.csv.
+    """Evaluates a checkpoint on a split; writes WORKDIR/index.html, and tables and pictures.
 
     The model and its image size are the checkpoint's. The data (`data.name`, `data.test`) and
     `eval_batch_size` are the configuration's. If `data.test` is None, `choose_split` chooses the
@@ -64,18 +71,20 @@ def evaluate(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
 
     Args:
       config: `init_from` names the checkpoint. If it is None, it is the newest in `workdir`.
-      workdir: where the results go. evaluation.md has the table as Markdown.
+      workdir: where the results go, see `evaluation_report.write_report`; and evaluation.csv, with
+        evaluation.md, the same as Markdown.
 
     Returns:
       `step`; `data`; `test_split`; `test_images`, the number of images that were classified;
       `classes`, the number of the data's classes; `classes_paired_by`, such as "WordNet id";
       `test_accuracy`, `test_loss`… and `polyak_test_accuracy`…, as `train`; for every accuracy
       NAME, NAME_low and NAME_high: the ends of its 95 % interval, see `wilson_interval`;
-      `images_per_second`; `skipped_images`, if there were any; `checkpoint`, its path; `table`,
-      the path of evaluation.csv; and `confusion_matrix`, the path of a table with one row for each
-      true class and one column for each predicted class, counting images. If images have several
-      labels, there is no such table, and accuracies are `test_precision_at_1` and
-      `test_mean_average_precision`.
+      `test_balanced_accuracy`, the mean recall of the classes; `test_expected_calibration_error`,
+      see `calibration.Reliability`; `images_per_second`; `skipped_images`, if there were any;
+      `checkpoint`, its path; with `calibrate`, what `write_calibrated` returns; and paths of files:
+      `table` is evaluation.csv, for the others see `write_report`. If images have several labels,
+      accuracies are `test_precision_at_1` and `test_mean_average_precision`, and what needs one
+      label an image is left out.
 
     Raises:
       ValueError: a class of the data can't be paired with one of the checkpoint's; or images have
@@ -117,40 +126,50 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     class_names, source = without_empty_classes(dataset, source)
     pairing = pair_classes(checkpoint, class_names, config.data.name, config.data.class_map)
     _log_pairing(pairing, checkpoint, class_names, config.data.name)
-    checkpoint = with_classes(checkpoint, pairing, class_names)
+    opened, checkpoint = checkpoint, with_classes(checkpoint, pairing, class_names)
     options, skipped = checkpoint_view(config, checkpoint), SkippedImages()
     model, multi_label = checkpoint.model(dtype=config.dtype), is_multi_label(source)
-    objective = classification(
-        model, loss=checkpoint.loss, multi_label=multi_label, confusion=not multi_label
-    )
-    extract = feature_extractor(model)
-    measured_by = extract if multi_label else objective.evaluate
-    config = fit_evaluation(config, measured_by, checkpoint.params, options.image_size)
+    objective = classification(model, loss=checkpoint.loss, multi_label=multi_label)
+    check_can_calibrate(config, multi_label)
+    extract: Callable[..., Any]
+    if multi_label:
+        extract = feature_extractor(model)
+    else:
+        extract = answer_extractor(model, checkpoint.loss, keep_logits=config.calibrate)
+    config = fit_evaluation(config, extract, checkpoint.params, options.image_size)
     make_batches = evaluation_batches(config, options, skipped)
     batches = make_batches(source, num_classes=len(class_names))
     program = make_program(config, evaluate=objective.evaluate, extract_features=extract)
 
+    def measure(params: Any) -> tuple[dict[str, float], Answers | Ranking]:
+        placed = program.place(params)
+        if multi_label:
+            return rank_split(objective, program, placed, batches)
+        answers = answer_split(program, placed, batches)
+        return answers.summarize(len(class_names)), answers
+
     start = time.monotonic()
-    found, sums = measure_split(objective, program, program.place(checkpoint.params), batches)
-    seconds, measured = time.monotonic() - start, {TEST: found}
+    metrics, found = measure(checkpoint.params)
+    seconds, measured = time.monotonic() - start, {TEST: metrics}
     if checkpoint.average is not None:
-        average = program.place(checkpoint.average)
-        measured[POLYAK], _ = measure_split(objective, program, average, batches)
-    images = int(sums["count"])
+        measured[POLYAK], _ = measure(checkpoint.average)
+    images = found.images
     columns = {prefix: _with_intervals(metrics, images) for prefix, metrics in measured.items()}
 
-    matrix, table = folder / "confusion_matrix.csv", folder / "evaluation.csv"
-    if jax.process_index() == 0 and not multi_label:
-        counts = zip(class_names, sums["confusion"].astype(int), strict=True)
-        rows = [[name, *row] for name, row in counts]
-        write_csv(matrix, [["true \\ predicted", *class_names], *rows])
+    table = folder / "evaluation.csv"
     where = {"data": config.data.name, "split": split, "images": images}
     where |= {"classes": len(class_names), "classes_paired_by": pairing.by}
-    write_tables(
-        table,
-        [{"parameters": _PARAMETERS[p], **where, **columns[p]} for p in columns],
-        [{"parameters": _PARAMETERS[p], **where, **_shown(measured[p], images)} for p in measured],
-    )
+    shown = [
+        {"parameters": _PARAMETERS[p], **where, **_shown(measured[p], images)} for p in measured
+    ]
+    rows = [{"parameters": _PARAMETERS[p], **where, **columns[p]} for p in columns]
+    calibrated: dict[str, Any] = {}
+    if config.calibrate and isinstance(found, Answers):
+        calibrated = write_calibrated(opened, found, folder / "calibrated")
+        _add_to_first(rows, {x: y for x, y in calibrated.items() if isinstance(y, float)})
+        _add_to_first(shown, _shown_calibrated(calibrated))
+    write_tables(table, rows, shown)
+    files = write_report(folder, checkpoint, source, found, shown)
     return {
         "step": checkpoint.step,
         "data": config.data.name,
@@ -163,7 +182,8 @@ def _evaluate(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
         "images_per_second": round(images / seconds, 1),
         "checkpoint": checkpoint.path,
         "table": str(table),
-        **({} if multi_label else {"confusion_matrix": str(matrix)}),
+        **files,
+        **calibrated,
     }
 
 
@@ -209,7 +229,26 @@ def _shown(metrics: dict[str, float], images: int) -> dict[str, str]:
     }
     if (mean := metrics.get(MEAN_AVERAGE_PRECISION)) is not None:
         shown["mean average precision, %"] = f"{100 * mean:.1f}"
+    for name, title in _OTHER_SHARES.items():
+        if name in metrics:
+            shown[f"{title}, %"] = f"{100 * metrics[name]:.1f}"
     return shown
+
+
+def _shown_calibrated(calibrated: dict[str, Any]) -> dict[str, str]:
+    """Returns what `write_calibrated` returns as the Markdown table shows it."""
+    error = calibrated["calibrated_expected_calibration_error"]
+    return {
+        "temperature": f"{calibrated['temperature']:.3f}",
+        "loss with it": f"{calibrated['calibrated_loss']:.3f}",
+        "calibration error with it, %": f"{100 * error:.1f}",
+    }
+
+
+def _add_to_first(rows: list[dict[str, Any]], more: dict[str, Any]) -> None:
+    """Adds columns to a table that only its first row fills."""
+    for number, row in enumerate(rows):
+        row.update(dict.fromkeys(more, "") if number else more)
 
 
 def open_checkpoint(config: ConfigDict, folder: epath.Path) -> Checkpoint:

@@ -18,6 +18,7 @@ from vit_jax.evaluation.fewshot import (
     summarize,
 )
 from vit_jax.evaluation.intervals import with_interval
+from vit_jax.evaluation.neighbours import Neighbours
 from vit_jax.jobs.evaluate import checkpoint_view, open_checkpoint
 from vit_jax.jobs.runs import write_tables
 from vit_jax.jobs.same_data import warn_of_other_images
@@ -41,7 +42,8 @@ def few_shot(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
     Returns:
       `step`; `data`; `test_split`; `test_images`, the number of images that were classified;
       `fewshot_5`, `fewshot_5_std`… (by shots: mean and standard deviation of the accuracy over the
-      draws); `checkpoint`; and `table`, the path of fewshot.csv.
+      draws); with `fewshot.neighbours=20`, `knn_20` and its 95 % interval, `knn_20_low` and
+      `knn_20_high`, see `evaluation.neighbours`; `checkpoint`; `table`, the path of fewshot.csv.
 
     Raises:
       ValueError: a class has too few examples, or as `train`.
@@ -64,7 +66,8 @@ def _few_shot(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
     warn_of_other_images(checkpoint, data, dataset, *test)
     probe = open_few_shot(config, evaluation_batches(config, options))
     program = make_program(config, extract_features=extract)
-    scores = probe.measure(on_devices(program, program.place(checkpoint.params)))
+    extracted = on_devices(program, program.place(checkpoint.params))
+    scores = probe.measure(extracted)
 
     table, images = folder / "fewshot.csv", scores[0].images
     columns: dict[str, float] = {}
@@ -78,6 +81,19 @@ def _few_shot(config: ConfigDict, folder: epath.Path) -> dict[str, Any]:
                 "test split": f"{data}, {probe.test_split}",
                 "test images": f"{images:,}",
                 "accuracy, % (± over draws)": f"{100 * mean:.1f} ± {100 * deviation:.1f}",
+            }
+        )
+    if config.fewshot.neighbours:
+        nearest = Neighbours(config, evaluation_batches(config, options))
+        accuracy = nearest.measure(extracted)
+        columns |= with_interval(nearest.column, accuracy, images)
+        shown.append(
+            {
+                "examples of each class": f"all, {config.fewshot.neighbours} nearest neighbours",
+                "draws": "",
+                "test split": f"{data}, {probe.test_split}",
+                "test images": f"{images:,}",
+                "accuracy, % (± over draws)": f"{100 * accuracy:.1f}",
             }
         )
     rows = [x._asdict() | with_interval("accuracy", x.accuracy, images) for x in scores]

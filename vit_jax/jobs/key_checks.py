@@ -109,6 +109,7 @@ RANGES: Mapping[str, Range] = {
     "fewshot.shots": _ALL_ABOVE_0,
     "fewshot.seeds": _ABOVE_0,
     "fewshot.penalty": _ABOVE_0,
+    "fewshot.neighbours": _ABOVE_0,
     "sweep.lr": _ALL_ABOVE_0,
     "sweep.held_out": Range("in (0, 1)", lambda x: 0 < x < 1),
     "compare.epochs": Range("numbers above 0", lambda x: not x or min(x) > 0),
@@ -117,6 +118,11 @@ RANGES: Mapping[str, Range] = {
     "eval_every": _FROM_0,
     "checkpoint.every": _FROM_0,
     "checkpoint.keep": _ABOVE_0,
+    "checkpoint.best": Range(
+        "a metric of a test, such as test_accuracy, test_loss or fewshot_5",
+        lambda x: x.startswith(("test_", "polyak_test_", "fewshot_", "knn_")),
+    ),
+    "early_stopping.patience": _FROM_0,
     "max_skipped_updates": _ABOVE_0,
 }
 

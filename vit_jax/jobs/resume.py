@@ -251,11 +251,14 @@ _MEASURING = (
     "checkpoint",
     "fewshot",
 )
-_OTHER_JOBS = ("job", "sweep", "compare")
+_OTHER_JOBS = ("job", "sweep", "compare", "calibrate")
 _READ_AT_THE_START = ("init_from", "init_expected", "init_resize", "init_average", "init_head")
 # Then those that a user may change on purpose: a longer run, whose schedule ends later, and what to
 # do about faults.
-_DECIDED = ("total_steps", "epochs", "data.on_error", "on_nonfinite", "max_skipped_updates")
+_DECIDED = (
+    *("total_steps", "epochs", "early_stopping"),
+    *("data.on_error", "on_nonfinite", "max_skipped_updates"),
+)
 MAY_CHANGE = (
     *_COMPUTATION,
     *_READING,

@@ -35,9 +35,11 @@ logger = logging.getLogger(__name__)
 
 # A run that goes on may change these keys. The result of a finished run depends on them.
 _OF_THE_RESULT = (
-    *("total_steps", "epochs", "init_from", "init_resize", "init_average", "init_head"),
+    *("total_steps", "epochs", "checkpoint.best", "early_stopping.patience"),
+    *("init_from", "init_resize", "init_average", "init_head"),
     *("data.test", "data.eval_crop", "data.eval_resize", "data.on_error", "on_nonfinite"),
-    *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "penalty", "name", "train", "test")),
+    *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "penalty", "neighbours")),
+    *(f"fewshot.{key}" for key in ("name", "train", "test")),
 )
 # What it depends on of the data, see `_fingerprint`.
 _PARTS = ("train", "test", "few-shot train", "few-shot test")

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from vit_jax.checkpoints.workdir import lock, open_workdir
 from vit_jax.data import pipeline
 from vit_jax.data.dataset import Dataset
-from vit_jax.data.inputs import Inputs, open_inputs
+from vit_jax.data.inputs import open_inputs
+from vit_jax.evaluation.during_training import evaluators_of_run
 from vit_jax.evaluation.evaluator import Evaluator, is_due, measure
-from vit_jax.evaluation.fewshot import feature_extractor, few_shot_evaluator, open_few_shot
-from vit_jax.evaluation.split_metrics import on_test_split, polyak_on_test_split
+from vit_jax.evaluation.fewshot import feature_extractor
+from vit_jax.jobs.best_so_far import BestSoFar
 from vit_jax.jobs.data_wait import DataWait
 from vit_jax.jobs.metric_writer import MetricWriter
 from vit_jax.jobs.nonfinite import StopAtNonfinite
@@ -30,8 +31,8 @@ from vit_jax.jobs.signals import Interrupted, StopSignals
 from vit_jax.jobs.validation import validate
 from vit_jax.models.params import count_parameters
 from vit_jax.training.fit_memory import fit_training
-from vit_jax.training.parallel import Parallel, make_program
-from vit_jax.training.setup import Setup, needs_labels, run_length, set_up
+from vit_jax.training.parallel import make_program
+from vit_jax.training.setup import needs_labels, run_length, set_up
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def train(
       parameters), `fewshot_5`… (by shots), `images_per_second` (in training), `checkpoint` (the
       last one's folder) and, if any, `skipped_updates` and `skipped_images` (by this process). If
       images have several labels, accuracies are `precision_at_1` and `mean_average_precision`.
+      With `checkpoint.best`, `BestSoFar.summary` adds to it.
 
     Raises:
       ValueError: the configuration, data, checkpoint or workdir can't be used; says why.
@@ -109,17 +111,20 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
         extract_features=feature_extractor(setup.model),
     )
     state, saved_pending = start.first_state(setup, program)
-    log_start(config, count_parameters(state.params), start.step, total_steps)
+    evaluators = evaluators_of_run(config, setup, program, inputs)
+    measured = [name for evaluator in evaluators for name in evaluator.columns]
+    tests = BestSoFar(start, measured, num_classes=len(class_names), other_data=has_other_data)
+    last_step = start.step if tests.is_exhausted else total_steps
+    log_start(config, count_parameters(state.params), start.step, last_step)
 
     # ------------------------------------------------------ what is measured, written and shown
-    evaluators = _evaluators(config, setup, program, inputs)
     nonfinite = StopAtNonfinite(workdir, config, class_names, inputs)
     pending = PendingMetrics(program.gather, nonfinite.save_and_raise, saved=saved_pending)
     columns = (
         *("step", "epoch"),
         *train_columns(setup.objective.train_metrics),
         "images_per_second",
-        *(name for evaluator in evaluators for name in evaluator.columns),
+        *measured,
     )
     writer = MetricWriter(workdir, columns, steps_done=start.step, active=is_main)
     progress = Progress(start.step, total_steps, config.batch_size, active=is_main)
@@ -137,10 +142,10 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
         contextlib.closing(writer),
         contextlib.closing(progress),
     ):
-        if start.step < total_steps:
+        if start.step < last_step:
             batch = program.put_batch(next(inputs.train_batches))
-        for step in range(start.step + 1, total_steps + 1):
-            is_last = step == total_steps
+        for step in range(start.step + 1, last_step + 1):
+            is_last, is_best = step == last_step, False
             state, metrics = program.update(state, batch)
             signals.listen()  # the first step is compiled: from now on, there is something to save
             if not is_last:  # read and send the next batch while the devices compute
@@ -157,6 +162,10 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
                 row |= progress.pause()  # images per second since the last row
                 data_wait.pause()
                 results = measure(due, state)
+                is_best = tests.add(step, results)
+                if not is_last and tests.is_exhausted:
+                    is_last = True
+                    results |= measure([x for x in evaluators if x not in due], state)
                 row |= results
                 writer.write(row)
                 progress.show(row)
@@ -164,36 +173,27 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
                 progress.resume()
 
             number = signals.received(step)
-            if is_last or number or save_times.is_due(step, has_row=has_row):
+            if is_last or is_best or number or save_times.is_due(step, has_row=has_row):
                 progress.wait()
                 pending.check_finite(state, setup.max_skipped)
                 data = inputs.fingerprint.splits
-                checkpoints.save(state, config, class_names, pending.metrics, data)
-            if number and not is_last:
+                checkpoints.save(state, config, class_names, pending.metrics, data, tests.best)
+            if is_last:
+                break
+            if number:
                 raise Interrupted(number)
-        if start.step >= total_steps:  # no step was left
+        if start.step >= last_step:  # no step was left
             results = measure(evaluators, state)
-        signals.received(total_steps + 1)  # so that processes agree on what came after the last
+        signals.received(int(state.step) + 1)  # so that processes agree on what came after the last
     skipped = {"skipped_updates": int(state.skipped), "skipped_images": len(inputs.skipped_images)}
     summary = {
         "step": int(state.step),
         **results,
         **{name: count for name, count in skipped.items() if count},
+        **tests.summary(checkpoints),
         **progress.summary(),
         "checkpoint": checkpoints.path(int(state.step)),
     }
     if signals.number:  # it came too late to stop this run, but not to stop what comes next
         raise Interrupted(signals.number, summary)
     return summary
-
-
-def _evaluators(
-    config: ConfigDict, setup: Setup, program: Parallel, inputs: Inputs
-) -> list[Evaluator]:
-    """Returns what is measured at intervals, in the order of the columns of metrics.csv."""
-    test = (setup.objective, program, inputs.test_batches, config.eval_every)
-    evaluators = [on_test_split(*test), polyak_on_test_split(*test)]
-    if config.fewshot.every:
-        few_shot = open_few_shot(config, inputs.make_eval_batches, inputs.dataset)
-        evaluators.append(few_shot_evaluator(few_shot, program, config.fewshot.every))
-    return evaluators

@@ -35,6 +35,7 @@ _OF_TRAINING = (
     *("data.erase", "data.class_weights", "data.sampling"),
     *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
     *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
+    "early_stopping",
     *("init_resize", "init_head"),
 )
 
@@ -69,6 +70,7 @@ UNREAD = (
         lambda c: c.job == "fewshot" and c.fewshot.name is not None,
         "fewshot.name names the data",
     ),
+    Unread(("calibrate",), lambda c: c.job != "evaluate", "job is not 'evaluate'"),
     Unread(("sweep",), lambda c: c.job != "sweep", "job is not 'sweep'"),
     Unread(("compare",), lambda c: c.job != "compare", "job is not 'compare'"),
     Unread(("optim.lr",), lambda c: c.job == "sweep", "job='sweep' tries the rates of sweep.lr"),
@@ -78,7 +80,10 @@ UNREAD = (
         "total_steps is set, too, and gives the length",
     ),
     Unread(
-        ("fewshot.shots", "fewshot.seeds", "fewshot.name", "fewshot.train", "fewshot.test"),
+        (
+            *("fewshot.shots", "fewshot.seeds", "fewshot.neighbours"),
+            *("fewshot.name", "fewshot.train", "fewshot.test"),
+        ),
         lambda c: _trains(c) and not c.fewshot.every,
         "fewshot.every is 0",
     ),

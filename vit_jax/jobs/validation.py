@@ -131,6 +131,7 @@ def _conflicts(config: ConfigDict, devices: int, job: str) -> Iterator[Conflict]
     """
     yield from _job_conflicts(config, job)
     yield from _balance_conflicts(config)
+    yield from _stopping_conflicts(config)
     yield from _batch_conflicts(config, devices)
     yield from _parallel_conflicts(config, devices)
     yield from _model_conflicts(config)
@@ -172,6 +173,30 @@ def _balance_conflicts(config: ConfigDict) -> Iterator[Conflict]:
             ("job", "objective", "data.sampling", "data.class_weights"),
             "data.sampling and data.class_weights are both 'balanced', which makes up twice for "
             "classes with few images: take one of them.",
+        )
+
+
+def _stopping_conflicts(config: ConfigDict) -> Iterator[Conflict]:
+    best, patience = config.checkpoint.best, config.early_stopping.patience
+    if config.job in ("evaluate", "fewshot"):
+        return
+    if patience and best is None:
+        yield Conflict(
+            ("job", "early_stopping.patience", "checkpoint.best"),
+            f"early_stopping.patience={patience} needs checkpoint.best, the metric that it goes "
+            f"by, such as 'test_accuracy'.",
+        )
+    every = "fewshot.every" if (best or "").startswith(("fewshot_", "knn_")) else "eval_every"
+    if best is not None and not look_up(config, every, 0) and (patience or every != "eval_every"):
+        yield Conflict(
+            ("job", "early_stopping.patience", "checkpoint.best", every),
+            f"{every}=0 measures nothing on the way, but checkpoint.best='{best}' is to be "
+            f"measured at intervals: set {every}.",
+        )
+    if (best or "").startswith("polyak_") and not config.optim.polyak:
+        yield Conflict(
+            ("job", "checkpoint.best", "optim.polyak"),
+            f"checkpoint.best='{best}' needs a Polyak average: set optim.polyak.",
         )
 
 

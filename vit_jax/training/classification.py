@@ -23,13 +23,11 @@ def classification(
     mixing: Mixing = NO_MIXING,
     class_weights: Sequence[float] | None = None,
     multi_label: bool = False,
-    confusion: bool = False,
 ) -> Objective:
     """Returns the objective of classification; its batches hold `image`, `label` and `mask`.
 
     The metrics of training are `loss` and `accuracy`, or `precision_at_1` if images have several
-    labels. The sums of a test are `count`, those of `metrics.choose_metrics` and, if asked for,
-    `confusion`: int32 (c, c), true class by predicted class.
+    labels. The sums of a test are `count` and those of `metrics.choose_metrics`.
 
     Args:
       model: images (b, h, w, 3) -> logits (b, c).
@@ -42,7 +40,6 @@ def classification(
         `multi_label`. A test's loss has no weights.
       multi_label: True if `label` is bool (b, c): every class of each image. Needs the loss
         "sigmoid".
-      confusion: counts the confusion matrix in a test. Not with `multi_label`.
     """
     cross_entropy = LOSSES[loss]
     share = "precision_at_1" if multi_label else "accuracy"
@@ -68,12 +65,7 @@ def classification(
     def evaluate(params, batch):
         logits: Any = model.apply({"params": params}, to_float(batch["image"]), train=False)
         label, mask = batch["label"], batch["mask"]
-        sums = {"count": mask.sum(), **add_up(metrics, logits, label, mask)}
-        if confusion:
-            num_classes = logits.shape[-1]
-            table = jnp.zeros((num_classes, num_classes), jnp.int32)
-            sums["confusion"] = table.at[label, logits.argmax(-1)].add(mask.astype(jnp.int32))
-        return sums
+        return {"count": mask.sum(), **add_up(metrics, logits, label, mask)}
 
     values = {name: metric.value for name, metric in metrics.items()}
     return Objective(model, train_loss, evaluate, ("loss", share), values, multi_label)

@@ -52,7 +52,8 @@ def load(
     Args:
       source: one of these. Downloads are kept in the folder `checkpoints/` of a clone of the
         repository; of an installed wheel, in `~/.cache/vit_jax/checkpoints/`.
-        - a run's workdir, or the folder of one of its checkpoints; also in a bucket
+        - a run's workdir, WORKDIR@best (its best checkpoint), or the folder of one of its
+          checkpoints; also in a bucket
           (`gs://BUCKET/PATH`)
         - an `.npz` file with the names of the published JAX checkpoints
         - a state dict of timm (`.safetensors`, `.pth`, `.pt`, `.bin`), also in a folder with timm's
