@@ -60,6 +60,8 @@ COUNTED = {
         "crop",
         "crop_area",
         "crop_fraction",
+        "decode",
+        "background",
         "flip",
         "randaugment",
         "randaugment_magnitude",

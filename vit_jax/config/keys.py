@@ -63,6 +63,7 @@ _TYPES: Mapping[type, tuple[Callable[[Any], bool], str]] = {
     object: (_is_image_size, "pixels: one side or (height, width)"),  # of images and patches
     ConfigDict: (lambda x: isinstance(x, ConfigDict), "a section, a ConfigDict"),
 }
+_EXAMPLES = {"data.background": (255, 255, 255)}  # of keys that are None and hold several numbers
 _TUPLES_OF_NUMBERS = ("sweep.lr", "compare.epochs")
 
 
@@ -74,7 +75,8 @@ def value_types() -> Mapping[str, ValueType]:
         section, _, name = key.rpartition(".")
         kind = (config[section] if section else config).get_type(name)
         fits, rule = _NUMBERS if key in _TUPLES_OF_NUMBERS else _TYPES[kind]
-        example = f", such as {config[key] or (3, 4)}" if kind is tuple else ""
+        such = config[key] or _EXAMPLES.get(key, (3, 4))
+        example = f", such as {such}" if kind is tuple else ""
         types[key] = ValueType(fits, rule, example, optional=config[key] is None)
     return types
 

@@ -13,7 +13,7 @@ from vit_jax.config.keys import no_such_key, short_repr, type_problem, value_typ
 from vit_jax.data import splits
 from vit_jax.data.pipeline import ON_ERROR
 from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES
-from vit_jax.data.transforms import TRAIN_CROPS
+from vit_jax.data.transforms import DECODES, TRAIN_CROPS, is_colour
 from vit_jax.jobs.initial_head import INIT_HEADS
 from vit_jax.jobs.nonfinite import ON_NONFINITE
 from vit_jax.models.attributes import DTYPES
@@ -38,6 +38,7 @@ def choices() -> Mapping[str, Collection[str]]:
         "data.crop": TRAIN_CROPS,
         "data.eval_crop": EVAL_CROPS,
         "data.eval_resize": EVAL_RESIZES,
+        "data.decode": DECODES,
         "data.on_error": ON_ERROR,
         "optim.name": OPTIMIZERS,
         "optim.decay": SCHEDULES,
@@ -74,6 +75,7 @@ RANGES: Mapping[str, Range] = {
     "data.name": Range("a folder of images or the name of a data set", str.strip),
     "data.crop_area": _SHARE_ABOVE_0,
     "data.crop_fraction": _SHARE_ABOVE_0,
+    "data.background": Range("three whole numbers in 0…255", lambda x: is_colour(tuple(x))),
     "data.randaugment": _FROM_0,
     "data.randaugment_magnitude": Range("in [0, 30]", lambda x: 0 <= x <= 30),
     "data.mixup": _FROM_0,
