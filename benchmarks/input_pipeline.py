@@ -17,7 +17,9 @@ TensorFlow draws its crops with sample_distorted_bounding_box from the same rang
 interpreter with tensorflow: this one, with `pip install -e ".[bench]"`, or that of --tf_python.
 
 Without --photos, the JPEGs are drawn: noise of all scales, of different roughness, 500 x 375 pixels
-at quality 90 with halved chroma. They have 40 to 110 kB, as photos of this size have.
+at quality 90 with halved chroma. They have 40 to 110 kB, as photos of this size have. With
+`--height=3000 --width=4000 --count=16 --batch=4` they are photos of 12 megapixels, with EXIF
+metadata.
 """
 
 from __future__ import annotations
@@ -37,30 +39,39 @@ import numpy as np
 from benchmarks import machine
 
 CONTENDERS = ("vit_jax", "vit_jax float32", "tf.data", "tf.data float32")
-HEIGHT, WIDTH, QUALITY = 375, 500, 90
+QUALITY = 90
+# A segment of a JPEG file whose one tag, orientation, is 6: the image is to be turned to the right.
+EXIF = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6" + bytes(6)
 AREA, ASPECT = (0.05, 1.0), (3 / 4, 4 / 3)  # of crops
 
 
 # ---------------------------------------------------------------------------------------- data
 
 
-def draw(folder: pathlib.Path, count: int) -> None:
-    """Writes JPEGs to FOLDER/photos; they take as long to decode as photos."""
+def draw(folder: pathlib.Path, count: int, height: int, width: int) -> None:
+    """Writes JPEGs to FOLDER/photos; they take as long to decode as photos.
+
+    Those of more than a megapixel are as of a phone that was held upright: EXIF metadata ask for a
+    quarter turn.
+    """
     import cv2
     import simplejpeg
 
     rng = np.random.default_rng(0)
     (folder / "photos").mkdir()
+    octaves = 6 + round(np.log2(height / 47))  # 9 for 375 pixels
     for i in range(count):
         roughness = rng.uniform(0.72, 0.87)  # of an octave, relative to the one before
-        image = np.full((HEIGHT, WIDTH, 3), rng.uniform(60, 200, 3), np.float32)
-        for octave in range(9):
-            shape = (min(HEIGHT, 3 * 2**octave // 2), min(WIDTH, 2 * 2**octave))
+        image = np.full((height, width, 3), rng.uniform(60, 200, 3), np.float32)
+        for octave in range(octaves):
+            shape = (min(height, 3 * 2**octave // 2), min(width, 2 * 2**octave))
             grey, colour = rng.normal(0, 60, (*shape, 1)), rng.normal(0, 12, (*shape, 3))
             noise = (roughness**octave * (grey + colour)).astype(np.float32)
-            image += cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+            image += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
         pixels = np.clip(image, 0, 255).astype(np.uint8)
         data = simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorsubsampling="420")
+        if height * width > 10**6:
+            data = data[:2] + EXIF + data[2:]
         (folder / "photos" / f"{i:05}.jpg").write_bytes(data)
 
 
@@ -215,6 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--photos", help="folder of JPEGs, <class>/*.jpg, instead of drawn ones")
     parser.add_argument("--count", type=int, default=512, help="JPEGs to draw")
+    parser.add_argument("--height", type=int, default=375, help="pixels of a drawn JPEG")
+    parser.add_argument("--width", type=int, default=500, help="pixels of a drawn JPEG")
     parser.add_argument("--batch", type=int, default=64, help="images")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--threads", type=int, default=2, help="vit_jax's data.threads")
@@ -230,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return work(args)
     with tempfile.TemporaryDirectory() as folder:
         if not args.photos:
-            draw(pathlib.Path(folder), args.count)
+            draw(pathlib.Path(folder), args.count, args.height, args.width)
             args.photos = folder
         sizes = [pathlib.Path(path).stat().st_size / 1000 for path in files(args.photos)]
         rows = compare(args)

@@ -377,6 +377,20 @@ def test_transparent_colours_of_every_depth(depth, colour_type):
     assert transforms.decode(data)[0].tolist() == [[value] * 3 for value in seen]
 
 
+@pytest.mark.parametrize(("depth", "colour_type"), TRANSPARENT)
+def test_transparent_pixels_are_laid_over_a_background(depth, colour_type):
+    """Where white shines through, the background does, by the same share."""
+    row, colour, seen = TRANSPARENT[depth, colour_type]
+    palette = [(b"PLTE", bytes(3 * 2 ** min(depth, 8)))] if colour_type == 3 else []
+    data = png(len(seen), depth, colour_type, row, *palette, (b"tRNS", colour))
+    over_black = transforms.decode(data, (0, 0, 0))[0].astype(int)
+    background = np.array([200, 90, 10])
+    shines = transforms.decode(data)[0] - over_black
+    found = transforms.decode(data, tuple(background))[0]
+    assert shines.max() == 255  # transparent at all
+    assert np.abs(found - (over_black + shines * background / 255)).max() <= 1
+
+
 OPAQUE = {
     "PNG": ("1", "L", "P", "RGB", "LA", "RGBA"),
     "JPEG": ("L", "RGB", "CMYK"),
@@ -432,23 +446,47 @@ def test_twelve_bits_are_scaled():
     assert transforms.decode(bytes(data))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-@pytest.mark.parametrize(
-    ("values", "told"),
-    [
-        (np.array([[0, 65535]], np.int32), "0 to 65535"),
-        (np.array([[0, 256]], np.int32), "0 to 256"),
-        (np.array([[-1, 200]], np.int32), "-1 to 200"),
-        (np.array([[-2.5, 2.5]], np.float32), r"-2\.5 to 2\.5"),
-        (np.array([[0, 1.5]], np.float32), r"0\.0 to 1\.5"),
-        (np.array([[0, 300]], np.float32), r"0\.0 to 300\.0"),
-        (np.array([[0, np.nan]], np.float32), "nan to nan"),
-        (np.array([[np.nan, 1]], np.float32), "nan to nan"),
-        (np.array([[0, np.inf]], np.float32), r"0\.0 to inf"),
-        (np.array([[0, -np.inf]], np.float32), r"-inf to 0\.0"),
-    ],
-)
-def test_wide_pixels_whose_white_is_unknown_are_refused(values, told):
-    message = rf"its 32-bit pixels go from {told}, and what is white is not known: .* 8 or 16 bits"
+RANGES = {  # values of 32 bits, and what is black and white
+    "16 bits": ([[0, 300], [4000, 65535]], np.int32, (0, 65535)),
+    "just above 8 bits": ([[0, 256]], np.int32, (0, 65535)),
+    "above 16 bits": ([[70, 10**6], [300, 10**9]], np.int32, (70, 10**9)),
+    "negative": ([[-1, 200]], np.int32, (-1, 200)),
+    "floats above 1": ([[0, 0.3], [1.2, 1.5]], np.float32, (0, 1.5)),
+    "negative floats": ([[-2.5, 0, 2.5]], np.float32, (-2.5, 2.5)),
+    "large floats": ([[0, 300, 1e30]], np.float32, (0, 1e30)),
+    "small floats": ([[0, 1e-3, 0.02]], np.float32, (0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_wide_pixels_are_scaled_from_black_to_white(kind):
+    values, dtype, (black, white) = RANGES[kind]
+    expected = (np.array(values, np.float64) - black) / (white - black) * 255
+    for found in (
+        transforms.decode(tiff(np.array(values, dtype))),
+        read_image(Image.fromarray(np.array(values, dtype))),
+    ):
+        assert np.abs(found - expected[..., None]).max() <= 0.51
+    dataset = ArrayDataset([Image.fromarray(np.array(values, dtype))] * 2, [0, 0])
+    np.testing.assert_array_equal(dataset.source("train")[0].image, found)
+
+
+def test_unsigned_pixels_of_32_bits_have_no_sign():
+    values = np.array([[2**31 + 5, 2**32 - 1], [2**30, 2**31]], np.uint32).repeat(8, 0).repeat(8, 1)
+    data = raw_tiff({**GREY, 258: 32, 273: 0, 278: 16, 279: 1024}, values.tobytes())
+    expected = (values - 2.0**30) / (2**32 - 1 - 2**30) * 255
+    assert np.abs(transforms.decode(data)[..., 0] - expected).max() <= 0.51
+
+
+def test_wide_pixels_of_one_value_are_black_unless_it_is_known(rng):
+    for value, seen in ((70_000, 0), (-3, 0), (0, 0), (255, 255), (65535, 255)):
+        assert (transforms.decode(tiff(np.full((4, 4), value, np.int32))) == seen).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_wide_pixels_that_are_no_numbers_are_refused(value):
+    values = np.array([[0, value, 1]], np.float32)
+    message = "some of its 32-bit pixels are NaN or infinite: .* 8 or 16 bits"
     with pytest.raises(ValueError, match=f"not a readable image: {message}"):
         transforms.decode(tiff(values))
     with pytest.raises(ValueError, match=f"A Pillow image can't be used: {message}"):
@@ -457,10 +495,12 @@ def test_wide_pixels_whose_white_is_unknown_are_refused(values, told):
         ArrayDataset([Image.fromarray(values)], [0])
 
 
-def test_the_range_that_is_told_is_that_of_the_whole_image(monkeypatch):
+def test_the_range_is_that_of_the_whole_image(monkeypatch):
+    values = np.array([[1, 300, 4], [5, -3, 6], [9, 9, 70000]], np.int32)
+    whole = transforms.decode(tiff(values))
     monkeypatch.setattr(pixels, "_TILE", 4)
-    with pytest.raises(ValueError, match=r"pixels go from -3 to 70000, and"):
-        transforms.decode(tiff(np.array([[1, 300, 4], [5, -3, 6], [9, 9, 70000]], np.int32)))
+    np.testing.assert_array_equal(transforms.decode(tiff(values)), whole)
+    assert whole.max() == 255
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])

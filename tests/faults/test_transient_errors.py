@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from conftest import write_jpegs
 from PIL import Image
 
@@ -155,10 +156,10 @@ def test_too_little_memory_is_told_as_that(folder, options, monkeypatch, on_erro
     path = folder / "b" / "2.jpg"
     decode, bad = transforms.decode, path.read_bytes()
 
-    def no_memory(data):
+    def no_memory(data, *background, **factor):
         if data == bad:
             raise MemoryError
-        return decode(data)
+        return decode(data, *background, **factor)
 
     monkeypatch.setattr(transforms, "decode", no_memory)
     for use in (lambda: batch_of(source_of(folder), options), lambda: read_image(path)):
@@ -171,7 +172,7 @@ def test_decoding_doesn_t_call_too_little_memory_a_bad_image(folder, monkeypatch
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", no_memory)
-    monkeypatch.setattr(transforms.simplejpeg, "decode_jpeg", no_memory)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", no_memory)
     with pytest.raises(MemoryError):
         transforms.decode((folder / "a" / "0.jpg").read_bytes())
 

@@ -61,6 +61,8 @@ COUNTED = {
         "crop",
         "crop_area",
         "crop_fraction",
+        "decode",
+        "background",
         "flip",
         "randaugment",
         "randaugment_magnitude",

@@ -28,6 +28,7 @@ VIEWS = (
     View("squash", 0.8, "lanczos_antialias"),
     View("whole", 0.875, "box_antialias"),
     View("central", 1.0, "bilinear"),
+    View("central", 1.0, "bilinear", "scaled", (0, 90, 255)),
 )
 
 
@@ -39,13 +40,19 @@ def small_checkpoint(view):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """A folder of three classes of lossless pictures of several shapes."""
+    """A folder of three classes of pictures of several shapes: JPEG files, and lossless ones."""
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
     for name in CLASSES:
         (folder / name).mkdir()
         for i, (height, width) in enumerate([(90, 140), (140, 90), (40, 300)]):
             noise = rng.integers(0, 256, (height // 8, width // 8, 3)).astype(np.uint8)
-            Image.fromarray(noise).resize((width, height)).save(folder / name / f"{i}.png")
+            picture = Image.fromarray(noise).resize((width, height))
+            picture.putalpha(Image.fromarray(noise[..., 0]).resize((width, height)))
+            picture.save(folder / name / f"{i}.png")
+            large = picture.convert("RGB").resize((3 * width, 3 * height))
+            large.save(folder / name / f"{i}.jpg", exif=exif, subsampling=0)
     return folder
 
 
@@ -59,7 +66,7 @@ def evaluation(checkpoint, folder, **data):
 
 def loss_by_classifier(classifier, folder):
     """The mean of -log of the probability of each picture's class, by `predict`."""
-    paths = sorted(folder.glob("*/*.png"))
+    paths = sorted(folder.glob("*/*.*"))
     answers = classifier.predict(paths, top=3)
     shares = [
         {best.label: best.probability for best in answer}[path.parent.name]
@@ -81,14 +88,15 @@ def test_predict_evaluate_and_export_see_the_same(pictures, tmp_path, caplog):
         assert f" is as {weights} says." in caplog.text
         assert math.isclose(summary["test_loss"], predicted, rel_tol=1e-4)
         losses.append(predicted)
-    assert len({round(loss, 3) for loss in losses}) == len(VIEWS)  # what is seen matters
+    assert len({round(loss, 5) for loss in losses}) == len(VIEWS)  # what is seen matters
 
-    description = export(load(tmp_path / "weights0"), tmp_path / "model.stablehlo")
-    assert {key: description[key] for key in View._fields} == VIEWS[0]._asdict()
-    classify = runpy.run_path(str(tmp_path / "model.py"))["classify"]
-    paths = sorted(pictures.glob("*/*.png"))
-    shares = [dict(classify(path))[path.parent.name] for path in paths]
-    assert math.isclose(-np.log(shares).mean(), losses[0], rel_tol=1e-4)
+    paths = sorted(pictures.glob("*/*.*"))
+    for number in (0, len(VIEWS) - 1):
+        description = export(load(tmp_path / f"weights{number}"), tmp_path / f"{number}.stablehlo")
+        assert view_of(description) == VIEWS[number]
+        classify = runpy.run_path(str(tmp_path / f"{number}.py"))["classify"]
+        shares = [dict(classify(path))[path.parent.name] for path in paths]
+        assert math.isclose(-np.log(shares).mean(), losses[number], rel_tol=1e-4)
 
 
 def test_the_command_has_priority_and_few_shot_sees_the_same(pictures, tmp_path, caplog):
@@ -155,9 +163,16 @@ def test_a_run_has_a_view_of_its_own_and_keeps_it(settings, tmp_path):
     settings.init_from = str(tmp_path / "weights")
     settings.data.update(eval_crop=None, eval_resize=None)
     assert view_at_start(epath.Path(tmp_path / "run")) == own  # is resumed
-    assert view_at_start(epath.Path(tmp_path / "new")) == View()
+    assert view_at_start(epath.Path(tmp_path / "new")) == View(decode="scaled")
     settings.init_from = None
-    assert view_at_start(epath.Path(tmp_path / "new")) == View()
+    assert view_at_start(epath.Path(tmp_path / "new")) == View(decode="scaled")
+    settings.data.decode = "scaled"  # the saved run decoded images whole
+    with pytest.raises(ValueError, match=r"data\.decode was 'whole', is 'scaled'"):
+        find_start(settings, epath.Path(tmp_path / "run"))
+    settings.data.update(decode=None, background=(0, 0, 0))
+    with pytest.raises(ValueError, match=r"data\.background was \(255, 255, 255\), is \(0, 0, 0\)"):
+        find_start(settings, epath.Path(tmp_path / "run"))
+    settings.data.update(background=None)
     settings.data.crop_fraction = 0.5  # crops of training may depend on it
     with pytest.raises(ValueError, match=r"data\.crop_fraction was 0\.875, is 0\.5"):
         find_start(settings, epath.Path(tmp_path / "run"))

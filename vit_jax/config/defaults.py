@@ -116,6 +116,13 @@ def default() -> ConfigDict:
     # (timm, transformers), "lanczos_antialias" or "box_antialias". None: "bilinear" in training;
     # else as for eval_crop.
     config.data.eval_resize = placeholder(str)
+    # How JPEG files are decoded: "scaled" at 1/2, 1/4 or 1/8 of the sides where that still covers
+    # what they are resized to, which is faster and antialiases; or "whole". None: "scaled" in a
+    # run that begins; else as for eval_crop, where weights of other code say "whole".
+    config.data.decode = placeholder(str)
+    # RGB that transparent pixels are laid over, each in 0 to 255. None: (255, 255, 255), white, in
+    # training; else as for eval_crop.
+    config.data.background = placeholder(tuple)
     # A CSV file that pairs the data's classes with those of a checkpoint: columns class and
     # model_class, a name or the number of a logit. None: class_map.csv in the data's folder, or by
     # their names, see evaluation.pairing.pair_classes.

@@ -71,6 +71,7 @@ _TYPES_OF_KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "'none', 'encoder' or a number of blocks",
     ),
 }
+_EXAMPLES = {"data.background": (255, 255, 255)}  # of keys that are None and hold several numbers
 
 
 @functools.cache
@@ -81,7 +82,8 @@ def value_types() -> Mapping[str, ValueType]:
         section, _, name = key.rpartition(".")
         kind = (config[section] if section else config).get_type(name)
         fits, rule = _TYPES_OF_KEYS.get(key, _TYPES[kind])
-        example = f", such as {config[key] or (3, 4)}" if kind is tuple else ""
+        such = config[key] or _EXAMPLES.get(key, (3, 4))
+        example = f", such as {such}" if kind is tuple else ""
         types[key] = ValueType(fits, rule, example, optional=config[key] is None)
     return types
 

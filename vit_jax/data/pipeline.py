@@ -13,7 +13,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import grain
 import jax
@@ -37,6 +37,7 @@ from vit_jax.data.reading import retry
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 ON_ERROR = ("stop", "skip")  # what `config.data.on_error` takes
 
 
@@ -106,13 +107,15 @@ def train_batches(
       ReadError, MemoryError: an image can't be read or decoded at the moment.
     """
     size = image_shape(options.image_size)
-    crop = transforms.TRAIN_CROPS[options.crop]
     reader = _Reader(source, options, skipped)
 
     def augment(position: int, index: int) -> tuple[np.ndarray, Example]:
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
-        image, example = reader.read_usable(index)
-        image = crop(image, size, rng, options)
+        def view(image: bytes | np.ndarray) -> tuple[np.ndarray, np.random.Generator]:
+            # Of an image that is skipped or read again, no number is drawn.
+            rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
+            return transforms.training_view(image, size, rng, options), rng
+
+        (image, rng), example = reader.read_usable(index, view)
         return augmentation.augment(image, rng, options), example
 
     empty = _empty(source, batch_size, size, num_classes)
@@ -196,16 +199,13 @@ def eval_batches(
     reader = _Reader(source, options, skipped)
     empty = _empty(source, batch_size, size, num_classes)
 
-    def view(index: int) -> tuple[np.ndarray, Example] | None:
-        if index >= len(source) or (found := reader.read(index)) is None:
-            return None
-        image, example = found
-        return transforms.evaluation_view(image, size, options), example
+    def view(image: bytes | np.ndarray) -> np.ndarray:
+        return transforms.evaluation_view(image, size, options)
 
     def collate(indices: list[int]) -> Batch:
-        examples = [view(index) for index in indices]
+        examples = [reader.read(i, view) if i < len(source) else None for i in indices]
         if not any(examples):
-            reader.read_usable(0)  # raises an error if no image of the source can be used
+            reader.read_usable(0, view)  # raises an error if no image of the source can be used
         return _collate(examples, num_classes, empty())
 
     steps = -(-len(source) // (batch_size * shard.processes))
@@ -225,12 +225,27 @@ def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
       ExampleError: the example is damaged, or its image can't be decoded.
       ReadError, MemoryError: it can't be read or decoded at the moment, even after a few attempts.
     """
+    return _view_example(
+        source, index, lambda x: x if isinstance(x, np.ndarray) else transforms.decode(x)
+    )
+
+
+def _view_example(
+    source: Source, index: int, view: Callable[[bytes | np.ndarray], T]
+) -> tuple[T, Example]:
+    """Returns what `view` returns for an example's image, and the example; see `decode_example`.
+
+    Args:
+      source, index: where the example is.
+      view: takes the image, encoded or uint8 RGB (height, width, 3). It may be called again after
+        an error that may be transient.
+    """
     example = source[index]
     image = example.image
     if isinstance(image, np.ndarray):
-        return image, example
+        return view(image), example
     try:
-        return retry(lambda: transforms.decode(image), example.id), example
+        return retry(lambda: view(image), example.id), example
     except ValueError as error:
         raise ExampleError(example.id, str(error).rstrip(".")) from error
 
@@ -261,12 +276,12 @@ class _Reader:
         self._skipped = SkippedImages() if skipped is None else skipped
         self._bad: dict[int, ExampleError] = {}  # by index: these are not decoded again
 
-    def read(self, index: int) -> tuple[np.ndarray, Example] | None:
-        """Returns what `decode_example` returns. None if the example is skipped."""
+    def read(self, index: int, view: Callable[[bytes | np.ndarray], T]) -> tuple[T, Example] | None:
+        """Returns what `_view_example` returns. None if the example is skipped."""
         if index in self._bad:
             return None
         try:
-            return decode_example(self._source, index)
+            return _view_example(self._source, index, view)
         except ExampleError as error:
             if not self._skip:
                 raise ValueError(
@@ -277,11 +292,11 @@ class _Reader:
             self._skipped.add(error)
             return None
 
-    def read_usable(self, index: int) -> tuple[np.ndarray, Example]:
+    def read_usable(self, index: int, view: Callable[[bytes | np.ndarray], T]) -> tuple[T, Example]:
         """Returns the first example that is not skipped, from this index on, as `read` does."""
         count = len(self._source)
         for i in range(count):
-            if (found := self.read((index + i) % count)) is not None:
+            if (found := self.read((index + i) % count, view)) is not None:
                 return found
         raise ValueError(f"None of {count} images can be used, such as {self._bad[index]}.")
 

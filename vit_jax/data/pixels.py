@@ -14,21 +14,27 @@ import numpy as np
 from PIL import ExifTags, Image
 
 _TILE = 2**20  # pixels that are converted at once, so that no second copy of a large image is made
+WHITE = (255, 255, 255)
 
 
-def from_pillow(image: Image.Image) -> np.ndarray:
+def from_pillow(image: Image.Image, background: tuple[int, int, int] = WHITE) -> np.ndarray:
     """Returns a Pillow image as uint8 RGB (h, w, 3), upright.
 
-    Transparent pixels are laid over white. Grey is repeated in three channels, and 12 or 16 bits
-    are scaled to 8. The rotation that EXIF metadata ask for is carried out. Pixels of 32 bits have
-    no fixed white: integers are taken for 0…255, and floats for 0…1 or, if one is above 2, 0…255.
-    Where a TIFF file says that zero is white, white becomes 255.
+    Transparent pixels are laid over the background. Grey is repeated in three channels, and 12 or
+    16 bits are scaled to 8. The rotation that EXIF metadata ask for is carried out. How pixels of
+    32 bits are scaled, `_find_range` says. Where a TIFF file says that zero is white, white becomes
+    255.
 
     Besides the Pillow image and the result, it takes some megabytes.
 
+    Args:
+      image: it may be open and not loaded.
+      background: RGB, each in 0…255.
+
     Raises:
-      ValueError: it has no pixels, or pixels of 32 bits outside these ranges, or its colours can't
-        be converted; or Pillow would read this TIFF file wrongly, or take very much memory for it.
+      ValueError: it has no pixels, or pixels of 32 bits of which some are NaN or infinite, or its
+        colours can't be converted; or Pillow would read this TIFF file wrongly, or take very much
+        memory for it.
       OSError: the image's file is damaged or can't be read.
     """
     if not all(image.size):
@@ -37,7 +43,7 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     _check_tiff(image, tags)
     stored_as = _stored_as(image)
     image.load()
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    orientation = read_orientation(image)
     width, height = image.size
     rotated = orientation in (5, 6, 7, 8)
     upright = np.empty((width, height, 3) if rotated else (height, width, 3), np.uint8)
@@ -46,7 +52,8 @@ def from_pillow(image: Image.Image) -> np.ndarray:
     stored = stored[:: -1 if orientation in (3, 4, 6, 7) else 1]
     stored = stored[:, :: -1 if orientation in (2, 3, 7, 8) else 1]
     wide = image.mode in ("I", "F")
-    white = _white(image) if wide else 255.0
+    unsigned = stored_as == "I;32N"  # Pillow itself has only integers with a sign
+    black, white = _find_range(image, unsigned=unsigned) if wide else (0.0, 255.0)
     # Pillow itself does so with at most 8 bits.
     inverted = tags.get(262) == 0 and (wide or image.mode.startswith("I;16"))
     key = _transparent_colour(image, stored_as)
@@ -54,7 +61,10 @@ def from_pillow(image: Image.Image) -> np.ndarray:
         tile = image.crop((left, top, right, bottom))
         if key is not None:
             tile.info["transparency"] = key
-        values = _convert(tile, 4 if stored_as == "I;12" else 8, white)
+        if wide:
+            values = _scale(_wide_pixels(tile, unsigned=unsigned), black, white)
+        else:
+            values = _convert(tile, 4 if stored_as == "I;12" else 8, background)
         stored[top:bottom, left:right] = 255 - values if inverted else values
     return upright
 
@@ -110,39 +120,69 @@ def _tiles(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
             yield left, top, min(left + columns, width), min(top + rows, height)
 
 
-def _white(image: Image.Image) -> float:
-    """Returns what a loaded image of 32-bit pixels has for white: 255 or, for floats, perhaps 1."""
-    tiles = (np.asarray(image.crop(box)) for box in _tiles(*image.size))
-    ranges = np.array([(tile.min(), tile.max()) for tile in tiles])
+def read_orientation(image: Image.Image) -> int:
+    """Returns the orientation in a Pillow image's EXIF metadata, 1 to 8; 1 if they are damaged."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception as error:  # damaged metadata raise errors of many kinds
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
+            raise  # the machine's fault
+        return 1
+    return int(found) if found in range(1, 9) else 1
+
+
+def _wide_pixels(image: Image.Image, *, unsigned: bool) -> np.ndarray:
+    """Returns the pixels (h, w) of a loaded image of 32-bit integers or floats."""
+    values = np.asarray(image)
+    return values.view(np.uint32) if unsigned else values
+
+
+def _find_range(image: Image.Image, *, unsigned: bool) -> tuple[float, float]:
+    """Returns what a loaded image of 32-bit pixels has for black and for white.
+
+    Nothing in a file says it. If all pixels are in 0…255, or floats in 0…1, or integers in
+    0…65,535, that range is taken, as usual for 8 bits, floats and 16 bits. Else the smallest value
+    is black and the largest is white, as viewers of measurements show it.
+    """
+    tiles = (_wide_pixels(image.crop(box), unsigned=unsigned) for box in _tiles(*image.size))
+    ranges = np.array([(tile.min(), tile.max()) for tile in tiles], np.float64)
     low, high = ranges.min(), ranges.max()
-    white = 1.0 if image.mode == "F" and high <= 2 else 255.0
-    if not (low >= 0 and high <= white):  # also if there is a NaN
+    if not np.isfinite(ranges).all():
         raise ValueError(
-            f"its 32-bit pixels go from {low} to {high}, and what is white is not known: "
-            f"integers must be in 0…255, and floats in 0…1 or 0…255. Save it with 8 or 16 bits"
+            "some of its 32-bit pixels are NaN or infinite: replace them, or save it with 8 or 16 "
+            "bits"
         )
-    return white
+    # Floats that slip above 1 are not those of an image of 0…255, which would be black.
+    usual = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0)
+    white = usual[0] if high <= (255 if image.mode == "I" else 2) else usual[1]
+    return (0.0, white) if low >= 0 and high <= white else (low, high)
 
 
-def _convert(image: Image.Image, shift: int, white: float) -> np.ndarray:
+def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    """Returns pixels (h, w) scaled to 0…255, (h, w, 1)."""
+    if white == black:
+        return np.zeros((*values.shape, 1))
+    return np.rint((values[..., None].astype(np.float64) - black) * (255 / (white - black)))
+
+
+def _convert(image: Image.Image, shift: int, background: tuple[int, int, int]) -> np.ndarray:
     """Returns a Pillow image as RGB (h, w, 3), or as grey (h, w, 1), of values in 0…255.
 
     Args:
-      image: loaded.
+      image: loaded; not of 32-bit pixels.
       shift: how many bits more than 8 a pixel of 16 bits uses.
-      white: what floats have for white.
+      background: RGB.
     """
-    if image.mode in ("I", "F"):
-        return np.rint(np.asarray(image)[..., None] * (255 / white))
     if image.mode.startswith("I;16"):
         values = np.asarray(image)[..., None]
         key = image.info.get("transparency")
-        return values >> shift if key is None else np.where(values == key, 255, values >> shift)
+        grey = values >> shift
+        return grey if key is None else np.where(values == key, background, grey)
     if not image.has_transparency_data:
         return np.asarray(image.convert("RGB"))
     image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    white_ground = Image.new("RGBA", image.size, "white")
-    return np.asarray(Image.alpha_composite(white_ground, image).convert("RGB"))
+    ground = Image.new("RGBA", image.size, (*background, 255))
+    return np.asarray(Image.alpha_composite(ground, image).convert("RGB"))
 
 
 def from_array(array: np.ndarray, white: float = 1.0) -> np.ndarray:

@@ -243,3 +243,34 @@ EVAL_CROPS: dict[str, Callable[[np.ndarray, tuple[int, int], float, str], np.nda
     "squash": squash_and_central_crop,
     "whole": lambda image, size, fraction, resizing: _keep_centre(image, size, size, resizing),
 }
+
+# ------------------------------------------------------------------ decoding at a reduced scale
+
+
+def find_factor(sides: tuple[int, ...], target: tuple[int, ...]) -> int:
+    """Returns the largest of 8, 4, 2 and 1 by which sides can be divided and still cover a target.
+
+    Args:
+      sides: (h, w) in pixels of an image or of a part of it.
+      target: (h, w) in pixels.
+    """
+    return next(
+        factor
+        for factor in (8, 4, 2, 1)
+        if factor == 1 or all(a // factor >= b for a, b in zip(sides, target, strict=True))
+    )
+
+
+def find_view_factor(
+    shape: tuple[int, ...], size: tuple[int, int], crop: str, fraction: float
+) -> int:
+    """Returns what an image's sides can be divided by before the crop.
+
+    Args:
+      shape: (h, w) of the image, in pixels.
+      size: (h, w) of the result.
+      crop: a name of `config.data.eval_crop`, or "resize" of `config.data.crop`.
+      fraction: side of the crop / side that the image is resized to; "whole" doesn't read it.
+    """
+    share = 1 if crop == "whole" else fraction
+    return find_factor(shape, tuple(math.ceil(side / share) for side in size))

@@ -1,4 +1,4 @@
-"""Operations on one image, on the host: decode, resize, crop and flip.
+"""Operations on one image, on the host: crop, resize and flip.
 
 Images are uint8 RGB arrays (h, w, 3). Sizes are (height, width) in pixels. Every random operation
 takes the `numpy.random.Generator` that it draws from. In training, resizing is bilinear without
@@ -11,124 +11,24 @@ row here. Those of evaluation are in `data.resizing`.
 from __future__ import annotations
 
 import functools
-import io
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg
 from ml_collections import ConfigDict
-from PIL import Image, UnidentifiedImageError
 
-from vit_jax.data.pixels import from_pillow
-from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES, resize, resize_window
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # EPS would run another program
-_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow opens no larger image
-# Pillow loads decoders at their first use. It takes one that doesn't fit into memory for missing,
-# and then refuses its files for good. At this point there is memory.
-Image.init()
-# Pillow warns of odd metadata and of large images, at each of them. What can't be decoded raises.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-# ------------------------------------------------------------------------------------- decoding
-
-
-def decode(data: bytes) -> np.ndarray:
-    """Returns an encoded image as uint8 RGB (h, w, 3), upright.
-
-    libjpeg-turbo decodes JPEG files, by its accurate DCT, and OpenCV decodes WebP files, in less
-    than half of the memory that Pillow takes. Pillow decodes the other formats, and those files
-    that have EXIF metadata, which may ask for a rotation, or CMYK colours, or several frames.
-
-    Args:
-      data: the bytes of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
-
-    Raises:
-      ValueError: the bytes are not a whole image of one of these formats; or the image has more
-        than 179 million pixels, where Pillow suspects a decompression bomb; or see `from_pillow`.
-      MemoryError: there is too little memory.
-    """
-    pixels, plain_webp = _webp_header(data)
-    try:
-        if _plain_jpeg(data):
-            try:
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
-            except ValueError as error:  # if it is damaged, Pillow explains it
-                if str(error).startswith("Insufficient memory"):
-                    raise MemoryError("too little memory to decode an image") from error
-        if plain_webp and pixels <= _MAX_PIXELS and len(data) >= 32:  # of less, OpenCV complains
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-            if image is not None:  # else Pillow explains it
-                if image.shape[2] == 3:
-                    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-                image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
-                return from_pillow(Image.fromarray(image))
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            pixels = opened.width * opened.height
-            return from_pillow(opened)
-    except Exception as error:  # damaged files make decoders raise errors of many kinds
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-            raise  # the machine's fault, not the file's
-        if str(error).startswith(("out of memory", "decoder error -9")):  # OSErrors of Pillow
-            raise MemoryError("too little memory to decode an image") from error
-        # Decoders may take a lack of memory for damage. None was measured to take more than this.
-        np.empty(20 * min(pixels, _MAX_PIXELS), np.uint8)
-        message = str(error) or type(error).__name__
-        if isinstance(error, UnidentifiedImageError | KeyError):  # KeyError: a TIFF's compression
-            message = f"expected {', '.join(FORMATS)}"
-            if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-                message = (
-                    "a TIFF of a kind that can't be read: save it with 8 or 16 bits, or as PNG"
-                )
-        raise ValueError(f"not a readable image: {message}") from error
-
-
-def _webp_header(data: bytes) -> tuple[int, bool]:
-    """Returns how many pixels a WebP file says it has, and if it is a still image without EXIF.
-
-    (0, False) for other files. Its first chunk tells both (RFC 9649, 2.5 to 2.7).
-    """
-
-    def number(start: int, end: int) -> int:
-        return int.from_bytes(data[start:end], "little")
-
-    match data[:4] + data[8:16]:
-        case b"RIFFWEBPVP8X":
-            return (number(24, 27) + 1) * (number(27, 30) + 1), not number(20, 21) & 0b1010
-        case b"RIFFWEBPVP8L":
-            return (number(21, 23) % 2**14 + 1) * ((number(21, 25) >> 14) % 2**14 + 1), True
-        case b"RIFFWEBPVP8 ":
-            return (number(26, 28) % 2**14) * (number(28, 30) % 2**14), True
-    return 0, False
-
-
-def _plain_jpeg(data: bytes) -> bool:
-    """Returns True for a JPEG without EXIF metadata and with no more pixels than Pillow opens.
-
-    Reads the segments before the image's data: each has a marker and a length (ITU-T T.81, B.1).
-    """
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return False
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte before a marker
-            at += 1
-            continue
-        if marker == 0xDA:  # the image's data begin
-            break
-        if marker == 0xE1 and data[at + 4 : at + 9] == b"Exif\x00":
-            return False
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
-    return height * width <= _MAX_PIXELS
-
+from vit_jax.data.decoding import decode, read_header
+from vit_jax.data.pixels import WHITE
+from vit_jax.data.resizing import (
+    EVAL_CROPS,
+    EVAL_RESIZES,
+    find_factor,
+    find_view_factor,
+    resize,
+    resize_window,
+)
 
 # ----------------------------------------------------------------------------- crops in training
 
@@ -212,6 +112,32 @@ def _cut(
     return resize(image[top : top + h, left : left + w], size)
 
 
+def _resize_reduced(
+    image: np.ndarray, factor: int, window: tuple[int, int, int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Returns a rectangle of an image, resized to (h, w) bilinearly without antialiasing.
+
+    Args:
+      image: decoded at 1 / `factor` of its sides.
+      factor: above 1.
+      window: (top, left, height, width) of the rectangle, in pixels before that. Its borders may
+        lie between those of pixels now.
+      size: (h, w).
+    """
+    corner, sides = np.divide(window[:2], factor), np.divide(window[2:], factor)
+    first, end = np.floor(corner).astype(int), np.ceil(corner + sides).astype(int)
+    scale = sides / size
+    shift = corner - first + scale / 2 - 0.5  # of the centre of the first pixel
+    matrix = np.array([[scale[1], 0, shift[1]], [0, scale[0], shift[0]]])
+    return cv2.warpAffine(
+        image[first[0] : end[0], first[1] : end[1]],
+        matrix,
+        size[::-1],
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+
+
 def resize_and_random_crop(
     image: np.ndarray, size: tuple[int, int], rng: np.random.Generator, fraction: float
 ) -> np.ndarray:
@@ -221,20 +147,68 @@ def resize_and_random_crop(
     return resize_window(image, (height, width), (int(top), int(left)), size)
 
 
+# From (height, width) of an image, a random generator and `area` to a rectangle of it.
+WINDOWS: dict[str, Callable[..., tuple[int, int, int, int]]] = {
+    "inception": inception_window,
+    "torchvision": torchvision_window,
+}
 # From an image, the result's (h, w), a random generator and `config.data` to a part of the image,
 # uint8 (h, w, 3), by the names that `config.data.crop` takes.
 TRAIN_CROPS: dict[
     str, Callable[[np.ndarray, tuple[int, int], np.random.Generator, ConfigDict], np.ndarray]
 ] = {
-    "inception": functools.partial(_cut, inception_window),
-    "torchvision": functools.partial(_cut, torchvision_window),
+    **{name: functools.partial(_cut, draw) for name, draw in WINDOWS.items()},
     "resize": lambda image, size, rng, options: resize_and_random_crop(
         image, size, rng, view_of(options).crop_fraction
     ),
 }
 
 
+def training_view(
+    image: bytes | np.ndarray,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    options: ConfigDict,
+) -> np.ndarray:
+    """Returns a random part of an image, as `config.data.crop` says, resized: uint8 (h, w, 3).
+
+    With `config.data.decode="scaled"`, the part of a JPEG file is drawn before the file is decoded,
+    at the smallest scale at which the part still covers `size`. It is the part that would be drawn
+    of the whole image.
+
+    Args:
+      image: encoded, or uint8 RGB (height, width, 3).
+      size: (h, w) of the result.
+      rng: where all is drawn from.
+      options: `config.data`; see `view_of` and `NEW_RUN`.
+
+    Raises:
+      ValueError, MemoryError: see `decode`.
+    """
+    view = view_of(options, NEW_RUN)
+    crop = TRAIN_CROPS[options.crop]
+    if isinstance(image, np.ndarray):
+        return crop(image, size, rng, options)
+    header = read_header(image) if view.decode == "scaled" else None
+    if header is not None and options.crop in WINDOWS:
+        window = WINDOWS[options.crop](*header[:2], rng, area=(options.crop_area, 1.0))
+        factor = find_factor(window[2:], size)
+        decoded = decode(image, view.background, factor=factor)
+        if factor > 1:
+            top, left = np.add(window[:2], header.before(factor))
+            return _resize_reduced(decoded, factor, (top, left, *window[2:]), size)
+        top, left, h, w = window
+        return resize(decoded[top : top + h, left : left + w], size)
+    factor = 1
+    if header is not None and options.crop == "resize":
+        factor = find_view_factor(header[:2], size, options.crop, view.crop_fraction)
+    return crop(decode(image, view.background, factor=factor), size, rng, options)
+
+
 # ----------------------------------------------------------------------------- view in evaluation
+
+
+DECODES = ("whole", "scaled")
 
 
 class View(NamedTuple):
@@ -246,15 +220,26 @@ class View(NamedTuple):
       eval_crop: a row of `EVAL_CROPS`.
       crop_fraction: side of the crop / side that the image is resized to.
       eval_resize: a name in `EVAL_RESIZES`.
+      decode: "scaled" decodes JPEG files at the smallest scale that still covers what they are
+        resized to, "whole" doesn't.
+      background: RGB that transparent pixels are laid over, each in 0…255.
     """
 
     eval_crop: str = "central"
     crop_fraction: float = 0.875
     eval_resize: str = "bilinear"
+    decode: str = "whole"
+    background: tuple[int, int, int] = WHITE
 
     def __str__(self) -> str:
-        keys = [key for key in self._fields if (self.eval_crop, key) != ("whole", "crop_fraction")]
-        return ", ".join(f"data.{key}={getattr(self, key)!r}" for key in keys)
+        unread = {"crop_fraction"} if self.eval_crop == "whole" else set()
+        # Of these, the default goes without saying.
+        defaults = {"decode": "whole", "background": WHITE}
+        unread |= {key for key, value in defaults.items() if getattr(self, key) == value}
+        return ", ".join(f"data.{k}={x!r}" for k, x in self._asdict().items() if k not in unread)
+
+
+NEW_RUN = {"decode": "scaled"}  # what a run that begins takes where its configuration says nothing
 
 
 def view_of(*options: Mapping[str, Any] | ConfigDict) -> View:
@@ -270,26 +255,44 @@ def view_of(*options: Mapping[str, Any] | ConfigDict) -> View:
     for section in options:
         values = {key: section.get(key) for key in View._fields if key not in found}
         found |= {key: value for key, value in values.items() if value is not None}
+    if isinstance(found.get("background"), list):  # as JSON has it
+        found["background"] = tuple(found["background"])
     view = View(**found)
     is_share = isinstance(view.crop_fraction, int | float) and 0 < view.crop_fraction <= 1
-    if view.eval_crop not in EVAL_CROPS or view.eval_resize not in EVAL_RESIZES or not is_share:
+    known = view.eval_crop in EVAL_CROPS and view.eval_resize in EVAL_RESIZES
+    if not (known and view.decode in DECODES and is_share and is_colour(view.background)):
         raise ValueError(
             f"{view}: images can't be shown in this way. data.eval_crop must be one of "
             f"{', '.join(EVAL_CROPS)}; data.crop_fraction in (0, 1]; data.eval_resize one of "
-            f"{', '.join(EVAL_RESIZES)}."
+            f"{', '.join(EVAL_RESIZES)}; data.decode {' or '.join(DECODES)}; data.background three "
+            f"whole numbers in 0…255."
         )
     return view
 
 
+def is_colour(value: Any) -> bool:
+    """Returns True for three whole numbers in 0…255."""
+    return isinstance(value, tuple) and len(value) == 3 and all(x in range(256) for x in value)
+
+
 def evaluation_view(
-    image: np.ndarray, size: tuple[int, int], options: Mapping[str, Any] | ConfigDict
+    image: bytes | np.ndarray, size: tuple[int, int], options: Mapping[str, Any] | ConfigDict
 ) -> np.ndarray:
     """Returns what a model sees of an image in evaluation, uint8 (h, w, 3).
 
     Args:
-      image: uint8 RGB (height, width, 3).
+      image: encoded, or uint8 RGB (height, width, 3).
       size: (h, w) of the result.
       options: `config.data`, see `view_of`.
+
+    Raises:
+      ValueError, MemoryError: see `decode`.
     """
     view = view_of(options)
+    if not isinstance(image, np.ndarray):
+        header = read_header(image) if view.decode == "scaled" else None
+        factor = 1
+        if header is not None:
+            factor = find_view_factor(header[:2], size, view.eval_crop, view.crop_fraction)
+        image = decode(image, view.background, factor=factor)
     return EVAL_CROPS[view.eval_crop](image, size, view.crop_fraction, view.eval_resize)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -17,9 +16,8 @@ from PIL import Image
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.names import printable
-from vit_jax.data import pixels, transforms
-from vit_jax.data.dataset import ExampleError
-from vit_jax.data.reading import read_file, retry
+from vit_jax.data import transforms
+from vit_jax.inference.images import Readable, use_image
 from vit_jax.models.features import Features, token_features
 from vit_jax.models.patches import to_float
 from vit_jax.training import parallel
@@ -28,7 +26,6 @@ from vit_jax.weights.class_names import check_head, with_class_names
 
 logger = logging.getLogger(__name__)
 
-Readable = str | os.PathLike | bytes | np.ndarray | Image.Image
 _THREADS = 4  # that read and decode images
 
 
@@ -232,7 +229,7 @@ class Classifier:
 
     def _view(self, image: Readable) -> np.ndarray | Unreadable:
         try:
-            return view_image(read_image(image), self.checkpoint)
+            return view_image(image, self.checkpoint)
         except ValueError as error:
             return Unreadable(str(error))
 
@@ -281,49 +278,31 @@ def require_image_shape(checkpoint: Checkpoint) -> tuple[int, int]:
 def read_image(image: Readable) -> np.ndarray:
     """Returns an image as a uint8 RGB array (height, width, 3), upright.
 
-    Args:
-      image: a path, encoded bytes, a Pillow image, or an array, as `pixels.from_array` takes
-        it; floats are in 0…1.
-
-    Raises:
-      ValueError: it is not an image, or there is no such file. The message names the path.
-      OSError, MemoryError: it can't be read at the moment, see `data.reading.retry`.
+    Args and errors are those of `images.use_image`.
     """
-    if isinstance(image, np.ndarray):
-        try:
-            return pixels.from_array(image)
-        except ValueError as error:
-            raise ValueError(f"An array {error}") from error
-    if isinstance(image, Image.Image):
-        try:
-            return pixels.from_pillow(image)
-        except (OSError, ValueError) as error:  # OSError: its file is damaged
-            raise ValueError(f"A Pillow image can't be used: {error}") from error
-    if isinstance(image, bytes):
-        return transforms.decode(image)
-    try:
-        data = read_file(pathlib.Path(image))
-        return retry(lambda: transforms.decode(data), str(image))
-    except ExampleError:  # names the path
-        raise
-    except ValueError as error:
-        raise ValueError(f"{image}: {error}") from error
+    return use_image(image, lambda x: x if isinstance(x, np.ndarray) else transforms.decode(x))
 
 
 def view_image(
-    image: np.ndarray, checkpoint: Checkpoint, shape: tuple[int, int] | None = None
+    image: Readable, checkpoint: Checkpoint, shape: tuple[int, int] | None = None
 ) -> np.ndarray:
     """Returns the part of an image that a model sees, resized: uint8 (h, w, 3).
 
     It is what evaluation cuts out, see `data.transforms.evaluation_view`.
 
     Args:
-      image: uint8 RGB (height, width, 3).
+      image: as for `read_image`. A JPEG file that is already decoded is not decoded at a reduced
+        scale, as `config.data.decode` may ask for.
       checkpoint: says which part, by `config.data`, and how it is resized.
       shape: (h, w) of the result. None for the size of the model's images.
+
+    Raises:
+      ValueError, OSError, MemoryError: as `read_image`.
     """
+    options = checkpoint.config.data
     shape = shape or require_image_shape(checkpoint)
-    return transforms.evaluation_view(image, shape, checkpoint.config.data)
+    background = transforms.view_of(options).background
+    return use_image(image, lambda x: transforms.evaluation_view(x, shape, options), background)
 
 
 def _check_several(images: Any) -> None:

@@ -158,6 +158,7 @@ def _image_struct(checkpoint: Checkpoint) -> jax.ShapeDtypeStruct:
 
 
 def _description(checkpoint: Checkpoint) -> dict[str, Any]:
+    view = view_of(checkpoint.config.data)._asdict()
     shape = (*require_image_shape(checkpoint), 3)
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     apply = checkpoint.model().apply
@@ -169,7 +170,8 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any]:
         "output": {"name": name, "dtype": "float32", "shape": ["b", outputs]},
         "class_names": list(checkpoint.class_names),
         "probabilities": checkpoint.loss,
-        **view_of(checkpoint.config.data)._asdict(),
+        **view,
+        "background": list(view["background"]),  # as JSON has it
         "parameters": _parameter_count(checkpoint),
     }
 

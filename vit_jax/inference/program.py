@@ -14,7 +14,8 @@ import types
 from typing import Any
 
 from vit_jax.data import pixels, resizing
-from vit_jax.data.transforms import FORMATS, View
+from vit_jax.data.decoding import FORMATS
+from vit_jax.data.transforms import view_of
 
 # A file of one of these names would be imported in the place of what the program needs.
 HIDING = {*sys.stdlib_module_names, "PIL", "cv2", "flatbuffers", "jax", "jaxlib", "ml_dtypes"}
@@ -51,10 +52,10 @@ def run(images):
 
 
 def read_image(file):
-    """Returns an image as uint8 RGB (height, width, 3), upright, over white."""
+    """Returns an image as uint8 RGB (height, width, 3), upright."""
     try:
         with Image.open(file, formats=$formats) as image:
-            return from_pillow(image)
+$reduce            return from_pillow(image, $background)
     except Exception as error:  # damaged files make decoders raise errors of many kinds
         raise OSError(str(error) or type(error).__name__) from error
 
@@ -86,6 +87,14 @@ if __name__ == "__main__":
         except OSError as error:
             sys.exit(f"{shown(file)}: {shown(error)}")
 ''')
+
+_REDUCE = """\
+            if image.format in ("JPEG", "MPO"):
+                height, width = image.height, image.width
+                sides = (width, height) if read_orientation(image) > 4 else (height, width)
+                factor = find_view_factor(sides, SIZE, $eval_crop, $crop_fraction)
+                image.draft(image.mode, (max(1, width // factor), max(1, height // factor)))
+"""  # of `config.data.decode="scaled"`
 
 _JAX = {
     "packages": "jax flatbuffers",
@@ -143,6 +152,8 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
     """
     images, outputs = description["input"], description["output"]
     has_head = outputs["name"] == "logits"
+    view = view_of(description)
+    shown = {key: repr(value) for key, value in view._asdict().items()}
     parts = _JAX if "platforms" in description else _ONNX
     answer = _CLASSES.replace("$shares", _SHARES[description["probabilities"]])
     return _PROGRAM.substitute(
@@ -156,9 +167,10 @@ def program(destination: str | os.PathLike, description: dict[str, Any]) -> str:
         outputs=outputs["shape"][1],
         shape=", ".join(map(str, images["shape"])),
         formats=FORMATS,
+        reduce=string.Template(_REDUCE).substitute(shown) * (view.decode == "scaled"),
         pixels=_source(pixels, "_TILE = ", "def from_array"),
         resizing=_source(resizing, "def resize("),
-        **{key: repr(description[key]) for key in View._fields},
+        **shown,
         answer=answer if has_head else _REPRESENTATION,
     )
 

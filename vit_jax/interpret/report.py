@@ -19,7 +19,6 @@ from vit_jax.common.web_page import Picture, Section, build_page
 from vit_jax.inference.classifier import (
     Classifier,
     prepare,
-    read_image,
     require_image_shape,
     view_image,
 )
@@ -145,11 +144,13 @@ def _folders(checkpoint: Checkpoint, paths: Sequence[str]) -> dict[str, str]:
     return folders if set(folders.values()) & classes else {}
 
 
-def _read(paths: Sequence[str], unreadable: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each path with its image, uint8 (h, w, 3); adds to `unreadable` why some have none."""
+def _view(
+    checkpoint: Checkpoint, paths: Sequence[str], unreadable: dict[str, str], *shapes: Any
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Yields each path with what a model sees of it, by shape; adds to `unreadable` why not."""
     for path in paths:
         try:
-            yield path, read_image(path)
+            yield path, [view_image(path, checkpoint, shape) for shape in shapes]
         except ValueError as error:
             unreadable[path] = str(error)
 
@@ -160,20 +161,22 @@ def _read_photos(
     folders: Mapping[str, str],
     unreadable: dict[str, str],
 ) -> list[_Photo]:
-    large_shape = figures.photo_shape(require_image_shape(checkpoint), _SIDE)
+    shape = require_image_shape(checkpoint)
+    shapes = (shape, figures.photo_shape(shape, _SIDE))
     answers: dict[Any, Any] = {}  # by path; the images are read twice, and only one is held
     if checkpoint.num_classes:
         answers = dict(Classifier(checkpoint).stream(paths, _TOP))
     photos, classes = [], set(map(class_name, checkpoint.class_names))
-    for number, (path, image) in enumerate(_read(paths, unreadable), 1):
+    viewed = _view(checkpoint, paths, unreadable, *shapes)
+    for number, (path, (view, large)) in enumerate(viewed, 1):
         folder, answer = folders.get(path), answers.get(path, [])
         right = class_name(answer[0].label) == folder if folder in classes else None
         photos.append(
             _Photo(
                 name=pathlib.Path(path).name,
                 stem=f"{number:03d}-{short_stem(path)}",
-                view=view_image(image, checkpoint),
-                large=view_image(image, checkpoint, large_shape),
+                view=view,
+                large=large,
                 caption=captions.about_answer(answer, folder, right),
                 right=right,
             )
@@ -263,8 +266,8 @@ def _draw_distances(
         maps = attention_maps(model, params, view[None])
         return attention_distances(maps, grid, model.stride)[:, 0]
 
-    views = (view_image(image, checkpoint) for _, image in _read(paths, unreadable))
-    measured = [measure(params, view) for view in views]
+    viewed = _view(checkpoint, paths, unreadable, image_shape)
+    measured = [measure(params, view) for _, (view,) in viewed]
     if not measured:
         return []
     distances = np.stack(measured).mean(0, dtype=np.float64)

@@ -14,7 +14,7 @@ from vit_jax.data import splits
 from vit_jax.data.class_balance import SAMPLING
 from vit_jax.data.pipeline import ON_ERROR
 from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES
-from vit_jax.data.transforms import TRAIN_CROPS
+from vit_jax.data.transforms import DECODES, TRAIN_CROPS, is_colour
 from vit_jax.jobs.initial_head import INIT_HEADS
 from vit_jax.jobs.nonfinite import ON_NONFINITE
 from vit_jax.models.attributes import DTYPES
@@ -40,6 +40,7 @@ def choices() -> Mapping[str, Collection[str]]:
         "data.eval_crop": EVAL_CROPS,
         "data.eval_resize": EVAL_RESIZES,
         "data.sampling": SAMPLING,
+        "data.decode": DECODES,
         "data.on_error": ON_ERROR,
         "optim.name": OPTIMIZERS,
         "optim.decay": SCHEDULES,
@@ -77,6 +78,7 @@ RANGES: Mapping[str, Range] = {
     "data.name": Range("a folder of images or the name of a data set", str.strip),
     "data.crop_area": _SHARE_ABOVE_0,
     "data.crop_fraction": _SHARE_ABOVE_0,
+    "data.background": Range("three whole numbers in 0…255", lambda x: is_colour(tuple(x))),
     "data.randaugment": _FROM_0,
     "data.randaugment_magnitude": Range("in [0, 30]", lambda x: 0 <= x <= 30),
     "data.colour_jitter": _FROM_0,

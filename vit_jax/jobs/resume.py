@@ -24,7 +24,7 @@ from vit_jax.config.keys import (
 )
 from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.data.inputs import Inputs
-from vit_jax.data.transforms import view_of
+from vit_jax.data.transforms import NEW_RUN, view_of
 from vit_jax.jobs import initial_head
 from vit_jax.jobs.initial_head import choose_head
 from vit_jax.jobs.pending import HostMetrics
@@ -159,7 +159,7 @@ def find_start(config: ConfigDict, workdir: epath.Path) -> Start:
         config = with_view(config, saved.data)
         check_same_run(config, saved, checkpoints.path(latest))
         return Start(config, checkpoints, latest=latest, saved=saved, data=data)
-    config = with_view(config)
+    config = with_view(config, ConfigDict(NEW_RUN))
     if config.init_from is not None:
         pretrained = _load_pretrained(config)
         config = _with_attributes_of(pretrained.config, config)
@@ -284,7 +284,7 @@ def changes(config: ConfigDict, saved: ConfigDict) -> list[str]:
     """
     defaults, found = default(), []
     with contextlib.suppress(AttributeError, ValueError):  # a damaged one is compared as it is
-        config, saved = with_view(config), with_view(saved)
+        config, saved = with_view(config, saved.data), with_view(saved)
     for key in all_keys(defaults):
         if isinstance(defaults[key], ConfigDict) or any(overlap(key, free) for free in MAY_CHANGE):
             continue
