@@ -92,10 +92,7 @@ def test_weights_of_a_file_have_the_mean_1(options, source, tmp_path):
         ("class,weight\nred,1\ngreen,1\n", "weights.csv lacks classes of the data: blue."),
         ("class,weight\nred,1\ngreen,1\nblue,1\nx,1\n", "that the data don't have: x."),
         ("class,weight\nred,1\nred,2\n", "row 3: 'red' has a second row."),
-        (
-            "class,weight\nred,-1\n",
-            "row 2: '-1' is no weight: give a number of 0 or more, such as 0.5.",
-        ),
+        ("class,weight\nred,-1\n", "'-1' is no weight: give a number of 0 or more, such as 0.5."),
         ("class,weight\nred,nan\n", "row 2: 'nan' is no weight"),
         ("class,weight\nred,inf\n", "row 2: 'inf' is no weight"),
         ("class,weight\nred,much\n", "row 2: 'much' is no weight"),

@@ -168,6 +168,13 @@ def test_models_and_images_that_masked_patches_refuses(config, changes, message)
     assert message in problems(config)
 
 
+def test_classes_are_balanced_once(config):
+    config.data.sampling = "balanced"
+    validation.validate(config, device_count=1)
+    config.data.class_weights = "balanced"
+    assert "both 'balanced', which makes up twice" in problems(config)
+
+
 def test_all_problems_are_listed_at_once(config):
     config.model.variant = "B/17"
     config.optim.lr = -1.0

@@ -150,7 +150,7 @@ def test_the_configuration_chooses_the_loss(batch, settings):
     settings.optim.update(loss="sigmoid", label_smoothing=0.2)
     model = tiny()
     params, make = random_params(model), OBJECTIVES["classification"].make
-    found, _ = make(settings, model, False).loss(
+    found, _ = make(settings, model, False, None).loss(
         params, batch, *jax.random.split(jax.random.key(0))
     )
     logits = model.apply({"params": params}, batch["image"].astype(np.float32) / 127.5 - 1)

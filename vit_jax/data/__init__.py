@@ -52,6 +52,9 @@ with epy.lazy_api_imports(globals()):
         train_batches,
     )
 
+    # weights of classes in the loss, and how training images are drawn
+    from vit_jax.data.class_balance import SAMPLING, class_weights
+
     # random operations on a training image
     from vit_jax.data.augmentation import augment, colour_jitter, random_erasing, three_augment
     from vit_jax.data.randaugment import rand_augment
