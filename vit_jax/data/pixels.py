@@ -128,7 +128,7 @@ def read_orientation(image: Image.Image) -> int:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
             raise  # the machine's fault
         return 1
-    return int(found) if found in range(1, 9) else 1
+    return next((x for x in range(1, 9) if x == found), 1)
 
 
 def _wide_pixels(image: Image.Image, *, unsigned: bool) -> np.ndarray:
