@@ -431,6 +431,7 @@ def test_wide_pixels_whose_white_is_known_are_scaled(grey):
         grey.astype(np.float32),
         (grey / 255).astype(np.float32),
         (grey * 257).astype(np.uint16),
+        (grey * 257).astype(np.int32),
     ):
         found = transforms.decode(tiff(values))
         assert found.shape == (48, 64, 3) and np.abs(found[..., 1] - grey).max() <= 1
