@@ -90,6 +90,9 @@ COUNTED = {
         "label_smoothing",
         "momentum_dtype",
         "polyak",
+        "freeze",
+        "layer_decay",
+        "head_lr",
     ),
     "masked": ("target", "fraction"),
 }
