@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", help="a file for the results")
     args = parser.parse_args(argv)
-    variant, sizes = ("Nano/8", (32,)) if args.smoke else ("Ti/16", (224, 384))
+    variant, sizes = ("Nano/8", (64,)) if args.smoke else ("Ti/16", (224, 384))
     rows = []
     for size in sizes:
         found = our_errors(variant, size, args.seeds, implementations())

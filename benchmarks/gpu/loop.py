@@ -24,6 +24,7 @@ from benchmarks.gpu import result
 from vit_jax.common.host import available_cpus
 
 CLASSES = 8
+JPEG = (375, 500)  # height and width in pixels
 
 
 def draw_folder(folder: pathlib.Path, count: int) -> None:
@@ -33,7 +34,9 @@ def draw_folder(folder: pathlib.Path, count: int) -> None:
         parts = [folder / f"{i}" for i in range(CLASSES)]
         for part in parts:
             part.mkdir(parents=True)
-        list(pool.map(input_pipeline.draw, parts, [count] * CLASSES))
+        list(
+            pool.map(input_pipeline.draw, parts, [count] * CLASSES, *([x] * CLASSES for x in JPEG))
+        )
     for i, part in enumerate(parts):
         (part / "photos").rename(folder / f"class{i}")
         part.rmdir()

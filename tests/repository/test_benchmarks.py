@@ -122,21 +122,21 @@ def test_memory(tmp_path):
     assert row["MiB an image"] > 0 < row["GFLOPs an image"]
 
 
-def test_numerics(tmp_path):
-    found = rows(tmp_path, "numerics", "--smoke", "--seeds=1")
+def test_bfloat16_adds_no_more_error_than_the_public_formulation(tmp_path):
+    found = rows(tmp_path, "numerics", "--smoke", "--seeds=6")
     names = ["plain", "custom_vjp", "tpu", numerics.ROUNDED]
     names += ["public formulation", "timm, autocast"]
     assert [row["formulation"] for row in found] == names
-    assert all(0 < float(row["logits, %"]) < 5 for row in found)
-    assert all(0 < float(row["gradients, %"]) < 10 for row in found)
 
+    def mean_of(name, what):
+        errors = found[names.index(name)][f"{what}, %"]
+        return np.mean([float(error) for error in errors.split(" / ")])
 
-def test_bfloat16_adds_no_more_error_than_the_public_formulation():
-    found = numerics.our_errors("Nano/8", 64, seeds=6, implementations=("plain", "custom_vjp"))
-    errors = {name: np.mean(by_seed, axis=0) for name, by_seed in found.items()}
-    public = errors["public formulation"]
-    assert (errors["plain"] < public).all() and (errors["custom_vjp"] < public).all()
-    assert errors[numerics.ROUNDED][0] > public[0]
+    for what, largest in (("logits", 3), ("gradients", 6)):
+        public = mean_of("public formulation", what)
+        assert all(0.1 < mean_of(name, what) < largest for name in names)
+        assert mean_of("plain", what) < public and mean_of("custom_vjp", what) < public
+    assert mean_of(numerics.ROUNDED, "logits") > mean_of("public formulation", "logits")
 
 
 def test_the_public_formulation_of_the_numerics_is_ours_in_float32(rng):

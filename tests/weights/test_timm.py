@@ -44,7 +44,7 @@ def timm_model(variant, **kwargs):
     ).eval()
 
 
-@pytest.mark.parametrize("variant", NAMES)
+@pytest.mark.parametrize("variant", [name for name in NAMES if name != "R50+B/32"])
 def test_logits_equal_timms_both_ways(tmp_path, variant):
     """Our weights in timm's format and in the published one, read by timm; timm's read by us."""
     size, options = (224, 224), {}
