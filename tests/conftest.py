@@ -9,6 +9,9 @@ os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Each of the processes that run tests side by side has one core. PyTorch's threads would wait for
+# each other.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Tests and the processes they start compile the same programs: they share one compilation cache.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = (
     os.environ["JAX_COMPILATION_CACHE_DIR"]

@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         command += ["--option=one block"] if args.smoke and group is ours else []
         env = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": str(share)}
         env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        if args.smoke:  # PyTorch's threads would wait for each other beside JAX's
+            env["OMP_NUM_THREADS"] = "1"
         return machine.Contender(contender, command, env)
 
     contenders = [start(group, 0.42) for group in groups]

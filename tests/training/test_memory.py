@@ -325,6 +325,17 @@ def test_changes_with_the_same_results():
     assert list(changes_with_same_results(config_of("R50x1"), [gpu])) == []
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("variant", ["R50x1", "Nano/8"])
+def test_every_kind_of_model_is_estimated_for_devices_that_fuse(variant, platform):
+    """XLA keeps less of a ViT there than on a CPU. The device isn't there."""
+    device = types.SimpleNamespace(platform=platform, compute_capability="8.0")
+    config = config_of(variant, **({"model.layers": (1,)} if variant[0] == "R" else {}))
+    found = estimate_needs(config, num_classes=5, devices=[device])
+    on_cpu = estimate_needs(config, num_classes=5, devices=jax.devices()[:1])
+    assert 0 < found.step(16, 1) <= on_cpu.step(16, 1)
+
+
 # ------------------------------------------------------------------------- what a device has
 
 

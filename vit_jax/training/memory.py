@@ -136,10 +136,10 @@ def _per_image(
 
     Of the operations inside of LayerNorm, GELU and softmax, XLA keeps as little as "custom_vjp"
     does, except on a CPU and in a loop over blocks. So that implementation is traced in place of
-    "plain".
+    "plain" and "tpu".
     """
     is_fused = platform != "cpu" and not config.model.scan
-    if config.model.implementation != "cudnn" and is_fused:
+    if config.model.implementation in ("plain", "tpu") and is_fused:
         config = with_changes(config, {"model.implementation": "custom_vjp"})
     run = setup.set_up(config, num_classes=num_classes, total_steps=_ANY_LENGTH)
     item_size = _item_size(platform)
