@@ -34,6 +34,7 @@ import simplejpeg
 from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.config.defaults import default
+from vit_jax.data.dataset import Example
 from vit_jax.models.params import parameter_shapes
 from vit_jax.weights import recognise
 
@@ -112,6 +113,28 @@ def random_checkpoint(variant, num_classes=3, **attributes):
 
 
 # --------------------------------------------------------------------------------------- data
+
+
+class DrawnImages:
+    """A data set without files, as tfds has: one split of noise, and ids that are no paths.
+
+    A subclass has its `class_names`.
+    """
+
+    name = "some_images"
+
+    def __init__(self, labels):
+        self.labels, self.splits = labels, {"test": len(labels)}
+
+    def source(self, split):
+        return self
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).integers(0, 256, (32, 48, 3), np.uint8)
+        return Example(image, self.labels[index], f"{self.name}-test.array_record__{index}")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What is told of the images of a folder when all are read: copies of the same file, and sizes."""
+"""What `data check` and a run say of all images: copies of the same file, and sizes."""
 
 import logging
 import shutil

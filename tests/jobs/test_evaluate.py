@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint, rows_of, write_jpegs
+from conftest import TINY, DrawnImages, random_checkpoint, rows_of, write_jpegs
 
 from vit_jax.config.defaults import default
-from vit_jax.data.dataset import Example
 from vit_jax.data.subset import without_empty_classes
 from vit_jax.inference.classifier import read_image, view_image
 from vit_jax.jobs.evaluate import choose_split, evaluate
@@ -160,24 +159,11 @@ def test_other_names_of_the_classes_need_a_file(weights, tmp_path):
     assert again["test_loss"] == result["test_loss"]
 
 
-class ManyNames:
+class ManyNames(DrawnImages):
     """A data set as tfds has ImageNet-A: 1,000 classes, of which a few have images."""
 
     name = "imagenet_a/0.1.0"
     class_names = tuple(imagenet_classes())
-
-    def __init__(self, labels):
-        self.labels, self.splits = labels, {"test": len(labels)}
-
-    def source(self, split):
-        return self
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        image = np.full((32, 48, 3), 40 * index, np.uint8)
-        return Example(image, self.labels[index], str(index))
 
 
 def test_classes_of_imagenet_a_without_images_do_not_count():

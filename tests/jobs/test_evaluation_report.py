@@ -7,12 +7,11 @@ import re
 
 import numpy as np
 import pytest
-from conftest import TINY, random_checkpoint, rows_of, write_jpegs
+from conftest import TINY, DrawnImages, random_checkpoint, rows_of, write_jpegs
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
 from vit_jax.config.defaults import default
-from vit_jax.data.dataset import Example
 from vit_jax.inference.classifier import Classifier
 from vit_jax.jobs.evaluate import evaluate
 from vit_jax.weights.api import load, save
@@ -109,23 +108,8 @@ def test_one_page_shows_it_all_and_escapes_names(weights, photos, tmp_path):
     assert page.count("data:image/jpeg;base64,") == min(12, errors)
 
 
-class Arrays:
-    """A data set without files, such as tfds has: decoded images, and ids that are no paths."""
-
-    name, class_names = "some_images", NAMES
-
-    def __init__(self, labels):
-        self.labels, self.splits = labels, {"test": len(labels)}
-
-    def source(self, split):
-        return self
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        image = np.random.default_rng(index).integers(0, 256, (32, 48, 3), np.uint8)
-        return Example(image, self.labels[index], f"some_images-test.array_record__{index}")
+class Arrays(DrawnImages):
+    class_names = NAMES
 
 
 def all_probabilities(weights, count):

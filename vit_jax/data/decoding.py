@@ -84,6 +84,15 @@ def decode(data: bytes, background: tuple[int, int, int] = WHITE, *, factor: int
         raise ValueError(f"not a readable image: {message}") from error
 
 
+def decode_whole(image: bytes | np.ndarray) -> np.ndarray:
+    """Returns an image as uint8 RGB (h, w, 3): decoded over white, or as it is if it is decoded.
+
+    Raises:
+      ValueError, MemoryError: see `decode`.
+    """
+    return image if isinstance(image, np.ndarray) else decode(image)
+
+
 def _webp_header(data: bytes) -> tuple[int, bool]:
     """Returns how many pixels a WebP file says it has, and if it is a still image without EXIF.
 

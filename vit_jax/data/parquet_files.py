@@ -114,7 +114,7 @@ def find_files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def find_splits(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], list[str]]:
-    """Returns the files of each split, the training split first, and what is told of others."""
+    """Returns the files of each split, the training split first, and lines about the others."""
     files = find_files(root)
     if not files:
         raise FileNotFoundError(f"There is no Parquet file {printable(root)}.")

@@ -33,6 +33,7 @@ from vit_jax.data.dataset import (
     classes_of,
     is_multi_label,
 )
+from vit_jax.data.decoding import decode_whole
 from vit_jax.data.reading import retry
 
 logger = logging.getLogger(__name__)
@@ -225,9 +226,7 @@ def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
       ExampleError: the example is damaged, or its image can't be decoded.
       ReadError, MemoryError: it can't be read or decoded at the moment, even after a few attempts.
     """
-    return _view_example(
-        source, index, lambda x: x if isinstance(x, np.ndarray) else transforms.decode(x)
-    )
+    return _view_example(source, index, decode_whole)
 
 
 def _view_example(

@@ -15,10 +15,8 @@ from vit_jax.evaluation.calibration import Reliability, reliability
 from vit_jax.evaluation.class_metrics import ClassMetrics, count_classes, count_confusions
 from vit_jax.models.patches import to_float
 from vit_jax.training.metrics import choose_metrics
-from vit_jax.training.objective import DeviceBatch
+from vit_jax.training.objective import PROBABILITIES, DeviceBatch
 from vit_jax.training.parallel import Parallel
-
-PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}  # by optim.loss
 
 
 class Answers(NamedTuple):

@@ -17,10 +17,12 @@ from PIL import Image
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.names import printable
 from vit_jax.data import transforms
+from vit_jax.data.decoding import decode_whole
 from vit_jax.inference.images import Readable, use_image
 from vit_jax.models.features import Features, token_features
 from vit_jax.models.patches import to_float
 from vit_jax.training import parallel
+from vit_jax.training.objective import PROBABILITIES
 from vit_jax.weights.api import adapt, load
 from vit_jax.weights.class_names import check_head, with_class_names
 
@@ -93,8 +95,7 @@ class Classifier:
         self.class_names = self.checkpoint.class_names or tuple(
             f"class {i}" for i in range(checkpoint.num_classes)
         )
-        self._by_sigmoid = self.checkpoint.loss == "sigmoid"
-        if self.checkpoint.num_classes and self._by_sigmoid:
+        if self.checkpoint.num_classes and self.checkpoint.loss == "sigmoid":
             logger.info(
                 "Probabilities are of each class by itself, by a sigmoid, and don't sum to 1: %s "
                 "was trained with optim.loss='sigmoid'.",
@@ -174,7 +175,7 @@ class Classifier:
 
     def _compute_probabilities(self, params: Any, images: jax.Array) -> jax.Array:
         logits: Any = self._model.apply({"params": params}, to_float(images), train=False)
-        return jax.nn.sigmoid(logits) if self._by_sigmoid else jax.nn.softmax(logits)
+        return PROBABILITIES[self.checkpoint.loss](logits)
 
     def _compute_features(
         self, layers: tuple[int, ...], params: Any, images: jax.Array
@@ -280,7 +281,7 @@ def read_image(image: Readable) -> np.ndarray:
 
     Args and errors are those of `images.use_image`.
     """
-    return use_image(image, lambda x: x if isinstance(x, np.ndarray) else transforms.decode(x))
+    return use_image(image, decode_whole)
 
 
 def view_image(

@@ -94,7 +94,9 @@ def sigmoid_cross_entropy(
     return optax.sigmoid_binary_cross_entropy(logits, targets).sum(-1)
 
 
-LOSSES = {  # by the value of config.optim.loss
+# By the value of config.optim.loss: the loss, and what makes probabilities of logits (…, c).
+LOSSES = {
     "softmax": softmax_cross_entropy,
     "sigmoid": sigmoid_cross_entropy,
 }
+PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
