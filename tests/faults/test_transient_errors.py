@@ -11,7 +11,7 @@ from conftest import write_jpegs
 from PIL import Image
 
 from vit_jax.config.defaults import default
-from vit_jax.data import pipeline, reading, sources, transforms
+from vit_jax.data import decoding, pipeline, reading, sources, transforms
 from vit_jax.data.__main__ import main as data_main
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import ExampleError, ReadError
@@ -154,14 +154,15 @@ def test_the_waits_between_attempts_grow_to_a_few_seconds(monkeypatch, folder, f
 def test_too_little_memory_is_told_as_that(folder, options, monkeypatch, on_error):
     options.on_error = on_error
     path = folder / "b" / "2.jpg"
-    decode, bad = transforms.decode, path.read_bytes()
+    decode, bad = decoding.decode, path.read_bytes()
 
     def no_memory(data, *background, **factor):
         if data == bad:
             raise MemoryError
         return decode(data, *background, **factor)
 
-    monkeypatch.setattr(transforms, "decode", no_memory)
+    for module in (transforms, decoding):  # of training, and of whole images
+        monkeypatch.setattr(module, "decode", no_memory)
     for use in (lambda: batch_of(source_of(folder), options), lambda: read_image(path)):
         with pytest.raises(MemoryError, match=f"{path} can't be read and decoded, 4 attempts"):
             use()

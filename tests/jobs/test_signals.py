@@ -100,6 +100,7 @@ def test_a_second_signal_ends_the_process_but_not_at_once(capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         send(signal.SIGTERM)
         assert ended == [] and capsys.readouterr().err.count("saving") == 1
+        time.sleep(0.6)  # since the thread that reads signals had the first one
         send(signal.SIGINT)
         assert ended == [signal.SIGINT] and signals.number == signal.SIGTERM
 
