@@ -52,6 +52,7 @@ def test_the_best_stays_beside_the_newest_and_is_opened_by_name(
     assert load(run).step == 6
     for path in (run, run / "checkpoints", run / "checkpoints" / "6"):
         assert load(f"{path}@best").step == 2
+    assert load(f"{run}@best/").step == 2
     convert.main([f"{run}@best", str(tmp_path / "best.npz")])
     with pytest.raises(FileNotFoundError, match="There is no checkpoint in"):
         load(tmp_path / "nothing@best")

@@ -182,8 +182,8 @@ def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
         used, see `common.files.absolute`.
     """
     root = absolute(path)
-    if names_best(path):
-        return _find_best(find_checkpoint(os.fspath(path).removesuffix(BEST)))
+    if run := run_of_best(path):
+        return _find_best(find_checkpoint(run))
     if (root / "params").is_dir():
         return root
     for folder in (root / "checkpoints", root):
@@ -196,9 +196,10 @@ def find_checkpoint(path: str | epath.PathLike) -> epath.Path:
     )
 
 
-def names_best(path: str | epath.PathLike) -> bool:
-    """Returns True if a path stands for a run's best checkpoint, as WORKDIR@best does."""
-    return os.fspath(path).endswith(BEST) and not absolute(path).exists()
+def run_of_best(path: str | epath.PathLike) -> str | None:
+    """Returns WORKDIR of a path WORKDIR@best, which isn't a folder's own name; else None."""
+    name = os.fspath(path).rstrip("/")  # completion in a shell may add a slash
+    return name.removesuffix(BEST) if name.endswith(BEST) and not absolute(path).exists() else None
 
 
 def _find_best(newest: epath.Path) -> epath.Path:

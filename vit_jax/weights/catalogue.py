@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from vit_jax import models
 from vit_jax.checkpoints.best import BEST
-from vit_jax.checkpoints.checkpoint import find_checkpoint
+from vit_jax.checkpoints.checkpoint import find_checkpoint, run_of_best
 from vit_jax.common.files import local_path, looks_like_path
 from vit_jax.common.messages import closest
 from vit_jax.common.names import printable
@@ -191,8 +191,8 @@ def find(source: str | os.PathLike) -> str:
     if "://" not in source:
         if (path := local_path(find_in_repository(source))).exists():
             return str(path)
-        if source.endswith(BEST):
-            return str(find_checkpoint(find_in_repository(source.removesuffix(BEST)) + BEST))
+        if run := run_of_best(source):
+            return str(find_checkpoint(find_in_repository(run) + BEST))
         return find(_address_of(source))
     scheme, rest = source.split("://", 1)
     if scheme == "gs":
