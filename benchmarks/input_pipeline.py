@@ -12,6 +12,8 @@ each round's ratio to vit_jax.
     vit_jax float32   the same scaled to [-1, 1] by `patches.to_float`, here on the CPU
     tf.data           decode_and_crop_jpeg, all settings left to AUTOTUNE, cast to uint8
     tf.data float32   the same scaled to [-1, 1]
+    … packed          uint8 from what `python -m vit_jax.data pack` made of the JPEGs; tf.data
+                      doesn't read array_record files, and gets the same small JPEGs as files
 
 TensorFlow draws its crops with sample_distorted_bounding_box from the same ranges. It needs an
 interpreter with tensorflow: this one, with `pip install -e ".[bench]"`, or that of --tf_python.
@@ -38,7 +40,10 @@ import numpy as np
 
 from benchmarks import machine
 
-CONTENDERS = ("vit_jax", "vit_jax float32", "tf.data", "tf.data float32")
+CONTENDERS = (
+    *("vit_jax", "vit_jax float32", "tf.data", "tf.data float32"),
+    *("vit_jax packed", "tf.data packed"),
+)
 QUALITY = 90
 # A segment of a JPEG file whose one tag, orientation, is 6: the image is to be turned to the right.
 EXIF = b"\xff\xe1\0\x22Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6" + bytes(6)
@@ -75,6 +80,20 @@ def draw(folder: pathlib.Path, count: int, height: int, width: int) -> None:
         (folder / "photos" / f"{i:05}.jpg").write_bytes(data)
 
 
+def pack(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, str]:
+    """Packs the JPEGs of --photos; returns the folder of each contender that reads the result."""
+    from vit_jax.data import packed_records, packing, sources
+
+    packed, unpacked = folder / "packed", folder / "unpacked"
+    options = packed_records.PackOptions(args.side, args.quality)
+    dataset = sources.open_dataset(str(packing.pack(args.photos, packed, options)))
+    source = dataset.source("+".join(dataset.splits))
+    (unpacked / "photos").mkdir(parents=True)
+    for i in range(len(source)):
+        (unpacked / "photos" / f"{i:05}.jpg").write_bytes(source[i].image)
+    return {"vit_jax packed": str(packed), "tf.data packed": str(unpacked)}
+
+
 def files(folder: str) -> list[str]:
     """Returns the JPEGs of a folder of classes, FOLDER/<class>/*.jpg."""
     return sorted(glob.glob(f"{glob.escape(folder)}/*/*.jpg"))
@@ -96,7 +115,7 @@ def of_vit_jax(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
     options.image_size, options.crop_area = args.image_size, AREA[0]
     options.threads, options.prefetch = args.threads, args.prefetch
     dataset = sources.open_dataset(str(pathlib.Path(args.photos).resolve()))
-    _, source = sources.open_source(dataset, "train", "train")
+    _, source = sources.open_source(dataset, "train", "+".join(dataset.splits))
     to_float = jax.jit(to_float)
 
     def start():
@@ -181,7 +200,7 @@ def contender(name: str, args: argparse.Namespace) -> machine.Contender:
         "-m",
         "benchmarks.input_pipeline",
         f"--contender={name}",
-        f"--photos={args.photos}",
+        f"--photos={args.folders.get(name, args.photos)}",
         f"--batch={args.batch}",
         f"--image_size={args.image_size}",
         f"--threads={args.threads}",
@@ -228,6 +247,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=512, help="JPEGs to draw")
     parser.add_argument("--height", type=int, default=375, help="pixels of a drawn JPEG")
     parser.add_argument("--width", type=int, default=500, help="pixels of a drawn JPEG")
+    parser.add_argument("--side", type=int, default=256, help="pixels of packed JPEGs")
+    parser.add_argument("--quality", type=int, default=85, help="of packed JPEGs")
     parser.add_argument("--batch", type=int, default=64, help="images")
     parser.add_argument("--image_size", type=int, default=224, help="pixels")
     parser.add_argument("--threads", type=int, default=2, help="vit_jax's data.threads")
@@ -245,6 +266,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not args.photos:
             draw(pathlib.Path(folder), args.count, args.height, args.width)
             args.photos = folder
+        needs_packed = any(name.endswith("packed") for name in args.contenders)
+        args.folders = pack(pathlib.Path(folder), args) if needs_packed else {}
         sizes = [pathlib.Path(path).stat().st_size / 1000 for path in files(args.photos)]
         rows = compare(args)
     about = machine.description("grain", "simplejpeg")
@@ -253,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = subprocess.run([args.tf_python, "-c", code], capture_output=True, text=True)
         about["tensorflow-cpu"] = found.stdout.strip()
     about |= {"files": len(sizes), "median_kb": round(machine.median(sizes))}
+    if needs_packed:
+        about |= {"side": args.side, "quality": args.quality}
     about |= {k: getattr(args, k) for k in ("batch", "image_size", "threads", "prefetch", "rounds")}
     machine.report("Input pipeline", rows, about, args.json)
 
