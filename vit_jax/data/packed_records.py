@@ -18,6 +18,8 @@ from vit_jax.data.pixels import WHITE
 from vit_jax.data.resizing import FILTERS, antialiased_window, find_factor
 from vit_jax.data.transforms import is_colour
 
+_FILTER = FILTERS["bicubic_antialias"]
+
 
 class PackOptions(NamedTuple):
     """How images are packed.
@@ -59,16 +61,20 @@ def shrink(image: bytes | np.ndarray, side: int, background: tuple[int, int, int
     Raises:
       ValueError, MemoryError: see `decode`.
     """
+    header = None if isinstance(image, np.ndarray) else read_header(image)
+    factor = find_factor(header[:2], (side, side)) if header else 1
     if not isinstance(image, np.ndarray):
-        header = read_header(image)
-        factor = find_factor(header[:2], (side, side)) if header else 1
         image = decode(image, background, factor=factor)
-    height, width = image.shape[:2]
+    height, width = header[:2] if header else image.shape[:2]
     scale = side / min(height, width)
     if scale >= 1:
         return image
-    whole = max(side, round(height * scale)), max(side, round(width * scale))
-    return antialiased_window(image, whole, (0, 0), whole, FILTERS["bicubic_antialias"])
+    size = max(side, round(height * scale)), max(side, round(width * scale))
+    if header is None or factor == 1:
+        return antialiased_window(image, size, (0, 0), size, _FILTER)
+    top, left = header.before(factor)
+    box = (left / factor, top / factor, (left + width) / factor, (top + height) / factor)
+    return np.asarray(Image.fromarray(image).resize(size[::-1], _FILTER, box=box))
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

@@ -94,7 +94,7 @@ def pack(
         raise
     except OSError as error:
         raise OSError(
-            f"{cannot_write(folder, error)} Files that are finished stay: when there is space, "
+            f"{cannot_write(folder, error)} Files that are finished stay: when that is mended, "
             f"start the same command again."
         ) from error
     for info in infos:
