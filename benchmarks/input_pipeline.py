@@ -6,7 +6,8 @@ Files are read, decoded, cropped at random as Inception does, resized bilinearly
 and batched. Nothing is trained. Each contender is a process of its own. They take turns, so that
 the machine's other work slows all of them alike. In each turn a contender starts its pipeline anew,
 and counts images after a warm-up. Images/s are medians over the rounds, and ratios the medians of
-each round's ratio to vit_jax.
+each round's ratio to vit_jax. Beside other work, the processor time of an image says more: whoever
+has more threads gets more of the processors.
 
     vit_jax           `pipeline.train_batches`: uint8, as sent to the device
     vit_jax float32   the same scaled to [-1, 1] by `patches.to_float`, here on the CPU
@@ -170,12 +171,18 @@ def of_tf_data(args: argparse.Namespace) -> Callable[[], Iterator[np.ndarray]]:
 def work(args: argparse.Namespace) -> None:
     """Measures when asked."""
     start = (of_vit_jax if args.contender.startswith("vit_jax") else of_tf_data)(args)
+    processor = 0.0
 
     def speed(seconds):
+        nonlocal processor
+        if not seconds:
+            return processor
         batches = start()
         # In the warm-up, buffers fill and AUTOTUNE finds its settings.
         count_batches(batches, seconds / 2)
+        before = time.process_time()
         count, took = count_batches(batches, seconds)
+        processor = 1000 * (time.process_time() - before) / (args.batch * (count + 1))
         batches.close()
         return args.batch * count / took
 
@@ -193,7 +200,10 @@ def count_batches(batches: Iterator[np.ndarray], seconds: float) -> tuple[int, f
 
 
 def contender(name: str, args: argparse.Namespace) -> machine.Contender:
-    """Starts a contender: asked to run for some seconds, it answers with its images/s."""
+    """Starts a contender: asked to run for some seconds, it answers with its images/s.
+
+    Asked for none, it answers with the processor time of an image in its last turn, in ms.
+    """
     python = args.tf_python if name.startswith("tf.data") else sys.executable
     command = [
         python,
@@ -215,10 +225,11 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     try:
         for c in contenders:
             c.ask(args.seconds / 4)
-        speeds = [[c.ask(args.seconds) for c in contenders] for _ in range(args.rounds)]
+        turns = [[(c.ask(args.seconds), c.ask(0)) for c in contenders] for _ in range(args.rounds)]
     finally:
         for c in contenders:
             c.close()
+    speeds, times = np.moveaxis(turns, 2, 0)
     first = args.contenders.index("vit_jax") if "vit_jax" in args.contenders else 0
 
     def ratio(i):
@@ -230,6 +241,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             "images/s": machine.median(turn[i] for turn in speeds),
             "slowest": min(turn[i] for turn in speeds),
             "fastest": max(turn[i] for turn in speeds),
+            "processor ms/image": machine.median(turn[i] for turn in times),
             f"{args.contenders[first]} is": f"{ratio(i):.2f}x",
         }
         for i, name in enumerate(args.contenders)

@@ -19,7 +19,8 @@ from vit_jax.data import packing, parquet_files
 from vit_jax.data.__main__ import main
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.inputs import open_inputs
-from vit_jax.data.packed_records import PackOptions, encode_jpeg, shrink
+from vit_jax.data.jpeg_rows import encode_rows
+from vit_jax.data.packed_records import PackOptions, shrink
 from vit_jax.data.parquet import ParquetDataset
 from vit_jax.data.sources import open_dataset, open_source
 
@@ -166,7 +167,7 @@ def test_transparent_pixels_are_laid_over_the_background():
 
 def test_quality_and_chroma():
     image = shrink(photo(200, 200), 100, (0, 0, 0))
-    data = encode_jpeg(image, 60)
+    data = encode_rows(image, 60)
     reference = io.BytesIO()
     Image.fromarray(image).save(reference, "JPEG", quality=60)
     with Image.open(io.BytesIO(data)) as found, Image.open(reference) as expected:

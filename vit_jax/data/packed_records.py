@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from PIL import Image
 from vit_jax.common.names import printable
 from vit_jax.data.dataset import Dataset, ExampleError, Source
 from vit_jax.data.decoding import decode, read_header
+from vit_jax.data.jpeg_rows import encode_rows
 from vit_jax.data.pipeline import ON_ERROR, SkippedImages, check_label, view_example
 from vit_jax.data.pixels import WHITE
 from vit_jax.data.resizing import FILTERS, antialiased_window, find_factor
@@ -77,22 +77,6 @@ def shrink(image: bytes | np.ndarray, side: int, background: tuple[int, int, int
     return np.asarray(Image.fromarray(image).resize(size[::-1], _FILTER, box=box))
 
 
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Returns an image, uint8 RGB (h, w, 3), as a baseline JPEG file with chroma at half the sides.
-
-    Each row of blocks ends with a restart marker (ITU-T T.81, B.2.4.4).
-
-    Raises:
-      ValueError: a side is too long for JPEG.
-    """
-    if max(image.shape) > 65_500:
-        raise ValueError("it is too long for JPEG, whose sides have at most 65,500 pixels")
-    data = io.BytesIO()
-    options = {"quality": quality, "subsampling": "4:2:0", "restart_marker_rows": 1}
-    Image.fromarray(image).save(data, "JPEG", **options)
-    return data.getvalue()
-
-
 def record_features(dataset: Dataset, *, several: bool) -> tfds.features.FeaturesDict:
     """Returns what a record holds, in the words of tfds."""
     label = tfds.features.ClassLabel(names=dataset.class_names)
@@ -117,7 +101,7 @@ def record_encoder(
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
 
     def encode_image(image: bytes | np.ndarray) -> bytes:
-        return encode_jpeg(shrink(image, options.side, options.background), options.quality)
+        return encode_rows(shrink(image, options.side, options.background), options.quality)
 
     def encode(index: int) -> bytes | None:
         try:
