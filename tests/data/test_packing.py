@@ -304,6 +304,13 @@ def test_a_folder_of_other_images_or_options(photos, tmp_path):
     assert sorted(x.name for x in other.iterdir()) == ["daisy", "rose"]
 
 
+@pytest.mark.parametrize("text", ["", "[1]", "7", "{"])
+def test_a_damaged_pack_file(text, photos, tmp_path):
+    (tmp_path / "pack.json").write_text(text)
+    with pytest.raises(ValueError, match=r"pack\.json is damaged: delete its folder"):
+        packing.pack(str(photos), tmp_path, SMALL)
+
+
 def test_two_processes_do_not_write_at_once(photos, tmp_path):
     packed = packing.pack(str(photos), tmp_path / "packed", SMALL)
     with open(packed / "pack.json") as file:

@@ -169,11 +169,13 @@ def _claim(folder: pathlib.Path, plan: Mapping[str, Any]) -> Iterator[None]:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"Another process packs into {printable(folder)}.") from None
+        except OSError:  # some network file systems have no locks
+            pass
         try:
-            old = json.load(opened)
-        except ValueError as error:
+            old = dict(json.load(opened))
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{printable(file)} is damaged: delete {printable(folder)}."
+                f"{printable(file)} is damaged: delete its folder, and start again."
             ) from error
         new = json.loads(to_json(plan))
         differences = [
