@@ -106,7 +106,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--background",
-        type=_parse_colour,
+        type=colour,
         default=default.background,
         metavar="R,G,B",
         help="what transparent pixels are laid over (default: white)",
@@ -120,7 +120,8 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data_dir", help="tfds's folder, if SOURCE is a data set of tfds")
 
 
-def _parse_colour(text: str) -> tuple[int, ...]:
+def colour(text: str) -> tuple[int, ...]:  # argparse names it where it fails
+    """Returns the numbers of "R,G,B"."""
     return tuple(int(x) for x in text.split(","))
 
 
