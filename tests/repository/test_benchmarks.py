@@ -71,13 +71,14 @@ def test_matmuls(tmp_path):
 
 
 def test_input_pipeline(tmp_path):
-    names = ["vit_jax", "vit_jax float32"]
+    names = ["vit_jax", "vit_jax float32", "vit_jax packed"]
     if importlib.util.find_spec("tensorflow"):
         names += ["tf.data", "tf.data float32"]
     found = rows(tmp_path, "input_pipeline", "--count=4", "--contenders", *names, *SMALL)
-    assert [row.keys() for row in found] == [{"contender", "vit_jax is"} | TURNS] * len(names)
+    keys = {"contender", "vit_jax is", "processor ms/image"} | TURNS
+    assert [row.keys() for row in found] == [keys] * len(names)
     assert [row["contender"] for row in found] == names
-    assert all(row["images/s"] > 0 for row in found)
+    assert all(row["images/s"] > 0 and row["processor ms/image"] > 0 for row in found)
 
 
 def test_startup(tmp_path, image_folder):

@@ -62,6 +62,10 @@ with epy.lazy_api_imports(globals()):
     # data sets are opened by their names
     from vit_jax.data.sources import TfdsDataset, open_dataset, open_source
 
+    # any data set as files of small JPEGs
+    from vit_jax.data.packed_records import PackOptions
+    from vit_jax.data.packing import pack
+
     # splits, in the syntax of tfds
     from vit_jax.data.splits import default_splits, hold_out, parse_split, split_size
 

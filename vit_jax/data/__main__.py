@@ -1,4 +1,4 @@
-"""Checks images in folders and Parquet files, prepares and converts tfds data sets: before a run.
+"""Checks images in folders and Parquet files, packs images, prepares tfds data sets: before a run.
 
 None of it needs TensorFlow, but for `prepare` with those data sets whose own code does.
 """
@@ -21,10 +21,14 @@ from vit_jax.common.names import printable
 from vit_jax.config.keys import is_folder
 from vit_jax.data import checks
 from vit_jax.data.builders import prepare
+from vit_jax.data.packed_records import PackOptions
+from vit_jax.data.packing import pack
+from vit_jax.data.pipeline import ON_ERROR
 
 _EXAMPLES = """
 examples:
   python -m vit_jax.data check PHOTOS
+  python -m vit_jax.data pack PHOTOS packed --side=256
   python -m vit_jax.data prepare tf_flowers
   python -m vit_jax.data convert ~/tensorflow_datasets/imagenet2012/5.1.0
 """
@@ -47,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     layouts = "<class>/* or train|val|test/<class>/*, or Parquet files, or one Parquet file"
     checking.add_argument("directory", help=layouts)
+    _add_pack(commands.add_parser("pack", help="write small JPEGs to files that are quick to read"))
     preparing = commands.add_parser("prepare", help="download and prepare a tfds data set")
     preparing.add_argument("name", help="tfds name, such as tf_flowers")
     preparing.add_argument("--data_dir", help="default: tfds's own, ~/tensorflow_datasets")
@@ -65,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             with stop_at_closed_pipe():
                 print(*problems, *summary, sep="\n")
             sys.exit(1 if problems else 0)
+        elif args.command == "pack":
+            options = PackOptions(args.side, args.quality, args.background, args.on_error)
+            folder = pack(args.source, args.out, options, args.data_dir)
         elif args.command == "prepare":
             folder = prepare.prepare(args.name, args.data_dir).data_path
         else:
@@ -75,6 +83,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(describe_out_of_memory(error, "Take a machine with more memory."))
     with stop_at_closed_pipe():
         print(folder)
+
+
+def _add_pack(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `pack`."""
+    default = PackOptions()
+    parser.description = (
+        "Write the images of a data set as small JPEGs into array_record files, shuffled, which a "
+        "run reads like any data set: --config.data.name=OUT. The same command goes on after an "
+        "interruption."
+    )
+    parser.add_argument("source", help="what data.name can be: a folder, a file, a data set")
+    parser.add_argument("out", help="a folder, new or empty")
+    parser.add_argument(
+        "--side",
+        type=int,
+        default=default.side,
+        help=f"pixels of the shorter side, at most (default: {default.side})",
+    )
+    parser.add_argument(
+        "--quality", type=int, default=default.quality, help=f"of JPEG (default: {default.quality})"
+    )
+    parser.add_argument(
+        "--background",
+        type=colour,
+        default=default.background,
+        metavar="R,G,B",
+        help="what transparent pixels are laid over (default: white)",
+    )
+    parser.add_argument(
+        "--on_error",
+        choices=ON_ERROR,
+        default=default.on_error,
+        help=f"at an image that can't be used (default: {default.on_error})",
+    )
+    parser.add_argument("--data_dir", help="tfds's folder, if SOURCE is a data set of tfds")
+
+
+def colour(text: str) -> tuple[int, ...]:  # argparse names it where it fails
+    """Returns the numbers of "R,G,B"."""
+    return tuple(int(x) for x in text.split(","))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from vit_jax.common.files import local_path
 from vit_jax.common.names import class_name, printable
 from vit_jax.data.dataset import Example, Label, classes_of
@@ -47,6 +49,10 @@ class ParquetSource:
     def __getitem__(self, index: int) -> Example:
         image, id = self._groups.read_image(self._rows[index])
         return Example(image, self.labels[index], id)
+
+    def shuffled(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns the indices in a random order that is quick to read, see `RowGroups.shuffled`."""
+        return self._groups.shuffled(self._rows, rng)
 
 
 class ParquetDataset:

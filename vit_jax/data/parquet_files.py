@@ -74,8 +74,23 @@ class RowGroups:
             return []
         return [
             f"{self._total / 1e9:.1f} GB in row groups of up to {self._largest / 1e6:.1f} MB: in "
-            f"random order, reading an image mostly takes reading its row group"
+            f"random order, reading an image mostly takes reading its row group. "
+            f"`python -m vit_jax.data pack` makes files of them that are quick to read"
         ]
+
+    def shuffled(self, rows: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+        """Returns the numbers 0 … n - 1 of n rows in a random order that reads each group once.
+
+        So many groups as stay in memory are drawn, and their rows are mixed.
+
+        Args:
+          rows: of these rows of all files.
+          rng: where all is drawn from.
+        """
+        in_memory = self._cached.cache_parameters()["maxsize"]
+        turns = rng.permutation(len(self._groups)) // in_memory
+        groups = np.searchsorted(self._starts, rows, side="right") - 1
+        return np.lexsort((rng.random(len(rows)), turns[groups]))
 
     def read_image(self, row: int) -> tuple[bytes, str]:
         """Returns the encoded image of a row, and the example's id."""

@@ -226,10 +226,10 @@ def decode_example(source: Source, index: int) -> tuple[np.ndarray, Example]:
       ExampleError: the example is damaged, or its image can't be decoded.
       ReadError, MemoryError: it can't be read or decoded at the moment, even after a few attempts.
     """
-    return _view_example(source, index, decode_whole)
+    return view_example(source, index, decode_whole)
 
 
-def _view_example(
+def view_example(
     source: Source, index: int, view: Callable[[bytes | np.ndarray], T]
 ) -> tuple[T, Example]:
     """Returns what `view` returns for an example's image, and the example; see `decode_example`.
@@ -276,11 +276,11 @@ class _Reader:
         self._bad: dict[int, ExampleError] = {}  # by index: these are not decoded again
 
     def read(self, index: int, view: Callable[[bytes | np.ndarray], T]) -> tuple[T, Example] | None:
-        """Returns what `_view_example` returns. None if the example is skipped."""
+        """Returns what `view_example` returns. None if the example is skipped."""
         if index in self._bad:
             return None
         try:
-            return _view_example(self._source, index, view)
+            return view_example(self._source, index, view)
         except ExampleError as error:
             if not self._skip:
                 raise ValueError(

@@ -18,7 +18,7 @@ from vit_jax.common.files import local_path
 from vit_jax.common.names import printable
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders import prepare, vtab
-from vit_jax.data.builders.record_files import system_errors
+from vit_jax.data.builders.record_files import INFO, PACK_FILE, system_errors
 from vit_jax.data.dataset import Dataset, Example, ExampleError, Label, Source
 from vit_jax.data.folders import FolderDataset
 from vit_jax.data.parquet import ParquetDataset
@@ -95,7 +95,7 @@ class TfdsDataset:
     may have several.
 
     Args:
-      name: tfds's name, with or without a config and a version.
+      name: tfds's name, with or without a config and a version; or the path of a version's folder.
       data_dir: tfds's folder. None for its default, see `open_dataset`.
       task: a task of VTAB, which says how to make image and label. None reads both from tfds
         features.
@@ -173,8 +173,8 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
 
     Args:
       name: a path, see `config.keys.is_folder`: a folder of images or of Parquet files, or one of
-        these; or "vtab/" and a task of `vtab.TASKS`; or the name of a tfds data set, such as
-        "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
+        these, or a folder that tfds or `packing.pack` wrote; or "vtab/" and a task of `vtab.TASKS`;
+        or the name of a tfds data set, such as "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
       data_dir: where tfds keeps prepared data. None for ~/tensorflow_datasets, its default.
 
     Raises:
@@ -183,6 +183,8 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
       ImportError: preparing the data set needs TensorFlow.
       ConnectionError: the data set can't be downloaded.
     """
+    if is_folder(name) and (local_path(name) / INFO).is_file():
+        return TfdsDataset(name)
     if is_folder(name):
         found = open_folder(name)
         for line in found.describe():
@@ -219,6 +221,16 @@ def open_folder(path: str) -> FolderDataset | ParquetDataset:
     try:
         return FolderDataset(path)
     except FileNotFoundError:
+        if (root / INFO).is_file():
+            raise ValueError(
+                f"{printable(root)} holds a prepared data set, no images in folders. A run reads "
+                f"it, and `python -m vit_jax.data check` doesn't."
+            ) from None
+        if (root / PACK_FILE).is_file():
+            raise FileNotFoundError(
+                f"{printable(root)} isn't packed to its end: start the same command, "
+                f"`python -m vit_jax.data pack`, again."
+            ) from None
         if not find_files(root):
             raise
         return ParquetDataset(root)

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.data.decoding import decode, read_header
+from vit_jax.data.jpeg_rows import keep_rows
 from vit_jax.data.pixels import WHITE
 from vit_jax.data.resizing import (
     EVAL_CROPS,
@@ -193,11 +194,15 @@ def training_view(
     if header is not None and options.crop in WINDOWS:
         window = WINDOWS[options.crop](*header[:2], rng, area=(options.crop_area, 1.0))
         factor = find_factor(window[2:], size)
-        decoded = decode(image, view.background, factor=factor)
         if factor > 1:
+            decoded = decode(image, view.background, factor=factor)
             top, left = np.add(window[:2], header.before(factor))
             return _resize_reduced(decoded, factor, (top, left, *window[2:]), size)
         top, left, h, w = window
+        if header.orientation == 1:
+            image, first = keep_rows(image, top, top + h)
+            top -= first
+        decoded = decode(image, view.background)
         return resize(decoded[top : top + h, left : left + w], size)
     factor = 1
     if header is not None and options.crop == "resize":

@@ -36,6 +36,7 @@ from vit_jax.common.files import (
     write_file,
 )
 from vit_jax.common.messages import closest, first_few
+from vit_jax.config.keys import is_folder
 from vit_jax.data.builders.cifar import Cifar10, Cifar100
 from vit_jax.data.builders.oxford_flowers102 import OxfordFlowers102
 from vit_jax.data.builders.oxford_iiit_pet import OxfordIiitPet
@@ -64,8 +65,9 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
     """Returns a data set ready for `as_data_source`. It is prepared first if none is there.
 
     Args:
-      name: NAME, NAME/CONFIG or NAME:VERSION. Without a version, the newest that is there is
-        opened; of a data set that this package prepares, the version that it prepares.
+      name: NAME, NAME/CONFIG or NAME:VERSION, or the path of a version's folder. Without a
+        version, the newest that is there is opened; of a data set that this package prepares, the
+        version that it prepares.
       data_dir: tfds's folder. None for $TFDS_DATA_DIR or ~/tensorflow_datasets, its default.
 
     Raises:
@@ -76,7 +78,7 @@ def open_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBui
       ConnectionError: the data set could not be downloaded.
       OSError: the disk is full.
     """
-    folder = find(name, data_dir)
+    folder = epath.Path(local_path(name)) if is_folder(name) else find(name, data_dir)
     return _open(folder) if folder else prepare(name, data_dir)
 
 

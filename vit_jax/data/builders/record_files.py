@@ -20,6 +20,7 @@ from etils import epath
 from vit_jax.data.reading import retry
 
 INFO = "dataset_info.json"
+PACK_FILE = "pack.json"  # says how `data.packing` made a data set
 
 
 class DataError(ValueError):
@@ -53,20 +54,35 @@ def check_count(path: epath.PathLike, count: int, named: epath.PathLike | None =
       ReadError: the file can't be read.
     """
     named = named or path
-
-    def count_records() -> int:
-        with system_errors(), contextlib.closing(ArrayRecordReader(str(path))) as reader:
-            return reader.num_records()
-
-    try:
-        found = retry(count_records, str(named))
-    except RuntimeError as error:
-        raise DataError(f"{named} is cut off or damaged: copy or prepare it again.") from error
+    found = count_records(path, named)
     if found != count:
         raise DataError(
             f"{named} holds {found} records, but {INFO} beside it says {count}: copy or prepare "
             f"both again."
         )
+
+
+def count_records(path: epath.PathLike, named: epath.PathLike | None = None) -> int:
+    """Returns the number of records in an array_record file.
+
+    Args:
+      path: the file.
+      named: the file that messages name. None for `path`.
+
+    Raises:
+      DataError: it is damaged.
+      ReadError: it can't be read.
+    """
+    named = named or path
+
+    def count() -> int:
+        with system_errors(), contextlib.closing(ArrayRecordReader(str(path))) as reader:
+            return reader.num_records()
+
+    try:
+        return retry(count, str(named))
+    except RuntimeError as error:
+        raise DataError(f"{named} is cut off or damaged: copy or prepare it again.") from error
 
 
 def read_tfrecords(path: epath.Path) -> Iterator[bytes]:
