@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import zipfile
 import pytest
 from conftest import REPOSITORY, environment
 
-from vit_jax.common.repository import find_in_repository
+from vit_jax.common.repository import find_config, find_in_repository
 
 SLOW = pytest.mark.slow  # of what needs a wheel
 
@@ -74,12 +75,14 @@ def test_it_holds_configurations_the_list_and_the_small_checkpoint(installed):
     [
         (["--config=configs/quickstart.py"], "Nano/8"),
         (["--config", "configs/pretrain.py:Ti/16,PHOTOS"], "Ti/16"),
+        (["--config=finetune:S/16,cifar10"], "S/16"),
     ],
 )
 def test_a_configuration_is_found_and_said(installed, tmp_path, config, variant):
     done = run(installed, tmp_path, "-m", "vit_jax.main", *config, "--print_config")
     assert f"--config.model.variant={variant}" in done.stdout.splitlines()
-    name = config[-1].removeprefix("--config=").partition(":")[0]
+    path = config[-1].removeprefix("--config=").partition(":")[0]
+    name = f"configs/{pathlib.PurePath(path).stem}.py"
     assert done.stderr == (
         f"There is no {name} in this folder: taking the package's own, "
         f"{installed / 'vit_jax' / 'repository' / name}.\n"
@@ -96,6 +99,25 @@ def test_a_file_of_the_current_folder_comes_first(tmp_path, monkeypatch):
     assert find_in_repository(name) == name
 
 
+def test_a_configuration_has_one_name_in_several_spellings(tmp_path, monkeypatch):
+    """A file of that path comes first, then `configs/NAME.py` here, then the package's own."""
+    monkeypatch.chdir(tmp_path)
+    spellings = ("masked", "masked.py", "configs/masked", "vit_jax/configs/masked.py")
+    own = str(REPOSITORY / "configs" / "masked.py")
+    assert [find_config(name) for name in spellings] == [own] * 4
+    for path in ("", ".", "none", "other/masked.py", "/masked.py", "./masked", "configs/", "a\nb"):
+        assert find_config(path) == path
+    (tmp_path / "masked").mkdir()  # a folder is no configuration
+    assert find_config("masked") == own
+    for name in ("masked", "mine"):
+        (tmp_path / "configs").mkdir(exist_ok=True)
+        (tmp_path / "configs" / f"{name}.py").touch()
+    assert [find_config(name) for name in spellings] == ["configs/masked.py"] * 4
+    assert find_config("mine") == "configs/mine.py"
+    (tmp_path / "masked.py").touch()
+    assert find_config("masked.py") == "masked.py" and find_config(own) == own
+
+
 PROGRAM = """
 import json, pathlib, vit_jax
 from vit_jax.common import repository
@@ -105,6 +127,7 @@ print(json.dumps({
     "published": len(catalogue.published()),
     "example": catalogue.published_source("B/16"),
     "downloads": str(catalogue._downloads()),
+    "install": repository.install_command("onnx"),
     "others": [repository.find_in_repository(x) for x in ("setup.py", "configs/../x", "/configs")],
 }))
 """
@@ -119,5 +142,6 @@ def test_checkpoints_are_found_by_name(installed, tmp_path):
         "published": len(lines) - 1,
         "example": "B/16",
         "downloads": str(tmp_path / "cache" / "vit_jax" / "checkpoints"),
+        "install": 'pip install "vit_jax[onnx]"',
         "others": ["setup.py", "configs/../x", "/configs"],
     }
