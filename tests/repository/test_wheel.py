@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from conftest import REPOSITORY, environment
 from vit_jax.common.repository import find_config, find_in_repository
 
 SLOW = pytest.mark.slow  # of what needs a wheel
+SOURCE = (  # what a wheel is made of
+    *("vit_jax", "configs", "checkpoints/quickstart"),
+    *("setup.py", "pyproject.toml", "README.md", "checkpoints/published.csv"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +29,9 @@ def installed(tmp_path_factory):
         pytest.skip("pip or setuptools is not installed")
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in ("vit_jax", "configs", "checkpoints/quickstart"):
-        shutil.copytree(REPOSITORY / name, source / name)
-    for name in ("setup.py", "pyproject.toml", "README.md", "checkpoints/published.csv"):
-        shutil.copy(REPOSITORY / name, source / name)
+    for name in SOURCE:
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, source / name)
     (source / "checkpoints" / "download.npz").touch()
 
     def call(*command, cwd):
@@ -87,6 +91,15 @@ def test_a_configuration_is_found_and_said(installed, tmp_path, config, variant)
         f"There is no {name} in this folder: taking the package's own, "
         f"{installed / 'vit_jax' / 'repository' / name}.\n"
     )
+
+
+def test_an_image_is_made_of_the_same_files():
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in lines if line[0] == "!"}
+    assert lines[1] == "*" and allowed == {*SOURCE, "constraints.txt"}
+    commands = (REPOSITORY / "Dockerfile").read_text()
+    setup = (REPOSITORY / "setup.py").read_text()
+    assert all(f'"{extra}": ' in setup for extra in re.findall(r"EXTRA=([a-z]+)", commands))
 
 
 def test_a_file_of_the_current_folder_comes_first(tmp_path, monkeypatch):
