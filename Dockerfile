@@ -13,7 +13,9 @@ ARG EXTRA=""
 RUN --mount=type=bind,target=/src,rw --mount=type=cache,target=/root/.cache/pip \
     pip install --root-user-action=ignore --constraint=/src/constraints.txt "/src${EXTRA:+[$EXTRA]}"
 
-RUN useradd --create-home --uid=1000 vit && install --directory --owner=vit /work
+# Data and caches go where results go, for every user, and stay if a folder is mounted there.
+ENV HOME=/work
+RUN useradd --uid=1000 --home-dir=/work --create-home vit
 USER 1000
 WORKDIR /work
 
