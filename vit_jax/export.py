@@ -24,7 +24,7 @@ from vit_jax.inference.exporter import FORMATS, export
 from vit_jax.weights.api import load
 
 _EXAMPLES = """
-OUT.onnx is an ONNX model (pip install -e ".[onnx]"); any other OUT is an artifact of
+OUT.onnx is an ONNX model (by the extra "onnx" of the package); any other OUT is an artifact of
 jax.export, with a JSON file beside it that describes it. Both take uint8 images (b, h, w, 3), for
 any b, and return float32 logits (b, c), or representations (b, d) of a model without a head. A
 program beside OUT, which is printed, too, classifies photos. For a model without its head, or with

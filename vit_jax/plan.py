@@ -6,8 +6,8 @@
 compiles the train step of a configuration for a TPU topology, or for the GPUs of a host such as
 `--topology=h100:8`, on any machine. It prints parameters, FLOPs, memory and communication and, by
 a roofline, the time of a step and of the whole run. Nothing is trained; no data and no weights are
-read. `--topology=local` is this machine's devices; TPUs need `pip install -e ".[tpu]"`, GPUs
-`pip install -e ".[cuda]"`.
+read. `--topology=local` is this machine's devices; TPUs need the extra "tpu" of the package, GPUs
+the extra "cuda".
 
     python -m vit_jax.plan --paper
 

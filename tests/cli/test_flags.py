@@ -83,6 +83,18 @@ def test_a_missing_configuration_is_asked_for():
         parse_flags(argv, values)
 
 
+@pytest.mark.parametrize(
+    ("name", "close"), [("quickstrt", "quickstart"), ("configs/finetun.py", "configs/finetune.py")]
+)
+def test_a_name_close_to_a_configurations_is_proposed(name, close):
+    values, argv = flags.FlagValues(), ["python -m vit_jax.plan", f"--config={name}"]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    with pytest.raises(
+        SystemExit, match=rf"no configuration file '{name}'; did you mean {close}\?"
+    ):
+        parse_flags(argv, values)
+
+
 @pytest.mark.parametrize("job", ["evaluate", "fewshot"])
 def test_a_recipe_of_training_has_no_view_of_other_weights(job, tmp_path):
     """A key on the command line stays, and so does that of a file for this job."""

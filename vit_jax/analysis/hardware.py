@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from vit_jax.common.repository import install_command
 from vit_jax.training.device_memory import device_memory
 
 GIB = 2**30
@@ -138,8 +139,8 @@ def _find_tpus(name: str) -> Topology:
         raise ValueError(unknown)
     if not _installed("libtpu"):
         raise ModuleNotFoundError(
-            f"--topology={name} takes libtpu, which compiles for TPUs without one: pip install -e "
-            f'".[tpu]". For this machine\'s devices: --topology=local.'
+            f"--topology={name} takes libtpu, which compiles for TPUs without one: "
+            f"{install_command('tpu')}. For this machine's devices: --topology=local."
         )
     options: dict[str, Any] = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
     if re.search(r":1(x1)*$", name):
@@ -163,7 +164,7 @@ def _find_gpus(name: str) -> Topology:
     if not any(map(_installed, _GPU_PLUGINS)):
         raise ModuleNotFoundError(
             f"--topology={name} takes JAX's plug-in for GPUs, which compiles for them without "
-            f'one: pip install -e ".[cuda]". For this machine\'s devices: --topology=local.'
+            f"one: {install_command('cuda')}. For this machine's devices: --topology=local."
         )
     gpu, count = GPUS[match[1]], int(match[2])
     chip = CHIPS[gpu.kind]

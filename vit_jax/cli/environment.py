@@ -24,6 +24,7 @@ from vit_jax.cli.lost_process import CONNECTING
 from vit_jax.cli.streams import GuardedStream
 from vit_jax.common.memory import is_out_of_memory
 from vit_jax.common.names import printable
+from vit_jax.common.repository import install_command
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +98,10 @@ def start_devices() -> None:
             reasons = ["JAX's plug-in for NVIDIA GPUs is not installed"]
         logger.warning(
             "This machine has an NVIDIA GPU, but JAX runs on the CPU: %s. To use the GPU, run "
-            '`pip install -e ".[cuda]"`, or with a driver older than 580 '
-            '`pip install -e ".[cuda12]"`. JAX_PLATFORMS=cpu chooses the CPU.',
+            "`%s`, or with a driver older than 580 `%s`. JAX_PLATFORMS=cpu chooses the CPU.",
             next(iter(reasons), "this process sees no /dev/nvidia0").rstrip(". "),
+            install_command("cuda"),
+            install_command("cuda12"),
         )
 
 
@@ -111,7 +113,7 @@ def _no_devices(error: Exception) -> str:
     return (
         f"JAX can't start its devices: {reason}. JAX_PLATFORMS=cpu chooses the CPU; without "
         f"JAX_PLATFORMS, JAX takes the best device that it finds. For an NVIDIA GPU, JAX needs its "
-        f'driver and `pip install -e ".[cuda]"`; for a TPU, `pip install -e ".[tpu]"`.'
+        f"driver and `{install_command('cuda')}`; for a TPU, `{install_command('tpu')}`."
     )
 
 

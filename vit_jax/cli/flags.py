@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vit_jax.common.repository import REPOSITORY, find_in_repository
+from vit_jax.common.repository import REPOSITORY, find_config
 from vit_jax.config.defaults import default
 from vit_jax.config.keys import look_up, no_such_key, what_fits
 from vit_jax.data.transforms import View
@@ -57,13 +57,13 @@ def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list
 
 
 def _find_configs(argv: list[str]) -> list[str]:
-    """Returns the command line, with the package's configurations where this folder has none."""
+    """Returns the command line, with paths in place of the names of configurations."""
     say = functools.partial(print, file=sys.stderr)  # logging starts later
     found = []
     for before, argument in itertools.pairwise(["", *argv]):
-        match = re.fullmatch("(--?config=)?(configs/[^:]+)(.*)", argument, re.DOTALL)
+        match = re.fullmatch("(--?config=)?([^:]+)(.*)", argument, re.DOTALL)
         if match and (match[1] or before in ("-config", "--config")):
-            argument = f"{match[1] or ''}{find_in_repository(match[2], say)}{match[3]}"
+            argument = f"{match[1] or ''}{find_config(match[2], say)}{match[3]}"
         found.append(argument)
     return found
 
@@ -106,7 +106,8 @@ def _config_message(argv: list[str], error: BaseException) -> str:
     file = found[1] if found else ""
     if isinstance(error, OSError) and not os.path.exists(file):
         known = {*glob.glob(f"{os.path.dirname(file) or '.'}/*.py"), *glob.glob("configs/*.py")}
-        known |= {f"configs/{path.name}" for path in REPOSITORY.glob("configs/*.py")}
+        own = list(REPOSITORY.glob("configs/*.py"))
+        known |= {f"configs/{path.name}" for path in own} | {path.stem for path in own}
         close = difflib.get_close_matches(file, map(os.path.normpath, known), n=1)
         hint = f"; did you mean {close[0]}?" if close else "."
         return f"There is no configuration file {file!r}{hint} {SEE_KEYS}"

@@ -55,6 +55,7 @@ _USE = """
     Runs a job:
       python -m vit_jax.main --config=FILE[:ARGUMENT] --workdir=FOLDER [--config.KEY=VALUE …]
 
+    FILE is a path, or the NAME of configs/NAME.py in this folder or else in the package.
     FOLDER gets checkpoints and results. The same command again goes on where the run stopped. The
     last line on stdout is the result, as JSON. On several hosts the same command runs on each: with
     --distributed on a TPU pod, in Slurm and in Open MPI, elsewhere with --coordinator_address,

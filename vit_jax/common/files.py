@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from vit_jax.common.names import printable, require_unicode
+from vit_jax.common.repository import install_command
 
 PathT = TypeVar("PathT", pathlib.Path, epath.Path)
 # What the system says where a file finds no space: a full disk, a quota, a limit on its size.
@@ -119,7 +120,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     except ImportError as error:
         raise ValueError(
             f"{path} is in a bucket of Google Cloud Storage, and reading and writing there needs "
-            f'gcsfs: pip install -e ".[gcs]".'
+            f"gcsfs: {install_command('gcs')}."
         ) from error
     bucket = epath.Path(_BUCKETS + path.split("/")[2])
     try:

@@ -20,6 +20,7 @@ import numpy as np
 
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import class_name, printable
+from vit_jax.common.repository import install_command
 from vit_jax.data.dataset import ExampleError
 from vit_jax.data.folder_layout import split_of_name
 from vit_jax.data.image_files import is_system_file
@@ -161,7 +162,7 @@ def _open(path: pathlib.Path, read: Callable[[parquet.ParquetFile], T], metadata
     except ImportError as error:
         raise ImportError(
             f"Reading {printable(path)} needs pyarrow, which is not installed ({error}): "
-            f'pip install -e ".[parquet]".'
+            f"{install_command('parquet')}."
         ) from error
     try:
         with parquet.ParquetFile(path, metadata=metadata) as file:

@@ -22,6 +22,7 @@ from vit_jax import models
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common import files
 from vit_jax.common.names import require_unicode
+from vit_jax.common.repository import install_command
 from vit_jax.data.transforms import view_of
 from vit_jax.inference.classifier import prepare, require_image_shape
 from vit_jax.inference.program import HIDING, program
@@ -183,7 +184,7 @@ def _write_onnx(checkpoint: Checkpoint, description: dict[str, Any], path: pathl
         import onnx
     except ImportError as error:
         raise ImportError(
-            f'ONNX needs jax2onnx, which is not installed ({error}): pip install -e ".[onnx]".'
+            f"ONNX needs jax2onnx, which is not installed ({error}): {install_command('onnx')}."
         ) from error
     if checkpoint.config.model.positions == "sincos":
         checkpoint = with_learned_positions(

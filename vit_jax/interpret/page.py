@@ -16,6 +16,7 @@ import numpy as np
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.common.names import printable
+from vit_jax.common.repository import install_command
 from vit_jax.data.builders import rendered_flowers
 from vit_jax.data.dataset import ExampleError
 from vit_jax.data.reading import read_file
@@ -230,7 +231,7 @@ def import_gradio() -> ModuleType:
         if error.name != "gradio":
             raise
         raise ModuleNotFoundError(
-            'The page is made by Gradio, which is not installed: pip install -e ".[demo]".'
+            f"The page is made by Gradio, which is not installed: {install_command('demo')}."
         ) from error
     return gradio
 

@@ -36,6 +36,7 @@ from vit_jax.common.files import (
     write_file,
 )
 from vit_jax.common.messages import closest, first_few
+from vit_jax.common.repository import install_command
 from vit_jax.config.keys import is_folder
 from vit_jax.data.builders.cifar import Cifar10, Cifar100
 from vit_jax.data.builders.oxford_flowers102 import OxfordFlowers102
@@ -127,7 +128,7 @@ def _generate(builder: tfds.core.DatasetBuilder, name: str, root: epath.Path) ->
     if builder.__module__.startswith("tensorflow_datasets.") and not find_spec("tensorflow"):
         raise ImportError(
             f"{there}, and tfds's own code needs TensorFlow once to prepare {name}, though not to "
-            f'read it. {by_hand or "To prepare it, "}run `pip install -e ".[prepare]"` '
+            f"read it. {by_hand or 'To prepare it, '}run `{install_command('prepare')}` "
             f"(tensorflow-cpu), and {command}, here or on another machine. "
             f"The folder to be read is {builder.data_path}."
         )
