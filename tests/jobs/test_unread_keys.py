@@ -102,6 +102,7 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
         ({"objective": "masked_patches"}, "optim.head_lr", "objective is not 'classification'"),
         ({"optim.freeze": "encoder"}, "optim.layer_decay", "only the head is trained"),
+        ({"model.lora_alpha": 8.0}, "model.lora_alpha", "because model.lora_rank is not set"),
         ({"objective": "masked_patches"}, "data.cutmix", "objective is not 'classification'"),
         ({"objective": "masked_patches"}, "data.class_weights", "objective is not"),
         ({"data.cutmix": 1.0}, "data.cutmix_probability", "data.mixup or data.cutmix is 0"),
