@@ -31,9 +31,7 @@ def pretrained(settings, tmp_path):
     """A file of a model without LoRA; `settings` are of a run that starts from it."""
     sizes = {name: x for name, x in TINY.items() if name != "variant"}
     model = tiny(num_classes=3, **sizes)
-    save_params(
-        random_params(model), tmp_path / "p.npz", variant="Ti/16", image_size=16, num_heads=2
-    )
+    save_params(random_params(model), tmp_path / "p.npz", variant="Ti/16", image_size=16, **sizes)
     settings.update(init_from=str(tmp_path / "p.npz"), total_steps=2)
     settings.model.update(LORA)
     return tmp_path / "p.npz"
