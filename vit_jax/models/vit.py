@@ -219,7 +219,8 @@ class VisionTransformer(nn.Module):
             implementation=implementation,
             dtype=self.dtype,
         )
-        lora = Lora(rank, self.lora_alpha or float(rank)) if (rank := self.lora_rank) else None
+        rank, alpha = self.lora_rank, self.lora_alpha
+        lora = Lora(rank, alpha or rank) if rank else None
         encoder = Encoder(
             grid,
             self.depth,
