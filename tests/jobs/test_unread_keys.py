@@ -84,7 +84,8 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
     config.data.mixup, config.data.cutmix = 0.2, 1.0
     found = unread(config, all_keys(config), caplog)
     sections = {key for key in found if key.split(".")[0] in ("sweep", "compare", "masked")}
-    assert found - sections == {"epochs", "optim.beta1", "optim.beta2", "calibrate"}
+    others = {"epochs", "optim.beta1", "optim.beta2", "calibrate", "model.lora_alpha"}
+    assert found - sections == others
     assert {"sweep", "sweep.lr", "compare.runs", "masked.target"} <= sections
 
 
