@@ -55,6 +55,10 @@ def test_freezing_random_parameters_is_warned_of(settings, caplog):
     log_notices(settings, Start(settings, None), images=80)
     assert "optim.freeze=1 keeps random parameters as they are, because init_from" in caplog.text
     caplog.clear()
-    settings.optim.freeze = "none"
+    settings.optim.freeze, settings.model.lora_rank = "none", 2
+    log_notices(settings, Start(settings, None), images=80)
+    assert "model.lora_rank=2 keeps random parameters as they are" in caplog.text
+    caplog.clear()
+    settings.model.lora_rank = 0
     log_notices(settings, Start(settings, None), images=80)
     assert not caplog.text

@@ -51,6 +51,8 @@ COUNTED = {
         "kernel_epsilon",
         "crop_to_patches",
         "residual_dtype",
+        "lora_rank",
+        "lora_alpha",
         "layers",
         "width_factor",
     ),

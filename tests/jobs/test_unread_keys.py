@@ -84,7 +84,8 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
     config.data.mixup, config.data.cutmix = 0.2, 1.0
     found = unread(config, all_keys(config), caplog)
     sections = {key for key in found if key.split(".")[0] in ("sweep", "compare", "masked")}
-    assert found - sections == {"epochs", "optim.beta1", "optim.beta2", "calibrate"}
+    others = {"epochs", "optim.beta1", "optim.beta2", "calibrate", "model.lora_alpha"}
+    assert found - sections == others
     assert {"sweep", "sweep.lr", "compare.runs", "masked.target"} <= sections
 
 
@@ -102,6 +103,7 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
         ({"objective": "masked_patches"}, "optim.head_lr", "objective is not 'classification'"),
         ({"optim.freeze": "encoder"}, "optim.layer_decay", "only the head is trained"),
+        ({"model.lora_alpha": 8.0}, "model.lora_alpha", "because model.lora_rank is not set"),
         ({"objective": "masked_patches"}, "data.cutmix", "objective is not 'classification'"),
         ({"objective": "masked_patches"}, "data.class_weights", "objective is not"),
         ({"data.cutmix": 1.0}, "data.cutmix_probability", "data.mixup or data.cutmix is 0"),

@@ -127,13 +127,19 @@ def test_each_problem_is_explained(config, key, value, message):
         ({"model.variant": "R50x1", "optim.layer_decay": 0.7}, "optim.layer_decay=0.7 counts"),
         ({"model.scan": True, "optim.freeze": 3}, "freeze=3 would save nothing with model.scan"),
         ({"objective": "masked_patches", "optim.freeze": 3}, "freeze=3 is for fine-tuning"),
+        ({"objective": "masked_patches", "model.lora_rank": 4}, "lora_rank=4 is for fine-tuning"),
+        ({"model.variant": "R50x1", "model.lora_rank": 4}, "Variant R50x1 has no lora_rank"),
+        ({"model.lora_rank": 769}, "lora_rank=769 is more than the rank of the kernels, 768"),
+        ({"optim.freeze": 12, "model.lora_rank": 4}, "would change nothing with optim.freeze=12"),
+        ({"model.lora_rank": 4, "optim.freeze": "encoder"}, "with optim.freeze='encoder', which"),
     ],
 )
 def test_what_is_trained_must_suit_the_model(config, changes, message):
     config.update_from_flattened_dict(changes)
     assert message in problems(config)
-    key = next(key for key in changes if key.startswith("optim."))
-    config.update_from_flattened_dict({key: default().optim[key.removeprefix("optim.")]})
+    key = list(changes)[-1]
+    section, name = key.split(".")
+    config.update_from_flattened_dict({key: default()[section][name]})
     validation.validate(config, device_count=1)
 
 
@@ -142,6 +148,16 @@ def test_a_vit_can_be_frozen_up_to_its_last_block(config, freeze):
     config.optim.freeze = freeze
     validation.validate(config, device_count=1)
     config.model.scan = freeze == "encoder"
+    validation.validate(config, device_count=1)
+
+
+def test_lora_goes_with_what_leaves_it_a_block(config):
+    config.model.update(lora_rank=4, lora_alpha=8.0)
+    config.optim.update(freeze=11, layer_decay=0.7, head_lr=0.1)
+    validation.validate(config, device_count=1)
+    config.model.scan, config.optim.freeze = True, "none"
+    validation.validate(config, device_count=1)
+    config.model.variant = "Axial-B/32"
     validation.validate(config, device_count=1)
 
 

@@ -37,6 +37,8 @@ OTHER_VALUES = {
     "scan": True,
     "implementation": "plain",
     "residual_dtype": "bfloat16",
+    "lora_rank": 2,
+    "lora_alpha": 4.0,
 }
 
 
@@ -82,7 +84,7 @@ def test_an_attribute_does_what_its_kind_says(rng, name):
     kind = attributes.ATTRIBUTES[name].kind
     params, others = random_params(model, images), random_params(other, images)
     same_tree = jax.tree.map(np.shape, params) == jax.tree.map(np.shape, others)
-    if name in ("pool", "projection", "pre_logits"):  # they have a token or layer to themselves
+    if name in ("pool", "projection", "pre_logits", "lora_rank"):  # have parameters to themselves
         assert kind in ("mathematics", "run") and not same_tree
         return
     assert same_tree == (kind != "weights")
@@ -111,6 +113,13 @@ def test_an_attribute_does_what_its_kind_says(rng, name):
         ),
         ("dropout", [0, 0.5], [1, -0.1, False], "dropout=1 must be a number in [0, 1)"),
         ("kernel_epsilon", [None, 1e-8], [2], "kernel_epsilon=2 must be a number in [0, 1), or No"),
+        ("lora_rank", [0, 8], [-1, 8.0, True, None], "lora_rank=-1 must be a whole number of at l"),
+        (
+            "lora_alpha",
+            [None, 0.5, 16],
+            [0, -1.0, True],
+            "lora_alpha=0 must be a number above 0, o",
+        ),
         ("positions_at", ["stem", "layers", "shared"], ["top"], "positions_at='top' is unknown: "),
         ("remat", ["none", "dots", "full"], [None, "all"], "remat=None is unknown: 'none' or 'do"),
         ("implementation", [None, "plain"], ["fast"], "'fast' is unknown: None or 'plain' or"),

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from vit_jax import models
 from vit_jax.analysis.planning import plan
 from vit_jax.config.defaults import default
+from vit_jax.models.lora import merge_lora
 from vit_jax.models.params import parameter_shapes
 from vit_jax.training import optim, parallel
 from vit_jax.training.classification import classification
@@ -43,13 +44,13 @@ def optim_config(**changes):
 
 
 @functools.cache
-def random_model():
-    return random_params(tiny(depth=2))
+def random_model(lora_rank=0):
+    return random_params(tiny(depth=2, lora_rank=lora_rank))
 
 
-def update_of(settings, **options):
+def update_of(settings, lora_rank=0, **options):
     """The update of a model with two blocks, and a state whose every parameter is random."""
-    model, params = tiny(depth=2), random_model()
+    model, params = tiny(depth=2, lora_rank=lora_rank), random_model(lora_rank)
     rate = optim.learning_rate_schedule(settings, 10)
     rule = optim.optimizer(settings, rate)
     state = TrainState(
@@ -112,6 +113,40 @@ def test_trained_parameters_move_by_their_own_clipped_gradient(batch, freeze, ac
             np.testing.assert_array_equal(average, history[0][name])
 
 
+@pytest.mark.parametrize("freeze", ["none", 1])
+def test_lora_and_the_head_move_by_their_own_gradient(batch, freeze):
+    """SGD without momentum, with another rate for the head, against automatic differentiation.
+
+    The gradients of A and B are those of W + A B, which is the kernel of a model without LoRA.
+    """
+    settings = optim_config(
+        momentum=0.0, clip_norm=0.0, weight_decay=0.1, freeze=freeze, layer_decay=0.5, head_lr=0.25
+    )
+    update, state = update_of(settings, lora_rank=2)
+    before = flat(state.params)
+    after = flat(jax.jit(update)(state, batch, jax.random.key(0))[0].params)
+    grads = flat(whole_gradient()(merge_lora(state.params), batch))
+    rates = {BLOCK_0: 0.125, BLOCK_1: 0.25, "head": 0.25}
+    moved = set()
+    for name, x in before.items():
+        where, _, kind = name.rpartition("/")
+        is_frozen = freeze == 1 and name.startswith(BLOCK_0)
+        if where != "head" and (is_frozen or kind not in ("lora_a", "lora_b")):
+            np.testing.assert_array_equal(after[name], x)
+            continue
+        moved.add(name)
+        g = np.float64(grads[name if where == "head" else f"{where}/kernel"])
+        if kind == "lora_a":
+            b = np.float64(before[f"{where}/lora_b"])
+            g = g.reshape(len(g), -1) @ b.reshape(len(b), -1).T
+        elif kind == "lora_b":
+            g = np.einsum("d...,dr->r...", g, np.float64(before[f"{where}/lora_a"]))
+        [rate] = [rate for part, rate in rates.items() if name.startswith(part)]
+        expected = x - rate * (g + 0.1 * np.float64(x) * (kind != "bias"))
+        np.testing.assert_allclose(after[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert len(moved) == 2 + 2 * 4 * (2 if freeze == "none" else 1)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_frozen_parameters_have_no_optimizer_state(name):
     for freeze, prefixes in TRAINED.items():
@@ -131,20 +166,28 @@ def test_a_plan_shows_that_frozen_parameters_have_no_gradient_and_no_state():
             variant="Ti/16", width=64, depth=2, mlp_dim=256, num_heads=2, patch_size=8
         )
         config.update(batch_size=8, total_steps=10)
-        config.data.image_size, config.optim.freeze = 32, freeze
+        config.data.image_size = 32
+        if freeze == "lora":
+            config.model.lora_rank = 1
+        else:
+            config.optim.freeze = freeze
         return plan(config, "local", num_classes=5, images=None)
 
-    whole, half, probe = map(planned, ("none", 1, "encoder"))
-    for report, share in ((half, 2 / 3), (probe, 1 / 3)):
+    whole, half, probe, lora = (planned(x) for x in ("none", 1, "encoder", "lora"))
+    for report, share in ((half, 2 / 3), (probe, 1 / 3), (lora, 2 / 3)):
         flops = report["compiled_flops_per_step"] / whole["compiled_flops_per_step"]
         assert flops == pytest.approx(share, abs=0.03)
     state = 4 * whole["parameters"]  # bytes; of SGD's momentum, too, if everything is trained
-    assert whole["arguments_bytes"] - probe["arguments_bytes"] == pytest.approx(state, rel=0.02)
+    for report in (probe, lora):
+        saved = whole["arguments_bytes"] - report["arguments_bytes"]
+        assert saved == pytest.approx(state, rel=0.05 if report is lora else 0.02)
     assert probe["temporaries_bytes"] < half["temporaries_bytes"] < whole["temporaries_bytes"]
 
 
-def test_both_strategies_take_the_same_steps(batch):
-    update, state = update_of(optim_config(freeze=1, layer_decay=0.5, head_lr=0.2), polyak=0.8)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_both_strategies_take_the_same_steps(batch, lora_rank):
+    settings = optim_config(freeze=1, layer_decay=0.5, head_lr=0.2)
+    update, state = update_of(settings, lora_rank, polyak=0.8)
     one_device, expected = jax.jit(update), state
     for _ in range(2):
         expected, _ = one_device(expected, batch, jax.random.key(0))

@@ -33,6 +33,7 @@ from vit_jax.common.files import absolute, cannot_write, is_bucket, replacing
 from vit_jax.config.keys import image_shape, look_up, model_attributes
 from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.models.attributes import without
+from vit_jax.models.lora import merge_lora, split_lora
 
 _WRITTEN_AT_ONCE_GB = 0.1  # more would be in memory twice: as parameters and as Orbax's copies
 
@@ -116,7 +117,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkpoint:
-    """Returns a checkpoint that Orbax wrote; its configuration is read from it.
+    """Returns a checkpoint that Orbax wrote. LoRA is merged: see `models.lora.merge_lora`.
 
     Args:
       path: a run's workdir, of which the newest checkpoint is read, WORKDIR@best, its best one, or
@@ -130,14 +131,16 @@ def read_checkpoint(path: str | epath.PathLike, *, lazy: bool = False) -> Checkp
     folder = find_checkpoint(path)
     check_undamaged(folder, "params", "average", "metadata")
     metadata = read_metadata(folder)
-    average = folder / "average"
+    config, average = ConfigDict(metadata["config"]), folder / "average"
+    alpha = config.model.get("lora_alpha")
+    config.model.update(lora_rank=None, lora_alpha=None)
     found = Checkpoint(
         path=str(folder),
-        params=_read_tree(folder / "params", lazy),
-        config=ConfigDict(metadata["config"]),
+        params=_read_tree(folder / "params", lazy, alpha),
+        config=config,
         class_names=tuple(metadata["class_names"]),
         step=metadata["step"],
-        average=_read_tree(average, lazy) if average.is_dir() else None,
+        average=_read_tree(average, lazy, alpha) if average.is_dir() else None,
         data=metadata.get("data"),
     )
     if found.class_names and found.num_classes not in (0, len(found.class_names)):
@@ -239,10 +242,10 @@ def stored_shapes(folder: epath.Path) -> Any:
         return ocp.PyTreeCheckpointHandler().metadata(folder).tree
 
 
-def _read_tree(folder: epath.Path, lazy: bool) -> Any:
-    """Returns the stored tree with leaves that are arrays, or `_StoredArray`s if lazy."""
+def _read_tree(folder: epath.Path, lazy: bool, lora_alpha: float | None) -> Any:
+    """Returns the stored tree, LoRA merged; leaves are arrays, or `_StoredArray`s if lazy."""
     shapes = flatten_dict(stored_shapes(folder), sep="/")
-    read = functools.partial(_read_arrays, folder)
+    read = functools.partial(_read_arrays, folder, lora_alpha)
     if not lazy:
         return unflatten_dict(read(shapes), sep="/")
 
@@ -253,7 +256,7 @@ def _read_tree(folder: epath.Path, lazy: bool) -> Any:
         return read([name for name in shapes if _block_of(name) == block])
 
     stored = {name: _StoredArray(name, x.shape, read_block) for name, x in shapes.items()}
-    return unflatten_dict(stored, sep="/")
+    return split_lora(unflatten_dict(stored, sep="/"))[0]
 
 
 class _StoredArray:
@@ -271,7 +274,7 @@ def _block_of(name: str) -> str:
     return "/".join(name.split("/")[:2])
 
 
-def _read_arrays(folder: epath.Path, names: Collection[str]) -> dict[str, np.ndarray]:
+def _read_arrays(folder: epath.Path, alpha: Any, names: Collection[str]) -> dict[str, np.ndarray]:
     def tree(leaf: Any) -> Any:
         return unflatten_dict(dict.fromkeys(names, leaf), sep="/")
 
@@ -281,7 +284,8 @@ def _read_arrays(folder: epath.Path, names: Collection[str]) -> dict[str, np.nda
         partial_restore=True,
     )
     with explain_damage(folder.parent, folder.name):
-        return flatten_dict(ocp.PyTreeCheckpointHandler().restore(folder, args=args), sep="/")
+        read = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
+        return flatten_dict(merge_lora(read, alpha), sep="/")
 
 
 # ----------------------------------------------------------------------------------------- writing

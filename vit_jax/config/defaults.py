@@ -75,6 +75,12 @@ def default() -> ConfigDict:
     config.model.norm_epsilon = placeholder(float)  # added to LayerNorm's variance; published: 1e-6
     config.model.kernel_epsilon = placeholder(float)  # added to a standardised kernel's variance
     config.model.crop_to_patches = placeholder(bool)  # leaves out pixels beside whole patches
+    # Fine-tuning by LoRA: the encoder is frozen, and the queries, values and MLP of every block get
+    # updates of this rank, which are trained with the head. None: no LoRA.
+    config.model.lora_rank = placeholder(int)
+    config.model.lora_alpha = placeholder(
+        float
+    )  # its updates are times alpha / rank; None: times 1
     # What the backward pass computes a second time, to save memory: "none", "dots" (all but matmuls
     # with parameters) or "full" (everything of a block). None: "none".
     config.model.remat = placeholder(str)

@@ -32,12 +32,14 @@ def log_notices(config: ConfigDict, start: Start, images: int) -> None:
             config.optim.warmup_steps,
             total_steps,
         )
-    if config.optim.freeze != "none" and start.pretrained is None and start.saved is None:
-        logger.warning(
-            "optim.freeze=%r keeps random parameters as they are, because init_from is None. Set "
-            "init_from to the weights to start from, or optim.freeze='none'.",
-            config.optim.freeze,
-        )
+    for key, none in (("optim.freeze", "none"), ("model.lora_rank", None)):
+        value = look_up(config, key, none) or none  # rank 0 is none, too
+        if value != none and start.pretrained is None and start.saved is None:
+            logger.warning(
+                "%s=%r keeps random parameters as they are, because init_from is None. Set "
+                "init_from to the weights to start from, or %s=%r.",
+                *(key, value, key, none),
+            )
     for key in ("mixup", "cutmix"):
         if needs_labels(config) and config.data[key] and images_mixed(config) == 1:
             logger.warning(

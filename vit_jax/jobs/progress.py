@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from vit_jax.common.bars import progress_bar
+from vit_jax.models.params import count_parameters
+from vit_jax.training.trained import split_params
 
 logger = logging.getLogger(__name__)
 
@@ -26,16 +28,19 @@ _SHOWN = {
 _SPEED = "images_per_second"
 
 
-def log_start(config: ConfigDict, parameters: int, steps_done: int, total_steps: int) -> None:
+def log_start(config: ConfigDict, params: Any, steps_done: int, total_steps: int) -> None:
     """Logs what will be trained, or that a run has no step left.
 
     Args:
       config: the run's.
-      parameters: their number.
+      params: the parameters, a tree with Linen names.
       steps_done: where the run starts.
       total_steps: the length of the run.
     """
-    model = f"{config.model.variant} with {parameters:,} parameters"
+    trained, frozen = split_params(params, config.optim.freeze)
+    model = f"{config.model.variant} with {count_parameters(params):,} parameters"
+    if frozen:
+        model += f", of which {count_parameters(trained):,} are trained"
     if steps_done >= total_steps:
         logger.info("%s, step %d of %d: finished; evaluating", model, steps_done, total_steps)
         return

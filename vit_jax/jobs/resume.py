@@ -30,9 +30,11 @@ from vit_jax.jobs.initial_head import choose_head
 from vit_jax.jobs.pending import HostMetrics
 from vit_jax.jobs.same_data import find_changes, refuse_changes, warn_of_other_images
 from vit_jax.models import attributes
+from vit_jax.models.lora import split_lora
 from vit_jax.training.parallel import Parallel
 from vit_jax.training.setup import Setup, run_length
 from vit_jax.training.step import TrainState
+from vit_jax.training.trained import join_params
 from vit_jax.weights import surgery
 from vit_jax.weights.api import load_for_new_head
 from vit_jax.weights.catalogue import published_source
@@ -215,17 +217,22 @@ def _with_attributes_of(source: ConfigDict, config: ConfigDict, *more: str) -> C
 def _adapted(
     pretrained: Checkpoint, config: ConfigDict, setup: Setup, initial: Any, keeps_head: bool
 ) -> Any:
-    """Returns pretrained parameters for the grid of the run, with their head or `initial`'s."""
+    """Returns pretrained parameters for the grid of the run, with their head or `initial`'s.
+
+    LoRA's parameters are `initial`'s.
+    """
     new_head = {name: initial[name] for name in surgery.HEAD if name in initial}
-    return surgery.adapt_params(
+    wanted, lora = split_lora(initial)
+    params = surgery.adapt_params(
         pretrained.params,
-        initial,
+        wanted,
         old_grid=pretrained.grid,
         new_grid=setup.model.grid(image_shape(config.data.image_size)),
         where=pretrained.path,
         head=None if keeps_head else new_head,
         method=config.init_resize,
     )
+    return join_params(params, lora)
 
 
 # -------------------------------------------------------------------- the run that a workdir holds

@@ -29,7 +29,6 @@ from vit_jax.jobs.resume import find_start
 from vit_jax.jobs.saving import SaveTimes
 from vit_jax.jobs.signals import Interrupted, StopSignals
 from vit_jax.jobs.validation import validate
-from vit_jax.models.params import count_parameters
 from vit_jax.training.fit_memory import fit_training
 from vit_jax.training.parallel import make_program
 from vit_jax.training.setup import needs_labels, run_length, set_up
@@ -115,7 +114,7 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
     measured = [name for evaluator in evaluators for name in evaluator.columns]
     tests = BestSoFar(start, measured, num_classes=len(class_names), other_data=has_other_data)
     last_step = start.step if tests.is_exhausted else total_steps
-    log_start(config, count_parameters(state.params), start.step, last_step)
+    log_start(config, state.params, start.step, last_step)
 
     # ------------------------------------------------------ what is measured, written and shown
     nonfinite = StopAtNonfinite(workdir, config, class_names, inputs)

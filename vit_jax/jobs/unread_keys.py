@@ -122,6 +122,7 @@ UNREAD = (
         lambda c: c.optim.freeze == "encoder",
         "optim.freeze is 'encoder', and only the head is trained",
     ),
+    Unread(("model.lora_alpha",), lambda c: not c.model.lora_rank, "model.lora_rank is not set"),
     Unread(("data.crop_area",), lambda c: c.data.crop == "resize", "data.crop is 'resize'"),
     Unread(
         ("data.crop_fraction",),

@@ -258,10 +258,22 @@ def _model_conflicts(config: ConfigDict) -> Iterator[Conflict]:
 
 def _trained_conflicts(config: ConfigDict, model: nn.Module) -> Iterator[str]:
     freeze, decay, variant = config.optim.freeze, config.optim.layer_decay, config.model.variant
+    lora_rank = config.model.lora_rank
     if freeze != "none" and config.objective == "masked_patches":
         yield (
             f"optim.freeze={freeze!r} is for fine-tuning, and objective='masked_patches' trains "
             f"the whole encoder: set optim.freeze='none'."
+        )
+    if lora_rank and config.objective == "masked_patches":
+        yield (
+            f"model.lora_rank={lora_rank} is for fine-tuning, and objective='masked_patches' "
+            f"trains the whole encoder: set model.lora_rank=0."
+        )
+    if lora_rank and (freeze == "encoder" or freeze == model.depth):
+        yield (
+            f"model.lora_rank={lora_rank} would change nothing with optim.freeze={freeze!r}, which "
+            f"freezes LoRA's updates of all blocks, too: set optim.freeze='none', and LoRA alone "
+            f"is trained with the head."
         )
     if not isinstance(model, VisionTransformer):
         if isinstance(freeze, int):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.models.layers import dense
+from vit_jax.models.lora import Lora
 from vit_jax.models.positions import RelativePositions
 
 
@@ -161,13 +162,15 @@ class MultiHeadDotProductAttention(nn.Module):
     Attributes:
       num_heads: number of heads, which must divide d; depth = d / num_heads.
       attention_fn: (query, key, value) -> weighted values, all (b, n, heads, depth).
-      dense: class of the four projections, see `layers.dense`.
+      dense: makes the projections, see `layers.dense`.
+      updated: makes those of queries and values, if they have LoRA; None for `dense`.
       dtype: dtype of the computation.
     """
 
     num_heads: int
     attention_fn: Callable[..., jax.Array] = attend
-    dense: type[nn.DenseGeneral] = nn.DenseGeneral
+    dense: Callable[..., nn.DenseGeneral] = nn.DenseGeneral
+    updated: Callable[..., nn.DenseGeneral] | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -176,8 +179,10 @@ class MultiHeadDotProductAttention(nn.Module):
         how = dict(kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
         heads = (self.num_heads, x.shape[-1] // self.num_heads)
         others = x if others is None else others
-        inputs = {"query": x, "key": others, "value": others}
-        q, k, v = (self.dense(heads, name=name, **how)(y) for name, y in inputs.items())
+        updated = self.updated or self.dense
+        q = updated(heads, name="query", **how)(x)
+        k = self.dense(heads, name="key", **how)(others)
+        v = updated(heads, name="value", **how)(others)
         y = self.attention_fn(q, k, v)
         return self.dense(x.shape[-1], axis=(-2, -1), name="out", **how)(y)
 
@@ -190,6 +195,7 @@ def self_attention(
     tokens: int | None = None,
     implementation: str = "plain",
     dtype: Any = jnp.float32,
+    lora: Lora | None = None,
 ) -> jax.Array:
     """Returns tokens after self-attention: (b, n, d) -> (b, n, d).
 
@@ -203,6 +209,7 @@ def self_attention(
       tokens: number of tokens that are attended to, for `attend_cudnn`. None for all.
       implementation: a key of `ATTENTION_FUNCTIONS`.
       dtype: dtype of the computation.
+      lora: the update of the kernels of queries and values; None for none.
     """
     attention_fn = ATTENTION_FUNCTIONS[implementation]
     if relative:
@@ -210,4 +217,5 @@ def self_attention(
         attention_fn = functools.partial(attend, relative=embeddings)
     elif tokens is not None:
         attention_fn = functools.partial(attention_fn, tokens=tokens)
-    return MultiHeadDotProductAttention(num_heads, attention_fn, dense(implementation), dtype)(x)
+    layers = dense(implementation), dense(implementation, lora)
+    return MultiHeadDotProductAttention(num_heads, attention_fn, *layers, dtype)(x)

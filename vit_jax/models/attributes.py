@@ -122,6 +122,10 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         "pre_logits": _flag("run"),
         "projection": Attribute("run", _count, "a whole number of at least 0"),
         "head_bias": Attribute("run", _finite, "a finite number"),
+        "lora_rank": Attribute("run", _count, "a whole number of at least 0"),
+        "lora_alpha": Attribute(
+            "run", lambda x: x is None or (_finite(x) and x > 0), "a number above 0, or None"
+        ),
         "residual_dtype": _one_of("run", None, *DTYPES),
         "remat": _one_of("device", *REMATS),
         "scan": _flag("device"),

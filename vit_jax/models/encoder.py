@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vit_jax.models.attention import self_attention
 from vit_jax.models.axial import along_columns, along_rows
 from vit_jax.models.layers import dense, gelu, norm_layer
+from vit_jax.models.lora import Lora
 from vit_jax.models.positions import absolute_positions
 
 # What a block keeps of the forward pass for the backward pass; the rest is computed again. "none"
@@ -38,7 +39,7 @@ class MlpBlock(nn.Module):
     """Dense(mlp_dim), GELU, dropout, Dense(d), dropout: (b, n, d) -> (b, n, d).
 
     Kernels start Xavier-uniform, biases almost at zero. Attributes are `VisionTransformer`'s;
-    `kind` is its `mlp`.
+    `kind` is its `mlp`, and `lora` the update of the dense layers, None for none.
     """
 
     mlp_dim: int
@@ -47,12 +48,13 @@ class MlpBlock(nn.Module):
     gelu: str = "tanh"
     implementation: str = "plain"
     dtype: Any = jnp.float32
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1]
         layer = functools.partial(
-            dense(self.implementation),
+            dense(self.implementation, self.lora),
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(stddev=1e-6),
             dtype=self.dtype,
@@ -76,6 +78,7 @@ class EncoderBlock(nn.Module):
         `Encoder`.
       drop_path: probability that a residual branch is left out for an example, in training. Each
         of the two branches is drawn independently, and scaled to keep its expectation.
+      lora: the update of the queries, the values and the MLP; None for none.
       others: as in `VisionTransformer`.
     """
 
@@ -91,6 +94,7 @@ class EncoderBlock(nn.Module):
     gelu: str = "tanh"
     implementation: str = "plain"
     dtype: Any = jnp.float32
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, z: jax.Array, *, train: bool) -> jax.Array:
@@ -99,6 +103,7 @@ class EncoderBlock(nn.Module):
         )
         how = dict(implementation=self.implementation, dtype=self.dtype)
         norm = norm_layer(self.norm, self.norm_epsilon, **how)
+        how["lora"] = self.lora
         y = norm(name="LayerNorm_0")(z)
         y = self_attention(y, self.num_heads, relative=self.relative, tokens=self.tokens, **how)
         z = z + path(nn.Dropout(self.dropout, deterministic=not train)(y))
@@ -142,6 +147,7 @@ class Encoder(nn.Module):
       grid: (rows, columns) of the patches, which are the last of the n tokens.
       residual_dtype: dtype of the tokens between the blocks.
       final_norm: True if there is a last LayerNorm.
+      lora: see `EncoderBlock`.
       others: as in `VisionTransformer`.
     """
 
@@ -166,6 +172,7 @@ class Encoder(nn.Module):
     implementation: str = "plain"
     residual_dtype: Any = jnp.float32
     dtype: Any = jnp.float32
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -198,6 +205,7 @@ class Encoder(nn.Module):
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
             gelu=self.gelu,
+            lora=self.lora,
             **how,
         )
         positions_class = absolute_positions(self.positions, self.grid)

@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
+from vit_jax.models.lora import NAMES, Lora, lora_matmul
+
 IMPLEMENTATIONS = ("plain", "custom_vjp", "cudnn", "tpu")
 _BY_HAND = ("custom_vjp", "cudnn")  # have derivatives written by hand, and flat matmuls
 NORMS = ("layer", "rms")
@@ -246,7 +248,15 @@ class FlatDense(nn.DenseGeneral):
     """Flax's layer over the last axes of x, as one matmul of matrices and the sum with a vector.
 
     Libraries compute both in one call. Names, shapes and initial values of parameters are Flax's.
+    With LoRA, there are also `lora_a` (d, rank), which starts uniform in ±1 / sqrt(d) as in its
+    authors' code, and `lora_b` (rank, *features), which starts at zero.
+
+    Attributes:
+      lora: the update of the kernel; None for none.
+      others: as in Flax.
     """
+
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -260,16 +270,28 @@ class FlatDense(nn.DenseGeneral):
 
         kernel = parameter("kernel", self.kernel_init, (inner, outer), (*shape, *features))
         bias = parameter("bias", self.bias_init, (outer,), features)
-        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        rows = x.shape[:-count]
-        y = (x.reshape(-1, inner) @ kernel.reshape(inner, outer)).reshape(*rows, outer)
+        whole = kernel.reshape(inner, outer)
+        x, kernel, bias = promote_dtype(x, whole, bias, dtype=self.dtype)
+        rows, flat = x.shape[:-count], x.reshape(-1, inner)
+        if self.lora is None:
+            y = flat @ kernel
+        else:
+            rank, alpha = self.lora
+            uniform = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            a = self.param(NAMES[0], uniform, (inner, rank), self.param_dtype)
+            b = self.param(NAMES[1], nn.initializers.zeros, (rank, *features), self.param_dtype)
+            y = lora_matmul(flat, whole, alpha / rank * a, b.reshape(rank, outer))
+        y = y.reshape(*rows, outer)
         return (y + bias.reshape(outer)).reshape(*rows, *features)
 
 
-def dense(implementation: str) -> type[nn.DenseGeneral]:
-    """Returns the class of an implementation's dense layers.
+def dense(implementation: str, lora: Lora | None = None) -> Callable[..., nn.DenseGeneral]:
+    """Returns the class of an implementation's dense layers, or a function that makes one.
 
     Args:
       implementation: one of `IMPLEMENTATIONS`.
+      lora: the update of the layers' kernels; None for none.
     """
+    if lora is not None:
+        return functools.partial(FlatDense, lora=lora)
     return FlatDense if implementation in _BY_HAND else nn.DenseGeneral

@@ -183,6 +183,11 @@ def _check_combinations(model: VisionTransformer) -> None:
             "registers and pre_norm are for models whose positions are added before the encoder: "
             "positions_at must be 'stem', positions not 'relative', and axial False."
         )
+    if model.lora_rank > (largest := min(model.width, model.mlp_dim)):
+        raise ValueError(
+            f"lora_rank={model.lora_rank} is more than the rank of the kernels, {largest}: LoRA "
+            f"takes far smaller ranks, such as 8."
+        )
     if "token" in model.pool and not model.num_class_tokens:
         raise ValueError(f"pool={model.pool!r} reads a class token: class_tokens must not be 0.")
     if model.axial and model.num_class_tokens:

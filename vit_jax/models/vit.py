@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.layers import best_implementation, head_layer, norm_layer
+from vit_jax.models.lora import Lora
 from vit_jax.models.patches import PatchEmbedding, grid_shape
 from vit_jax.models.pooling import MAPHead, pool_tokens
 from vit_jax.models.resnet import feature_stride, hybrid_stem
@@ -71,6 +72,9 @@ class VisionTransformer(nn.Module):
       gelu: "tanh", the approximation that the published checkpoints were trained with; "exact",
         which PyTorch's ViTs compute; or "quick", x * sigmoid(1.702 x), which CLIP's do.
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems were trained with 1e-8.
+      lora_rank: rank of LoRA's updates of queries, values and MLP in every block, see
+        `lora.LoraDense`. 0 for none.
+      lora_alpha: each update is multiplied by `lora_alpha / lora_rank`; None for 1.
       remat: what the blocks compute again in the backward pass, to save memory: "none" nothing,
         "dots" all but matmuls with parameters, "full" everything from each block's input.
       scan: True trains the blocks as one loop over their stacked parameters. A block is then
@@ -109,6 +113,8 @@ class VisionTransformer(nn.Module):
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     kernel_epsilon: float | None = None
+    lora_rank: int = 0
+    lora_alpha: float | None = None
     remat: str = "none"
     head_bias: float = 0.0
     scan: bool = False
@@ -213,6 +219,8 @@ class VisionTransformer(nn.Module):
             implementation=implementation,
             dtype=self.dtype,
         )
+        rank, alpha = self.lora_rank, self.lora_alpha
+        lora = Lora(rank, alpha or rank) if rank else None
         encoder = Encoder(
             grid,
             self.depth,
@@ -230,6 +238,7 @@ class VisionTransformer(nn.Module):
             remat=self.remat,
             scan=self.scan,
             residual_dtype=self.residual_dtype or jnp.float32,
+            lora=lora,
             name="Transformer",
             **how,
         )

@@ -89,11 +89,11 @@ def estimate_needs(config: ConfigDict, *, num_classes: int, devices: Sequence[ja
         is_dropped = drops_remat(config, platform)
         kept = every_block if is_dropped else kept + every_block / run.model.depth
     held, batch_bytes = bytes_per_device(config, state, batch, len(devices))
-    trained, _ = split_params(state.params, config.optim.freeze)
+    trained, frozen = split_params(state.params, config.optim.freeze)
     gradients, _ = bytes_per_device(config, trained, {}, len(devices))
     forward = _EVALUATED[platform] * largest
     image = _MARGINS[platform] * kept + _LARGEST * largest
-    if config.optim.freeze != "none":  # what is frozen is computed as in an evaluation
+    if frozen:  # what is frozen is computed as in an evaluation
         image = max(image, forward)
     pixels = math.prod(image_shape(config.data.image_size)) * 3
     return Needs(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from vit_jax.models import lora
 from vit_jax.training.trained import rate_factors
 
 # ------------------------------------------------------------------------------- schedules
@@ -97,8 +98,9 @@ def optimizer(optim: ConfigDict, learning_rate: optax.Schedule) -> optax.Gradien
 
 
 def weight_decay_mask(params: Any) -> Any:
-    """Returns the tree of `params` with True where weight decay applies: at every `kernel`."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """Returns the tree of `params` with True where weight decay applies: at kernels, and LoRA's."""
+    decayed = ("kernel", *lora.NAMES)
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in decayed, params)
 
 
 # ---------------------------------------------------------------------------------- average

@@ -13,6 +13,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
+from vit_jax.models.lora import is_lora
 from vit_jax.models.params import HEAD_LAYERS
 
 _AFTER_THE_BLOCKS = ("MAPHead_0", "fc_norm", "patch_head", *HEAD_LAYERS)
@@ -22,20 +23,22 @@ def split_params(params: Any, freeze: str | int) -> tuple[Any, Any]:
     """Returns the trained and the frozen parameters: two trees, each with a part of the arrays.
 
     Args:
-      params: tree of arrays, with Linen names.
+      params: tree of arrays, with Linen names. If those of LoRA are among them, all but these and
+        `HEAD_LAYERS` are frozen, whatever `freeze` says.
       freeze: "none" freezes nothing; "encoder" all but `HEAD_LAYERS`; a number n the stem and the
         first n blocks, of a ViT. Positions that are added before a block belong to it.
     """
-    if freeze == "none":
+    flat = flatten_dict(params)
+    has_lora = any(map(is_lora, flat))
+    if freeze == "none" and not has_lora:
         return params, {}
 
     def is_frozen(path):
-        if isinstance(freeze, str):
+        if freeze == "encoder" or (has_lora and not is_lora(path)):
             return path[0] not in HEAD_LAYERS
         layer = _layer(path)
-        return layer is not None and layer <= freeze
+        return isinstance(freeze, int) and layer is not None and layer <= freeze
 
-    flat = flatten_dict(params)
     frozen = {path: x for path, x in flat.items() if is_frozen(path)}
     trained = {path: x for path, x in flat.items() if path not in frozen}
     return unflatten_dict(trained), unflatten_dict(frozen)
