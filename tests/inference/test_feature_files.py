@@ -105,6 +105,9 @@ def test_what_cannot_be_written_is_refused_before_the_features_are_computed(tmp_
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(IsADirectoryError, match=r"folder.npz is a folder: name a file in it"):
         write_features(tmp_path / "folder.npz", never)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/x.npz can't be written: (File exists|Not a dir)"):
+        write_features(tmp_path / "file" / "x.npz", features(1))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"x.parquet needs pyarrow.*\[parquet\]\"\. A file"):
         write_features(tmp_path / "x.parquet", never)

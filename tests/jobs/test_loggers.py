@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pathlib
 import shutil
 import signal
 import struct
@@ -120,6 +121,7 @@ def test_wandb_has_one_run_of_all_rows(tmp_path):
     assert [only(x, "exit").exit_code for x in (first, second)] == [1, 0]
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_of_all_rows(tmp_path, empty_store):
     """As for wandb. It refuses to change parameters: they are those of the first start."""
     from mlflow import MlflowClient
@@ -156,6 +158,7 @@ def test_mlflow_has_one_run_of_all_rows(tmp_path, empty_store):
     assert run.data.metrics["test_accuracy"] == 0.8
 
 
+@pytest.mark.slow
 def test_mlflow_takes_the_store_and_experiment_of_the_environment(
     tmp_path, empty_store, monkeypatch
 ):
@@ -178,11 +181,12 @@ def test_mlflow_takes_the_store_and_experiment_of_the_environment(
     assert sorted(os.listdir(folder)) == ["loggers.json", "metrics.csv"]
 
 
-def test_mlflow_needs_a_server_for_a_workdir_in_a_bucket(tmp_path):
+@pytest.mark.parametrize("workdir", ["gs://bucket/run", "/runs/what?", "/runs/50%"])
+def test_where_mlflow_can_write_no_file_it_needs_a_server(tmp_path, workdir):
     pytest.importorskip("mlflow")
-    run = LoggedRun(epath.Path("gs://bucket/run"), tmp_path, default(), 0)
-    with pytest.raises(ValueError, match="in a bucket needs a server: set MLFLOW_TRACKING_URI"):
-        MLflow(run)
+    folder = tmp_path if workdir.startswith("gs") else pathlib.Path(workdir)
+    with pytest.raises(ValueError, match="its file can't be in a bucket, or in a folder with"):
+        MLflow(LoggedRun(epath.Path(workdir), folder, default(), 0))
 
 
 def test_without_loggers_there_is_the_table_alone(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.common.files import local_path, no_empty_folders, replacing
+from vit_jax.common.files import cannot_write, local_path, no_empty_folders, replacing
 from vit_jax.common.names import as_unicode, printable
 from vit_jax.models.features import Features
 
@@ -85,7 +85,10 @@ def write_features(
         return {}
     shapes = {name: x.shape for name, x in first[1].items()}
     with no_empty_folders(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(cannot_write(path, error)) from error
         with replacing(file) as partial:
             count = WRITERS[file.suffix](partial, shapes, chain([first], rows))
     return {name: (count, *shape) for name, shape in shapes.items()}

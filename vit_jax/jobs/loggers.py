@@ -153,8 +153,11 @@ class MLflow:
 
         if mlflow.is_tracking_uri_set():
             uri = mlflow.get_tracking_uri()
-        elif is_bucket(run.workdir):
-            raise ValueError("a workdir in a bucket needs a server: set MLFLOW_TRACKING_URI")
+        elif is_bucket(run.workdir) or set("?%") & set(str(run.folder)):
+            raise ValueError(
+                "its file can't be in a bucket, or in a folder with ? or % in its path: set "
+                "MLFLOW_TRACKING_URI, or take another workdir"
+            )
         else:
             uri = f"sqlite:///{run.folder / 'mlflow.db'}"
         self._client = mlflow.MlflowClient(uri)
