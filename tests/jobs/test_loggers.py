@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import sys
+import time
 
 import pytest
 from conftest import rows
@@ -79,6 +80,16 @@ def wandb_records(path):
     return found
 
 
+def finished_wandb_records(path):
+    """As `wandb_records`, when wandb's own process has written the last one."""
+    for _ in range(300):
+        records = wandb_records(path)
+        if any(x.WhichOneof("record_type") == "exit" for x in records):
+            return records
+        time.sleep(0.1)
+    raise TimeoutError(path)
+
+
 def wandb_rows(records):
     """The rows of numbers that were logged."""
     items = [x.history.item for x in records if x.WhichOneof("record_type") == "history"]
@@ -104,8 +115,8 @@ def test_wandb_has_one_run_of_all_rows(tmp_path):
     config.total_steps = 20
     write(folder, [6, 8], config, steps_done=4)
     assert [int(row["step"]) for row in rows(folder)] == [2, 4, 6, 8]
-    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"), key=os.path.getmtime)
-    first, second = map(wandb_records, files)
+    files = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    first, second = map(finished_wandb_records, files)
     runs = [only(x, "run") for x in (first, second)]
     ids = {run.run_id for run in runs}
     assert ids == {json.loads((folder / "loggers.json").read_text())["wandb"]}
