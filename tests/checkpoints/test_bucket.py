@@ -106,7 +106,7 @@ def test_rows_are_copied_in_the_middle_of_a_run(server, monkeypatch):
     monkeypatch.setattr(_Copy, "_PAUSE", 0)
     workdir = files.absolute("gs://bucket/rows")
     columns = ["step", "train_loss", "images_per_second"]
-    writer = MetricWriter(workdir, columns, steps_done=0, active=True)
+    writer = MetricWriter(workdir, columns, steps_done=0, active=True, config=default())
     writer.write({"step": 1, "train_loss": 1.0, "images_per_second": 10.0})
     assert [row["step"] for row in rows(server, "bucket/rows/metrics.csv")] == ["1"]
     writer.close()

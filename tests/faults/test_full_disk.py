@@ -12,6 +12,7 @@ from records import SIZES, prepare_meadow, to_tfrecords
 from small_archives import serve
 
 from vit_jax.common import files
+from vit_jax.config.defaults import default
 from vit_jax.data import sources
 from vit_jax.data.builders import prepare
 from vit_jax.inference import exporter
@@ -139,7 +140,7 @@ def test_tables_stay_as_they_were(tmp_path):
 def test_metrics_that_find_no_room_are_one_message(tmp_path):
     """The file is replaced by `replacing`, which explains the failure, too."""
     with limited(0), pytest.raises(OSError) as error:
-        MetricWriter(tmp_path, ("step", "loss"), steps_done=0, active=True)
+        MetricWriter(tmp_path, ("step", "loss"), steps_done=0, active=True, config=default())
     assert str(error.value) == (
         f"{tmp_path / 'metrics.csv'} or the TensorBoard events beside it {FULL}. Checkpoints, if "
         f"there are any, are as they were. When there is space, and permission, the same command "

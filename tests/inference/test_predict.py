@@ -176,7 +176,7 @@ def test_features_are_the_headless_models_and_its_blocks(folder, expected, strat
     config.parallel = strategy
     checkpoint = Checkpoint("tiny", random_params(model), config, NAMES, 0)
     files, layers = sorted(expected), range(1, model.depth + 1)
-    pooled, tokens = Classifier(checkpoint, batch_size=8).features(files, layers)
+    pooled, tokens, _ = Classifier(checkpoint, batch_size=8).features(files, layers)
     params = jax.tree.map(np.asarray, checkpoint.params)
     images = views_of(files, checkpoint)
     headless = tiny(num_classes=0, **attributes)
@@ -213,8 +213,14 @@ def test_features_of_timms_model(tmp_path):
     with torch.no_grad():
         pooled = theirs.forward_head(theirs.forward_features(inputs), pre_logits=True)
         blocks = theirs.get_intermediate_layers(inputs, n=[0, 2], return_prefix_tokens=True)
-    found = ours.features(images, layers=[1, 3])
+        final = theirs.forward_features(inputs)
+        first = []
+        theirs.blocks[0].register_forward_pre_hook(lambda module, args: first.extend(args))
+        theirs(inputs)
+    found = ours.features(images, layers=[0, 1, 3], tokens=True)
     np.testing.assert_allclose(found.pooled, pooled.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found.final_tokens, final.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found.tokens[0], first[0].numpy(), atol=1e-4)
     for layer, (patches, prefix) in zip((1, 3), blocks, strict=True):
         np.testing.assert_allclose(found.tokens[layer][:, 1:], patches.numpy(), atol=1e-4)
         np.testing.assert_allclose(found.tokens[layer][:, :1], prefix.numpy(), atol=1e-4)
@@ -226,16 +232,17 @@ def test_features_need_no_head_and_name_what_they_cannot_have(saved, expected, t
     np.testing.assert_allclose(
         headless.features(files).pooled, Classifier(saved).features(files).pooled, atol=1e-6
     )
-    empty = headless.features([], layers=[1])
+    empty = headless.features([], layers=[1], tokens=True)
     assert empty.pooled.shape == (0, 24) and empty.tokens[1].shape == (0, 5, 24)
+    assert empty.final_tokens.shape == (0, 5, 24)
     with pytest.raises(ValueError, match=r"nowhere\.jpg: can't be read: No such file"):
         headless.features([files[0], "nowhere.jpg"])
-    for layer in (0, 2):
+    for layer in (-1, 2):
         with pytest.raises(ValueError, match=f"no encoder block {layer}: .* from 1 to 1"):
             headless.features(["nowhere.jpg"], layers=[layer])
     resnet = Classifier(random_checkpoint("R50x1", 3, layers=(1, 1)))
     assert resnet.features(files).pooled.shape == (2, 512)
-    with pytest.raises(ValueError, match="A ResNet has no encoder blocks"):
+    with pytest.raises(ValueError, match="A ResNet has no tokens"):
         resnet.features(files, layers=[1])
 
 

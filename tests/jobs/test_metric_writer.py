@@ -3,6 +3,7 @@ import csv
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from vit_jax.config.defaults import default
 from vit_jax.jobs.metric_writer import MetricWriter
 
 COLUMNS = (
@@ -18,7 +19,7 @@ def rows(folder):
 
 
 def write(folder, steps, steps_done=0, **more):
-    writer = MetricWriter(folder, COLUMNS, steps_done=steps_done, active=True)
+    writer = MetricWriter(folder, COLUMNS, steps_done=steps_done, active=True, config=default())
     for step in steps:
         writer.write({"step": step, **ROW, **more})
     writer.close()
@@ -33,7 +34,9 @@ def test_writes_a_row_a_step_and_leaves_missing_columns_empty(tmp_path):
 
 def test_more_columns_can_come_and_go(tmp_path):
     for first, columns in ((0, ["fewshot_5"]), (1, ["fewshot_5", "fewshot_10"]), (2, [])):
-        writer = MetricWriter(tmp_path, [*COLUMNS, *columns], steps_done=first, active=True)
+        writer = MetricWriter(
+            tmp_path, [*COLUMNS, *columns], steps_done=first, active=True, config=default()
+        )
         writer.write({"step": first + 1, **ROW, **dict.fromkeys(columns, 0.5)})
         writer.close()
         found = rows(tmp_path)
@@ -43,7 +46,7 @@ def test_more_columns_can_come_and_go(tmp_path):
 
 def test_a_row_without_an_accuracy_is_written(tmp_path):
     """As training on pixels gives."""
-    writer = MetricWriter(tmp_path, COLUMNS, steps_done=0, active=True)
+    writer = MetricWriter(tmp_path, COLUMNS, steps_done=0, active=True, config=default())
     writer.write({"step": 1, "train_loss": 1.0, "images_per_second": 10.0})
     writer.close()
     assert rows(tmp_path)[0]["train_accuracy"] == ""
@@ -75,7 +78,7 @@ def test_tensorboard_reads_every_number_and_forgets_what_was_done_again(tmp_path
 
 
 def test_an_inactive_writer_leaves_nothing(tmp_path):
-    writer = MetricWriter(tmp_path, COLUMNS, steps_done=0, active=False)
+    writer = MetricWriter(tmp_path, COLUMNS, steps_done=0, active=False, config=default())
     writer.write({"step": 1, **ROW})
     writer.close()
     assert list(tmp_path.iterdir()) == []

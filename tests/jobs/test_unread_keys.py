@@ -45,6 +45,7 @@ OTHERS = {
     "checkpoint.every": 1,
     "log_every": 1,
     "eval_every": 1,
+    "loggers": (),
     "on_nonfinite": "skip",
     "init_resize": "cubic",
     "init_head": "new",

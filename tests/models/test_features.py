@@ -17,7 +17,7 @@ def images(rng):
 
 
 def tokens_by_blocks(params, images, options):
-    """The tokens after each block: what comes before the first by NumPy, then block after block."""
+    """The tokens before the first block, by NumPy, and after each, block after block."""
     patches = np.asarray(to_patches(images, (4, 4))).reshape(2, 6, 48)
     embedding = params["embedding"]
     z = patches @ embedding["kernel"].reshape(48, -1) + embedding["bias"]
@@ -35,6 +35,8 @@ def tokens_by_blocks(params, images, options):
     for i in range(TINY["depth"]):
         if f"posembed_{i}" in encoder:
             z = z + encoder[f"posembed_{i}"]["pos_embedding"]
+        if i == 0:
+            found.append(z[:, :shown])
         z = block.apply({"params": encoder[f"encoderblock_{i}"]}, z, train=False)
         found.append(z[:, :shown])
     return found
@@ -56,13 +58,30 @@ def tokens_by_blocks(params, images, options):
 def test_tokens_are_those_of_blocks_called_one_by_one(images, options):
     model = tiny(**options)
     params = random_params(model, images)
-    found = jax.jit(lambda p, x: token_features(model, p, x, layers=(2, 1)))(params, images)
+    compute = jax.jit(lambda p, x: token_features(model, p, x, (2, 0, 1), final_tokens=True))
+    found = compute(params, images)
     expected = tokens_by_blocks(params, images, options)
-    assert sorted(found.tokens) == [1, 2]
+    assert sorted(found.tokens) == [0, 1, 2]
     for layer, tokens in found.tokens.items():
         assert tokens.dtype == np.float32
-        scale = np.abs(expected[layer - 1]).max()
-        np.testing.assert_allclose(tokens, expected[layer - 1], atol=1e-5 * scale)
+        scale = np.abs(expected[layer]).max()
+        np.testing.assert_allclose(tokens, expected[layer], atol=1e-5 * scale)
+    norm, last = params["Transformer"]["encoder_norm"], np.asarray(expected[-1], np.float64)
+    last = (last - last.mean(-1, keepdims=True)) / np.sqrt(last.var(-1, keepdims=True) + 1e-6)
+    assert found.final_tokens.dtype == np.float32
+    np.testing.assert_allclose(found.final_tokens, last * norm["scale"] + norm["bias"], atol=1e-4)
+
+
+def test_final_tokens_are_those_that_a_model_pools(images):
+    model = tiny(pool="gap")
+    params = random_params(model, images)
+    found = token_features(model, params, images, final_tokens=True)
+    assert found.tokens == {} and found.final_tokens.shape == (2, 6, TINY["width"])
+    np.testing.assert_allclose(found.final_tokens.mean(1), found.pooled, atol=1e-5)
+    after = tiny(pool="gap", final_norm="after_pool")  # its encoder doesn't normalise
+    params = random_params(after, images)
+    found = token_features(after, params, images, (2,), final_tokens=True)
+    np.testing.assert_array_equal(found.final_tokens, found.tokens[2])
 
 
 @pytest.mark.parametrize("pre_logits", [False, True])
@@ -102,7 +121,7 @@ def test_the_token_that_fills_up_for_cudnn_is_left_out(images, monkeypatch):
         np.testing.assert_allclose(tokens, expected.tokens[layer], atol=0.03 * scale)
 
 
-@pytest.mark.parametrize("layer", [0, 3, -1])
+@pytest.mark.parametrize("layer", [3, -1])
 def test_blocks_that_do_not_exist_are_refused(images, layer):
     model = tiny()
     with pytest.raises(ValueError, match=f"no encoder block {layer}: .* from 1 to 2"):
@@ -118,5 +137,6 @@ def test_a_resnet_has_a_pooled_representation_but_no_blocks(rng):
     logits = found.pooled @ params["head"]["kernel"] + params["head"]["bias"]
     expected = model.apply({"params": params}, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
-    with pytest.raises(ValueError, match="ResNet has no encoder blocks"):
-        token_features(model, params, images, (1,))
+    for asked in (dict(layers=(1,)), dict(final_tokens=True)):
+        with pytest.raises(ValueError, match="ResNet has no tokens"):
+            token_features(model, params, images, **asked)

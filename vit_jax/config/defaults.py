@@ -233,6 +233,9 @@ def default() -> ConfigDict:
     config.compare.seeds = 3  # how many times each is trained: from seed, seed + 1…
 
     config.log_every = 50  # steps
+    # Where the rows of metrics.csv go, too, in jobs.loggers.LOGGERS: "tensorboard", "wandb",
+    # "mlflow". (): nowhere.
+    config.loggers = ("tensorboard",)
     config.eval_every = 500  # steps; the last step is always evaluated; 0: only the last
     config.checkpoint = ConfigDict()
     # Steps; the last step is always saved. 0: only the last. Else the first checkpoint comes after

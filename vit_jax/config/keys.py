@@ -66,12 +66,16 @@ _TYPES: Mapping[type, tuple[Callable[[Any], bool], str]] = {
 _TYPES_OF_KEYS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "sweep.lr": _NUMBERS,
     "compare.epochs": _NUMBERS,
+    "loggers": (functools.partial(_are_all, lambda x: isinstance(x, str)), "names"),
     "optim.freeze": (
         lambda x: x in ("none", "encoder") if isinstance(x, str) else _is_whole(x) and x >= 0,
         "'none', 'encoder' or a number of blocks",
     ),
 }
-_EXAMPLES = {"data.background": (255, 255, 255)}  # of keys that are None and hold several numbers
+_EXAMPLES = {  # of keys whose default is none
+    "data.background": (255, 255, 255),
+    "loggers": ("tensorboard", "wandb"),
+}
 
 
 @functools.cache
@@ -82,7 +86,7 @@ def value_types() -> Mapping[str, ValueType]:
         section, _, name = key.rpartition(".")
         kind = (config[section] if section else config).get_type(name)
         fits, rule = _TYPES_OF_KEYS.get(key, _TYPES[kind])
-        such = config[key] or _EXAMPLES.get(key, (3, 4))
+        such = _EXAMPLES.get(key) or config[key] or (3, 4)
         example = f", such as {such}" if kind is tuple else ""
         types[key] = ValueType(fits, rule, example, optional=config[key] is None)
     return types

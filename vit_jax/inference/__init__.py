@@ -13,6 +13,9 @@ with epy.lazy_api_imports(globals()):
         view_image,
     )
 
+    # features as files
+    from vit_jax.inference.feature_files import write_features
+
     # from images in memory and their labels to a classifier
     from vit_jax.inference.fitting import Fitted, fit
 

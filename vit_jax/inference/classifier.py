@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -106,7 +107,7 @@ class Classifier:
         self._model = self.checkpoint.model()
         self._probabilities = self._on_all_devices(self._compute_probabilities)
         self._features = functools.cache(
-            lambda layers: self._on_all_devices(functools.partial(self._compute_features, layers))
+            lambda *chosen: self._on_all_devices(functools.partial(self._compute_features, *chosen))
         )
         self._params = self._probabilities.place(self.checkpoint.params)
 
@@ -143,44 +144,64 @@ class Classifier:
             path = self.checkpoint.path
             raise ValueError(f"{path} has no head to classify with: fine-tune from it.")
         self._check_head()
-        return self._stream(images, top)
+        return (
+            (image, row if isinstance(row, Unreadable) else self._likeliest(row, top))
+            for image, row in self._stream(images, self._probabilities)
+        )
 
-    def features(self, images: Iterable[Readable], layers: Sequence[int] = ()) -> Features:
+    def features(
+        self, images: Iterable[Readable], layers: Sequence[int] = (), *, tokens: bool = False
+    ) -> Features:
         """Returns what the model has found in images before its head.
 
         Args:
           images: n of them, of the kinds that `predict` takes.
-          layers: numbers of the encoder blocks whose tokens are returned, counted from 1.
+          layers: numbers of the encoder blocks whose tokens are returned, counted from 1; 0 stands
+            for the input of the first block.
+          tokens: True if the tokens that the model pools are returned, too.
 
         Returns:
           `pooled`: float32 (n, d), what a head would read. `tokens`: {layer: float32 (n, tokens,
-          d)}, before the last LayerNorm. The class token comes first if there is one, then the
-          patches row by row.
+          d)}, before the last LayerNorm. `final_tokens`: of the same shape, what the encoder
+          returns, after it; None without `tokens`. The class token comes first if there is one,
+          then the patches row by row.
 
         Raises:
           ValueError: something can't be read as an image; it is named. Or the model has no such
-            layer; a ResNet has none.
+            layer; a ResNet has no tokens.
         """
         _check_several(images)
+        rows = [_readable(x) for _, x in self.stream_features(images, layers, tokens=tokens)]
+        if not rows:
+            shapes = self._shapes_of_features(tuple(layers), tokens)
+            return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
+        return jax.tree.map(lambda *x: np.stack(x), *rows)
+
+    def stream_features(
+        self, images: Iterable[Readable], layers: Sequence[int] = (), *, tokens: bool = False
+    ) -> Iterator[tuple[Readable, Features | Unreadable]]:
+        """Returns an iterator over each image with its features, or why it can't be read.
+
+        Arguments, which may be endless, and errors about layers are those of `features`, and so are
+        the features, without their first axis.
+        """
         layers = tuple(layers)
+        self._shapes_of_features(layers, tokens)  # raises at once
+        return self._stream(images, self._features(layers, tokens))
+
+    def _shapes_of_features(self, layers: tuple[int, ...], tokens: bool) -> Any:
         view = jax.ShapeDtypeStruct((1, *require_image_shape(self.checkpoint), 3), jnp.uint8)
-        shapes = jax.eval_shape(
-            functools.partial(self._compute_features, layers), self._params, view
-        )
-        batches = [jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)]
-        for _, views in self._read(images):
-            stack = np.stack([_readable(view) for view in views])
-            batches.append(self._run(self._features(layers), stack))
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *batches)
+        compute = functools.partial(self._compute_features, layers, tokens)
+        return jax.eval_shape(compute, self._params, view)
 
     def _compute_probabilities(self, params: Any, images: jax.Array) -> jax.Array:
         logits: Any = self._model.apply({"params": params}, to_float(images), train=False)
         return PROBABILITIES[self.checkpoint.loss](logits)
 
     def _compute_features(
-        self, layers: tuple[int, ...], params: Any, images: jax.Array
+        self, layers: tuple[int, ...], tokens: bool, params: Any, images: jax.Array
     ) -> Features:
-        return token_features(self._model, params, to_float(images), layers)
+        return token_features(self._model, params, to_float(images), layers, final_tokens=tokens)
 
     def _on_all_devices(self, compute: Callable[[Any, jax.Array], Any]) -> parallel.Parallel:
         """Returns the program of a function (params, images) -> arrays (b, …)."""
@@ -201,18 +222,19 @@ class Classifier:
         return jax.tree.map(lambda x: x[: len(views)], program.gather(rows))
 
     def _stream(
-        self, images: Iterable[Readable], top: int
-    ) -> Iterator[tuple[Readable, list[Prediction] | Unreadable]]:
+        self, images: Iterable[Readable], program: parallel.Parallel
+    ) -> Iterator[tuple[Readable, Any]]:
+        """Yields each image with its entry of what a program computes, or with `Unreadable`."""
         for batch, views in self._read(images):
             readable = [view for view in views if not isinstance(view, Unreadable)]
-            rows = iter(self._run(self._probabilities, np.stack(readable)) if readable else ())
+            computed = self._run(program, np.stack(readable)) if readable else None
+            rows = (jax.tree.map(itemgetter(i), computed) for i in range(len(readable)))
             for image, view in zip(batch, views, strict=True):
-                if isinstance(view, Unreadable):
-                    yield image, view
-                    continue
-                row = next(rows)
-                best = np.argsort(-row, kind="stable")[:top]
-                yield image, [Prediction(self.class_names[i], float(row[i])) for i in best]
+                yield image, view if isinstance(view, Unreadable) else next(rows)
+
+    def _likeliest(self, row: np.ndarray, top: int) -> list[Prediction]:
+        best = np.argsort(-row, kind="stable")[:top]
+        return [Prediction(self.class_names[i], float(row[i])) for i in best]
 
     def _read(
         self, images: Iterable[Readable]

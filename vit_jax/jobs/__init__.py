@@ -15,6 +15,7 @@ with epy.lazy_api_imports(globals()):
 
     # What a run reports.
     from vit_jax.jobs.data_wait import DataWait
+    from vit_jax.jobs.loggers import LOGGERS
     from vit_jax.jobs.metric_writer import MetricWriter
     from vit_jax.jobs.pending import PendingMetrics
     from vit_jax.jobs.progress import Progress

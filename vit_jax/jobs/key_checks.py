@@ -16,6 +16,7 @@ from vit_jax.data.pipeline import ON_ERROR
 from vit_jax.data.resizing import EVAL_CROPS, EVAL_RESIZES
 from vit_jax.data.transforms import DECODES, TRAIN_CROPS, is_colour
 from vit_jax.jobs.initial_head import INIT_HEADS
+from vit_jax.jobs.loggers import LOGGERS
 from vit_jax.jobs.nonfinite import ON_NONFINITE
 from vit_jax.models.attributes import DTYPES
 from vit_jax.models.positions import RESIZES
@@ -117,6 +118,10 @@ RANGES: Mapping[str, Range] = {
     "compare.epochs": Range("numbers above 0", lambda x: not x or min(x) > 0),
     "compare.seeds": _ABOVE_0,
     "log_every": _ABOVE_0,
+    "loggers": Range(
+        f"distinct names among {', '.join(LOGGERS)}",
+        lambda x: set(x) <= set(LOGGERS) and len(set(x)) == len(x),
+    ),
     "eval_every": _FROM_0,
     "checkpoint.every": _FROM_0,
     "checkpoint.keep": _ABOVE_0,

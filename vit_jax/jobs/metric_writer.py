@@ -1,4 +1,4 @@
-"""The numbers that a run writes: metrics.csv and TensorBoard events."""
+"""The numbers that a run writes: metrics.csv, and what its loggers get."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import errno
 import logging
 import os
 import pathlib
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from types import TracebackType
 
 from etils import epath
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
+from ml_collections import ConfigDict
 
 from vit_jax.common.files import is_bucket, reason_of, replacing
+from vit_jax.jobs.loggers import LoggedRun, open_loggers
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +25,9 @@ _TABLE = "metrics.csv"
 
 
 class MetricWriter:
-    """Writes rows of numbers to WORKDIR/metrics.csv and to TensorBoard.
+    """Writes rows of numbers to WORKDIR/metrics.csv and to the loggers of `config.loggers`.
+
+    It is a context manager: its end tells the loggers whether the run has finished.
 
     A run that goes on drops the columns that are not in `columns`, and the rows of later steps,
     which an interrupted run left. Nothing can be appended to a file in a bucket. There, both are
@@ -39,10 +39,11 @@ class MetricWriter:
       columns: the columns of metrics.csv, including `step`.
       steps_done: where the run starts.
       active: False on all processes but one: nothing is written.
+      config: the run's.
 
     Raises:
       OSError: nothing can be written; says where and why.
-      ValueError: WORKDIR/metrics.csv is not a table of steps.
+      ValueError: WORKDIR/metrics.csv is not a table of steps, or a logger can't be started.
     """
 
     def __init__(
@@ -52,27 +53,29 @@ class MetricWriter:
         *,
         steps_done: int,
         active: bool,
+        config: ConfigDict,
     ):
         self._active = active
         if not active:
             return
         self._columns = set(columns)
-        self._copy = None
-        if is_bucket(workdir):
-            self._copy = _Copy(epath.Path(workdir))
-            workdir = self._copy.folder
-        folder = pathlib.Path(workdir)
+        self._copy = _Copy(epath.Path(workdir)) if is_bucket(workdir) else None
+        folder = pathlib.Path(self._copy.folder if self._copy else workdir)
         self._path = folder / _TABLE
-        with self._one_message():
+        with self._one_message(), contextlib.ExitStack() as undo:
+            # First, so that a new workdir stays empty if a service can't be reached.
+            self._loggers = open_loggers(LoggedRun(epath.Path(workdir), folder, config, steps_done))
+            for one in self._loggers:
+                undo.callback(one.close, "failed")
             _keep_rows(self._path, steps_done, columns)
             self._file = self._path.open("a", newline="")
             self._csv = csv.DictWriter(self._file, columns, extrasaction="ignore")
-            self._events = _Events(folder / "tensorboard", steps_done + 1)
+            undo.pop_all()
 
     def write(self, row: dict[str, float]) -> None:
         """Writes one row.
 
-        Columns that the row lacks stay empty. A number without a column goes to TensorBoard alone,
+        Columns that the row lacks stay empty. A number without a column goes to the loggers alone,
         with a warning.
 
         Raises:
@@ -81,24 +84,40 @@ class MetricWriter:
         if not self._active:
             return
         for name in sorted(row.keys() - self._columns):
-            logger.warning("%s has no column %s: TensorBoard alone shows it.", self._path, name)
+            logger.warning("%s has no column %s: only loggers get it.", self._path, name)
             self._columns.add(name)
         with self._one_message():
             if not self._path.exists():
                 raise FileNotFoundError(errno.ENOENT, "it is gone")
             self._csv.writerow(row)
             self._file.flush()
-            self._events.write(row)
+            for one in self._loggers:
+                one.write(row)
             if self._copy is not None and self._copy.is_due():
                 self._copy.write()
 
-    def close(self) -> None:
-        """Closes the files."""
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.close("stopped" if issubclass(kind, KeyboardInterrupt) else "failed")
+
+    def close(self, status: str = "finished") -> None:
+        """Closes the files and the loggers, see `loggers.Logger.close`."""
         if self._active:
             with contextlib.suppress(OSError):  # `write` has raised it
                 self._file.close()
-            with contextlib.suppress(OSError):
-                self._events.close()
+            for one in self._loggers:
+                with contextlib.suppress(OSError):
+                    one.close(status)
             if self._copy is not None:
                 self._copy.close()
 
@@ -113,41 +132,6 @@ class MetricWriter:
                 f"{reason_of(cause)}. Checkpoints, if there are any, are as they were. When there "
                 f"is space, and permission, the same command goes on."
             ) from error
-
-
-class _Events:
-    """Writes scalars to a folder for TensorBoard, at once.
-
-    TensorBoard's own writer has a thread that hides a full disk, and then waits forever.
-
-    Args:
-      folder: where the file goes.
-      next_step: TensorBoard hides what an earlier run wrote from this step on.
-    """
-
-    def __init__(self, folder: pathlib.Path, next_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads files of such names, in their order.
-        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._records = RecordWriter((folder / name).open("wb"))
-        self._add(file_version="brain.Event:2")
-        self._add(step=next_step, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, row: dict[str, float]) -> None:
-        scalars = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name != "step"
-        ]
-        self._add(step=row["step"], summary=Summary(value=scalars))
-        self._records.flush()
-
-    def close(self) -> None:
-        self._records.close()
-
-    def _add(self, **content: Any) -> None:
-        event = Event(wall_time=time.time(), **content)
-        self._records.write(event.SerializeToString())
 
 
 class _Copy:

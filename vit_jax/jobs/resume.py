@@ -254,6 +254,7 @@ _MEASURING = (
     "data.class_map",
     "eval_batch_size",
     "log_every",
+    "loggers",
     "eval_every",
     "checkpoint",
     "fewshot",

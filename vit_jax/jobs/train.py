@@ -125,7 +125,7 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
         "images_per_second",
         *measured,
     )
-    writer = MetricWriter(workdir, columns, steps_done=start.step, active=is_main)
+    writer = MetricWriter(workdir, columns, steps_done=start.step, active=is_main, config=config)
     progress = Progress(start.step, total_steps, config.batch_size, active=is_main)
     data_wait = DataWait()
     save_times = SaveTimes(config.checkpoint.every, is_saved=start.latest is not None)
@@ -138,7 +138,7 @@ def _train(config: ConfigDict, workdir: epath.Path, dataset: Dataset | None) -> 
     with (
         StopSignals(start.step + 1, total_steps, lambda step: bool(due_after(step))) as signals,
         contextlib.closing(checkpoints),
-        contextlib.closing(writer),
+        writer,
         contextlib.closing(progress),
     ):
         if start.step < last_step:

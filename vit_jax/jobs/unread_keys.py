@@ -35,6 +35,7 @@ _OF_TRAINING = (
     *("data.erase", "data.class_weights", "data.sampling"),
     *("data.randaugment", "data.randaugment_magnitude", "optim", "masked", "fewshot.every"),
     *("log_every", "eval_every", "checkpoint", "on_nonfinite", "max_skipped_updates"),
+    "loggers",
     "early_stopping",
     *("init_resize", "init_head"),
 )

@@ -20,6 +20,7 @@ from vit_jax.config.keys import (
     short_repr,
 )
 from vit_jax.jobs.key_checks import check_keys
+from vit_jax.jobs.loggers import missing_packages
 from vit_jax.models.vit import VisionTransformer
 
 
@@ -132,6 +133,9 @@ def _conflicts(config: ConfigDict, devices: int, job: str) -> Iterator[Conflict]
     yield from _job_conflicts(config, job)
     yield from _balance_conflicts(config)
     yield from _stopping_conflicts(config)
+    if config.job not in ("evaluate", "fewshot"):
+        for message in missing_packages(config.loggers):
+            yield Conflict(("job", "loggers"), message)
     yield from _batch_conflicts(config, devices)
     yield from _parallel_conflicts(config, devices)
     yield from _model_conflicts(config)

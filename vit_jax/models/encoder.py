@@ -239,6 +239,7 @@ class Encoder(nn.Module):
             z = norm(dtype=z.dtype)(name="pre_norm")(z)
         if padded:
             z = jnp.pad(z, ((0, 0), (0, 1), (0, 0)))
+        self.sow("intermediates", "input_of_blocks", z)  # does nothing, unless it is asked for
         if train and self.scan:
             z = self._scanned(block(0, parent=None), z)
         else:
