@@ -18,6 +18,7 @@ import numpy as np
 
 from vit_jax.common.files import cannot_write, local_path, no_empty_folders, replacing
 from vit_jax.common.names import as_unicode, printable
+from vit_jax.common.repository import install_command
 from vit_jax.models.features import Features
 
 Row = tuple[str, Mapping[str, np.ndarray]]  # a path, and arrays by the names of their columns
@@ -47,7 +48,7 @@ def check_features_path(path: str | os.PathLike[str]) -> pathlib.Path:
         except ImportError as error:
             raise ImportError(
                 f"Writing {printable(path)} needs pyarrow, which is not installed ({error}): "
-                f'pip install -e ".[parquet]". A file that ends with .npz needs nothing more.'
+                f"{install_command('parquet')}. A file that ends with .npz needs nothing more."
             ) from error
     return found
 

@@ -21,6 +21,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vit_jax.common.files import is_bucket, reason_of, write_file
 from vit_jax.common.names import printable
+from vit_jax.common.repository import install_command
 from vit_jax.config.keys import all_keys, look_up
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,11 @@ class LoggedRun(NamedTuple):
 
 
 class Logger(Protocol):
-    """Takes the rows of a run.
+    """Takes the rows of a run."""
 
-    Attributes:
-      id: what the service calls the run; None if nothing has to know it.
-    """
-
-    id: str | None
+    @property
+    def id(self) -> str | None:
+        """What the service calls the run; None if nothing has to know it."""
 
     def write(self, row: Mapping[str, float]) -> None:
         """Takes a row of numbers by column, `step` among them."""
@@ -75,7 +74,7 @@ class TensorBoard:
     earlier process wrote, TensorBoard hides the steps that this one does again.
     """
 
-    id: str | None = None
+    id = None
 
     def __init__(self, run: LoggedRun):
         folder = run.folder / "tensorboard"
@@ -161,9 +160,9 @@ class MLflow:
         else:
             uri = f"sqlite:///{run.folder / 'mlflow.db'}"
         self._client = mlflow.MlflowClient(uri)
-        self.id: str | None = run.id
         if run.id is not None and self._knows(run.id):
-            self._client.update_run(run.id, status="RUNNING")
+            self.id = run.id
+            self._client.update_run(self.id, status="RUNNING")
         else:
             self.id = self._create(run)
 
@@ -233,7 +232,7 @@ def missing_packages(names: Iterable[str]) -> Iterator[str]:
             if spec is None or spec.origin is None:  # such as a folder wandb, of wandb's own files
                 yield (
                     f"loggers: {name!r} needs {package}, which is not installed: "
-                    f'pip install -e ".[{name}]".'
+                    f"{install_command(name)}."
                 )
                 break
 
