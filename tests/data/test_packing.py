@@ -304,6 +304,17 @@ def test_a_folder_of_other_images_or_options(photos, tmp_path):
     assert sorted(x.name for x in other.iterdir()) == ["daisy", "rose"]
 
 
+@pytest.mark.parametrize("inside", ["", "packed", "rose/packed"])
+def test_a_folder_inside_the_images_is_refused(inside, tmp_path):
+    photos = write_jpegs(tmp_path / "photos", {"rose": 3, "daisy": 3})
+    link = tmp_path / "link"
+    link.symlink_to(photos)
+    with pytest.raises(ValueError, match=r"lies in .*, whose images are to be packed"):
+        packing.pack(str(photos), link / inside, SMALL)
+    assert sorted(x.name for x in photos.iterdir()) == ["daisy", "rose"]
+    packing.pack(str(photos), tmp_path / "photos packed", SMALL)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "7", "{"])
 def test_a_damaged_pack_file(text, photos, tmp_path):
     (tmp_path / "pack.json").write_text(text)

@@ -26,7 +26,7 @@ from vit_jax.common.files import cannot_write, local_path, replacing, write_file
 from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable, to_json
-from vit_jax.config.keys import comparable_name
+from vit_jax.config.keys import comparable_name, is_folder
 from vit_jax.data.builders.record_files import PACK_FILE, DataError, count_records, system_errors
 from vit_jax.data.dataset import Dataset, ReadError, Source, is_multi_label
 from vit_jax.data.fingerprint import fingerprint
@@ -64,21 +64,26 @@ def pack(
 
     Args:
       name, data_dir: of the data set, see `open_dataset`.
-      out: the folder. It must be new or empty, or of the same call.
+      out: the folder. It must be new or empty, or of the same call, and lie outside the data set.
       options: how images are packed.
 
     Raises:
-      ValueError: the folder holds something else, an image can't be used, the name of a class
-        can't be stored, or an option is out of range.
+      ValueError: the folder holds something else or lies in the data set, an image can't be used,
+        the name of a class can't be stored, or an option is out of range.
       OSError: the folder can't be written, as on a full disk, or an image can't be read.
       As `open_dataset`.
     """
     options.check()
+    folder = local_path(out)
+    if is_folder(name) and folder.resolve().is_relative_to(local_path(name).resolve()):
+        raise ValueError(
+            f"{printable(folder)} lies in {printable(name)}, whose images are to be packed, and "
+            f"would be a part of them: name a folder beside it."
+        )
     dataset = open_dataset(name, data_dir)
     _check_class_names(dataset)
     splits = _choose_splits(dataset)
     sources = {split: dataset.source(text) for split, text in splits.items()}
-    folder = local_path(out)
     skipped = SkippedImages()
     plan = _describe(comparable_name(name), dataset, splits, options)
     total = sum(map(len, sources.values()))
