@@ -166,3 +166,15 @@ def test_a_workdir_of_another_configuration_is_refused(config, caplog):
     with caplog.at_level(logging.INFO, logger="vit_jax"):
         check_same_run(config, before, "WORKDIR/checkpoints/4")
     assert "optim.lr was 0.01, is 0.03" in caplog.text
+
+
+def test_another_rank_of_lora_is_refused_whatever_other_config_says(config):
+    config.model.lora_rank = 0
+    before = saved(config)
+    config.model.lora_rank = None  # means the same
+    check_same_run(config, before, "WORKDIR/checkpoints/4")
+    config.model.lora_rank = 4
+    for config.checkpoint.other_config in (False, True):
+        with pytest.raises(ValueError, match="can't be changed in the middle of a run") as error:
+            check_same_run(config, before, "WORKDIR/checkpoints/4")
+        assert "other_config=true" not in str(error.value)

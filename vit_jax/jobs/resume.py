@@ -307,14 +307,22 @@ def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
 
     Args:
       config: the run's, valid, with the attributes that it takes from the saved one. With
-        `checkpoint.other_config` it is not refused.
+        `checkpoint.other_config` it is not refused, unless `model.lora_rank` differs: there would
+        be other parameters.
       saved: as a checkpoint has it.
       where: the checkpoint, for the message.
 
     Raises:
       ValueError: they differ; lists the keys, and says what can be done.
     """
-    message = "".join(f"\n- {change}" for change in changes(config, saved))
+    found = changes(config, saved)
+    message = "".join(f"\n- {change}" for change in found)
+    if any(change.startswith("model.lora_rank ") for change in found):
+        raise ValueError(
+            f"{where} was trained with another configuration:{message}\nmodel.lora_rank can't be "
+            f"changed in the middle of a run: take the run's own, or another --workdir with "
+            f"init_from, which starts from the merged model."
+        )
     if message and not config.checkpoint.other_config:
         raise ValueError(
             f"{where} was trained with another configuration:{message}\nTake the run's own values, "
@@ -330,4 +338,6 @@ def _comparable(key: str, value: Any) -> Any:
         return comparable_name(value)
     if key == "data.image_size" and isinstance(value, int):
         return value, value
+    if key == "model.lora_rank":
+        return value or None
     return tuple(value) if isinstance(value, list) else value
