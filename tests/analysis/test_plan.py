@@ -200,6 +200,9 @@ def test_the_table_shows_a_report(report):
     assert all(len(line) <= 100 for line in lines)
     rows = dict(line.split("  ", 1) for line in lines[1:])
     assert rows["parameters"].strip() == f"{report['parameters']:,}"
+    assert report["trained_parameters"] == report["parameters"]
+    frozen = "\n".join(format_plan(report | {"trained_parameters": 1234}))
+    assert f"{report['parameters']:,}, of which 1,234 are trained\n" in frozen
     assert rows["memory"].endswith("a chip: fits")
     assert rows["estimated"].endswith("a chip, with accumulate_steps=1")
     assert "peaks of a cpu are unknown" in rows["step"]

@@ -96,6 +96,12 @@ def test_flops_are_the_same_for_all_implementations():
         assert forward_flops("Ti/16", 32, implementation=implementation) == expected
 
 
+def test_loras_updates_are_not_counted_for_each_image():
+    shared = dict(image_size=32, num_classes=3)
+    updated = forward_flops("Ti/16", lora_rank=8, lora_alpha=2.0, **shared)
+    assert updated == forward_flops("Ti/16", **shared)
+
+
 def test_relative_positions_and_axial_blocks_are_counted():
     options = dict(width=12, depth=1, mlp_dim=20, num_heads=3, patch_size=4, pool="gap")
     n, d = 15, 12

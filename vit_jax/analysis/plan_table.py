@@ -25,8 +25,9 @@ def format_plan(report: dict[str, Any]) -> list[str]:
 
 def _step_rows(report: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns rows on the size of a step: parameters, FLOPs, memory, collectives."""
+    count, trained = report["parameters"], report["trained_parameters"]
     rows = [
-        ("parameters", f"{report['parameters']:,}"),
+        ("parameters", f"{count:,}" + f", of which {trained:,} are trained" * (trained < count)),
         ("FLOPs an image", f"{with_prefix(report['flops_per_image'])}, three forward passes"),
         ("FLOPs a step", with_prefix(report["flops_per_step"])),
     ]

@@ -21,6 +21,7 @@ from vit_jax.models.params import count_parameters
 from vit_jax.training import setup
 from vit_jax.training.fit_memory import choose_accumulate_steps
 from vit_jax.training.memory import bytes_per_device, estimate_needs, step_arguments
+from vit_jax.training.trained import split_params
 
 # (training images, classes) of data sets that are seldom on the machine where one plans.
 KNOWN = {
@@ -62,11 +63,11 @@ def plan(
       None, what a run on these devices would choose; `estimated_bytes` is what the choice goes by,
       see `training.memory`. Bytes and collectives are those of one device and step;
       FLOPs are those of all devices. `flops_per_…` are three forward passes as
-      `models.flops.forward_flops` counts them. `compiled_flops_…` are the matmuls of the compiled
-      step, with those that are computed twice; on GPUs they may be all operations, as XLA counts
-      them. Times are in seconds, estimated by `hardware.roofline`. What is unknown is None: times
-      if the device's peaks are not published, and all that the compiler counts if the step doesn't
-      fit.
+      `models.flops.forward_flops` counts them; a step with frozen parameters takes fewer.
+      `compiled_flops_…` are the matmuls of the compiled step, with those that are computed twice;
+      on GPUs they may be all operations, as XLA counts them. Times are in seconds, estimated by
+      `hardware.roofline`. What is unknown is None: times if the device's peaks are not published,
+      and all that the compiler counts if the step doesn't fit.
 
     Raises:
       ValueError: the configuration or the topology can't be used.
@@ -96,6 +97,7 @@ def plan(
     run = setup.set_up(config, num_classes=num_classes, total_steps=steps)
     state, batch = step_arguments(config, run)
     state_bytes, _ = bytes_per_device(config, state, batch, count)
+    trained, _ = split_params(state.params, config.optim.freeze)
     program = compile_config(config)
     flops_per_image = 3 * forward_flops(
         config.model.variant,
@@ -114,6 +116,7 @@ def plan(
         "accumulate_steps": config.accumulate_steps,
         "estimated_bytes": round(needs.step(per_device, config.accumulate_steps)),
         "parameters": count_parameters(state.params),
+        "trained_parameters": count_parameters(trained),
         "flops_per_image": flops_per_image,
         "flops_per_step": flops_per_image * config.batch_size,
         **_compiled_costs(program, found, flops_per_image * config.batch_size),

@@ -37,6 +37,7 @@ TABLE_6 = {
     ("R50+L/16", 14): 1668,
 }
 
+_LORA = ("lora_rank", "lora_alpha")  # attributes
 _ELEMENTWISE = ("add", "sub", "mul", "div", "square", "integer_pow")
 
 
@@ -80,12 +81,13 @@ def forward_flops(
         2.7 % for R26+S/32, where it is largest.
       padding: True counts what convolutions multiply by padding, too, as timm does. The paper
         doesn't, nor does XLA.
-      **overrides: attributes, as for `models.build`. Those of kind "device" change nothing.
+      **overrides: attributes, as for `models.build`. Those of kind "device" change nothing, nor
+        does LoRA: its updates are added to the kernels once a batch, not once an image.
 
     Raises:
       ValueError: there is no such variant, or it can't take images of this size.
     """
-    overrides = without(overrides, "device")
+    overrides = {k: x for k, x in without(overrides, "device").items() if k not in _LORA}
     model = variants.build(variant, num_classes=num_classes, **overrides)
     model = variants.plain(model)
     params = parameter_shapes(model, image_size)

@@ -73,7 +73,7 @@ class VisionTransformer(nn.Module):
         which PyTorch's ViTs compute; or "quick", x * sigmoid(1.702 x), which CLIP's do.
       kernel_epsilon: see `resnet.StdConv.epsilon`; timm's stems were trained with 1e-8.
       lora_rank: rank of LoRA's updates of queries, values and MLP in every block, see
-        `lora.LoraDense`. 0 for none.
+        `layers.FlatDense`. 0 for none.
       lora_alpha: each update is multiplied by `lora_alpha / lora_rank`; None for 1.
       remat: what the blocks compute again in the backward pass, to save memory: "none" nothing,
         "dots" all but matmuls with parameters, "full" everything from each block's input.
