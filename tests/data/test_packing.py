@@ -1,6 +1,5 @@
 """Packed data sets: the same images, labels and splits as their source, whatever interrupts."""
 
-import fcntl
 import io
 import json
 import logging
@@ -322,12 +321,24 @@ def test_a_damaged_pack_file(text, photos, tmp_path):
         packing.pack(str(photos), tmp_path, SMALL)
 
 
-def test_two_processes_do_not_write_at_once(photos, tmp_path):
-    packed = packing.pack(str(photos), tmp_path / "packed", SMALL)
-    with open(packed / "pack.json") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def test_two_processes_do_not_write_at_once(photos, tmp_path, monkeypatch):
+    write, packed = packing.write_file, tmp_path / "packed"
+
+    def start_again(*args):
+        monkeypatch.undo()
         with pytest.raises(ValueError, match="Another process packs into"):
             packing.pack(str(photos), packed, SMALL)
+        write(*args)
+
+    monkeypatch.setattr(packing, "write_file", start_again)  # before anything is in the folder
+    packing.pack(str(photos), packed, SMALL)
+    assert packing.write_file is write
+
+
+def test_a_file_in_the_place_of_the_folder(photos, tmp_path):
+    (tmp_path / "packed").write_text("")
+    with pytest.raises(ValueError, match="packed is a file: name a folder that is new or empty"):
+        packing.pack(str(photos), tmp_path / "packed", SMALL)
 
 
 @pytest.mark.parametrize(

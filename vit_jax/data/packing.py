@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -104,7 +105,7 @@ def pack(
         ) from error
     for info in infos:
         logger.info(
-            "%s: %d images (%s of %s) in %d files, %.3g MB",
+            "%s: %d images (%s of %s), files: %d, %.3g MB",
             *(info.name, info.num_examples, splits[info.name], printable(name)),
             *(info.num_shards, info.num_bytes / 1e6),
         )
@@ -161,23 +162,19 @@ def _claim(folder: pathlib.Path, plan: Mapping[str, Any]) -> Iterator[None]:
       ValueError: the folder holds something else, or another process packs into it.
     """
     file = folder / PACK_FILE
-    if not file.exists():
-        if folder.is_dir() and any(not x.name.startswith(".partial-") for x in folder.iterdir()):
-            raise ValueError(
-                f"{printable(folder)} holds something that isn't packed images: name a folder that "
-                f"is new or empty."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(file, to_json(plan))
-    with open(file) as opened:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{printable(folder)} is a file: name a folder that is new or empty.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        if not file.exists():
+            if any(not x.name.startswith(".partial-") for x in folder.iterdir()):
+                raise ValueError(
+                    f"{printable(folder)} holds something that isn't packed images: name a folder "
+                    f"that is new or empty."
+                )
+            write_file(file, to_json(plan))
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"Another process packs into {printable(folder)}.") from None
-        except OSError:  # some network file systems have no locks
-            pass
-        try:
-            old = dict(json.load(opened))
+            old = dict(json.loads(file.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{printable(file)} is damaged: delete its folder, and start again."
@@ -194,6 +191,23 @@ def _claim(folder: pathlib.Path, plan: Mapping[str, Any]) -> Iterator[None]:
                 f"({'; '.join(differences)}): name another folder, or delete this one."
             )
         yield
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes out of a folder; raises ValueError if one is there."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise ValueError(f"Another process packs into {printable(folder)}.") from None
+    except OSError:  # some network file systems have no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(opened)
 
 
 def _short(value: Any) -> str:
