@@ -75,8 +75,14 @@ def test_the_other_commands_explain_themselves_with_examples(name, capsys):
     command = f"python -m vit_jax.{name.removesuffix('.__main__')}"
     examples = re.findall(rf"^ +({re.escape(command)} .*)$", text, re.MULTILINE)
     assert len(examples) >= 2
-    for flag in re.findall(r" (--\w+)", " ".join(examples)):
-        assert flag == "--config" or f"[{flag}" in text or f" {flag} " in text, flag
+    for example in examples:
+        word = example.removeprefix(command).split()[0]
+        if f"{word}," in text or f",{word}" in text:  # a subcommand
+            with pytest.raises(SystemExit):
+                module.main([word, "--help"])
+            text += capsys.readouterr().out
+        for flag in re.findall(r" (--\w+)", example):
+            assert flag == "--config" or f"[{flag}" in text or f" {flag} " in text, flag
 
 
 @pytest.mark.parametrize("only_changes", [True, False])

@@ -78,9 +78,7 @@ def default() -> ConfigDict:
     # Fine-tuning by LoRA: the encoder is frozen, and the queries, values and MLP of every block get
     # updates of this rank, which are trained with the head. None: no LoRA.
     config.model.lora_rank = placeholder(int)
-    config.model.lora_alpha = placeholder(
-        float
-    )  # its updates are times alpha / rank; None: times 1
+    config.model.lora_alpha = placeholder(float)  # updates are times alpha / rank; None: times 1
     # What the backward pass computes a second time, to save memory: "none", "dots" (all but matmuls
     # with parameters) or "full" (everything of a block). None: "none".
     config.model.remat = placeholder(str)
