@@ -88,17 +88,10 @@ def tiny(num_classes=CLASSES, **overrides):
 
 def random_params(model, seed=0):
     """Parameters that are all random: a head of zeros would hide differences."""
-
-    @jax.jit
-    def draw(key):
-        params = model.init(key, np.zeros((1, IMAGE, IMAGE, 3)))["params"]
-        leaves, tree = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(leaves))
-        return tree.unflatten(
-            [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-        )
-
-    return draw(jax.random.key(seed))
+    images = np.zeros((1, IMAGE, IMAGE, 3))
+    params = jax.jit(model.init)(jax.random.key(seed), images)["params"]
+    rng = np.random.default_rng(seed)  # by NumPy, because XLA compiles each draw for long
+    return jax.tree.map(lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape, "f4"), params)
 
 
 def random_checkpoint(variant, num_classes=3, **attributes):
