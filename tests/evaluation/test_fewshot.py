@@ -124,7 +124,7 @@ def test_features_of_eight_devices_are_those_of_one(batch):
     program = parallel.pmap(extract_features=extract)
     found = program.extract_features(program.place(params), program.put_batch(batch))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
     )
     plain = tiny(num_classes=0).apply(
         {"params": params}, batch["image"].astype(np.float32) / 127.5 - 1
