@@ -3,6 +3,9 @@
 import io
 import json
 import logging
+import os
+import signal
+from multiprocessing import get_context
 
 import cv2
 import numpy as np
@@ -280,6 +283,28 @@ def test_stopped_anywhere_the_result_has_the_same_bytes(photos, tmp_path, small_
             stop_after(patch, count, stop)
             packing.pack(str(photos), tmp_path / "stopped", SMALL)
     assert contents(packing.pack(str(photos), tmp_path / "stopped", SMALL)) == expected
+
+
+def pack_until_killed(photos, out):
+    packing._IMAGES_OF_FILE = 4
+    stop_after(pytest.MonkeyPatch(), 10, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    packing.pack(photos, out, SMALL)
+
+
+@pytest.mark.faults
+def test_killed_the_same_command_goes_on(photos, tmp_path, small_files):
+    out = tmp_path / "killed"
+    process = get_context("spawn").Process(target=pack_until_killed, args=(str(photos), str(out)))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    left = {x.name: x.stat().st_mtime_ns for x in out.iterdir()}
+    finished = [name for name in left if name.startswith("packed-")]
+    assert len(finished) == 2
+    assert any(name.startswith(".partial-") for name in left)
+    packing.pack(str(photos), out, SMALL)
+    assert all((out / name).stat().st_mtime_ns == left[name] for name in finished)
+    assert contents(out) == contents(packing.pack(str(photos), tmp_path / "whole", SMALL))
 
 
 def test_a_file_that_a_crash_emptied_is_written_anew(photos, tmp_path, small_files):

@@ -6,15 +6,16 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, environment, random_checkpoint
+from conftest import REPOSITORY, environment, random_checkpoint, write_jpegs
 from jobs import limited, mounted
 from records import SIZES, prepare_meadow, to_tfrecords
 from small_archives import serve
 
 from vit_jax.common import files
 from vit_jax.config.defaults import default
-from vit_jax.data import sources
+from vit_jax.data import packing, sources
 from vit_jax.data.builders import prepare
+from vit_jax.data.packed_records import PackOptions
 from vit_jax.inference import exporter
 from vit_jax.interpret.report import write_report
 from vit_jax.jobs.metric_writer import MetricWriter
@@ -191,3 +192,16 @@ def test_a_run_without_room_for_its_lock_leaves_nothing(settings, tmp_path, capl
     with limited(0), pytest.raises(OSError, match="run can't be written to: File too large"):
         train(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_packing_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "_IMAGES_OF_FILE", 4)
+    photos, out = write_jpegs(tmp_path / "photos", {"rose": 18, "daisy": 12}), tmp_path / "packed"
+    with (
+        limited(50_000),
+        pytest.raises(OSError, match=r"packed can't be written: .*start the same"),
+    ):
+        packing.pack(str(photos), out, PackOptions(side=20, quality=100))
+    assert not [*out.glob("packed-*")]
+    packing.pack(str(photos), out, PackOptions(side=20, quality=100))
+    assert sum(sources.open_dataset(str(out)).splits.values()) == 30

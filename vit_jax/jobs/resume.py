@@ -315,9 +315,10 @@ def check_same_run(config: ConfigDict, saved: ConfigDict, where: str) -> None:
     Raises:
       ValueError: they differ; lists the keys, and says what can be done.
     """
-    found = changes(config, saved)
-    message = "".join(f"\n- {change}" for change in found)
-    if any(change.startswith("model.lora_rank ") for change in found):
+    message = "".join(f"\n- {change}" for change in changes(config, saved))
+    rank = "model.lora_rank"
+    new, old = (_comparable(rank, look_up(c, rank, None)) for c in (config, saved))
+    if new != old:
         raise ValueError(
             f"{where} was trained with another configuration:{message}\nmodel.lora_rank can't be "
             f"changed in the middle of a run: take the run's own, or another --workdir with "

@@ -133,9 +133,6 @@ def _conflicts(config: ConfigDict, devices: int, job: str) -> Iterator[Conflict]
     yield from _job_conflicts(config, job)
     yield from _balance_conflicts(config)
     yield from _stopping_conflicts(config)
-    if config.job not in ("evaluate", "fewshot"):
-        for message in missing_packages(config.loggers):
-            yield Conflict(("job", "loggers"), message)
     yield from _batch_conflicts(config, devices)
     yield from _parallel_conflicts(config, devices)
     yield from _model_conflicts(config)
@@ -143,6 +140,8 @@ def _conflicts(config: ConfigDict, devices: int, job: str) -> Iterator[Conflict]
 
 def _job_conflicts(config: ConfigDict, job: str) -> Iterator[Conflict]:
     trains = config.job not in ("evaluate", "fewshot")
+    for message in missing_packages(config.loggers if trains else ()):
+        yield Conflict(("job", "loggers"), message)
     has_length = config.total_steps is not None or config.epochs is not None
     if trains and not has_length and not (config.job == "compare" and config.compare.epochs):
         yield Conflict(
