@@ -65,7 +65,7 @@ def draw(folder: pathlib.Path, count: int, height: int, width: int, copies: int 
     import simplejpeg
 
     rng = np.random.default_rng(0)
-    (folder / "photos").mkdir()
+    (folder / "photos").mkdir(parents=True)
     octaves = 6 + round(np.log2(height / 47))  # 9 for 375 pixels
     for i in range(count):
         roughness = rng.uniform(0.72, 0.87)  # of an octave, relative to the one before
@@ -280,8 +280,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return work(args)
     with tempfile.TemporaryDirectory() as folder:
         if not args.photos:
-            draw(pathlib.Path(folder), args.count, args.height, args.width, args.copies)
-            args.photos = folder
+            drawn = pathlib.Path(folder) / "drawn"
+            draw(drawn, args.count, args.height, args.width, args.copies)
+            args.photos = str(drawn)
         needs_packed = any(name.endswith("packed") for name in args.contenders)
         args.folders = pack(pathlib.Path(folder), args) if needs_packed else {}
         sizes = [pathlib.Path(path).stat().st_size / 1000 for path in files(args.photos)]
