@@ -58,6 +58,7 @@ def train_until(stop_at, action, patch, *args):
         {},
         {"accumulate_steps": 2},
         {"objective": "masked_patches", "optim.polyak": 0.9},
+        {"optim.name": "muon"},
         {
             "data.mixup": 0.2,
             "data.randaugment": 2,
@@ -71,8 +72,8 @@ def train_until(stop_at, action, patch, *args):
 )
 def test_a_stopped_run_continues_bit_for_bit(settings, tmp_path, monkeypatch, changes):
     """Stopped by SIGTERM between two rows, then two steps after a checkpoint between two rows."""
-    settings.update_from_flattened_dict(changes)
     settings.optim.name, settings.optim.lr = "adam", 1e-3
+    settings.update_from_flattened_dict(changes)
     settings.update(total_steps=8, log_every=4, eval_every=0)
     settings.checkpoint.every = 5
     train(settings, tmp_path / "whole")

@@ -98,7 +98,8 @@ def test_a_run_with_defaults_reads_all_keys_of_training(caplog):
         ({}, "fewshot.seeds", "fewshot.every is 0"),
         ({}, "calibrate", "job is not 'evaluate'"),
         ({"job": "evaluate"}, "early_stopping.patience", "the job trains nothing"),
-        ({"optim.name": "adam"}, "optim.momentum", "optim.name is not 'sgd'"),
+        ({"optim.name": "adam"}, "optim.momentum", "optim.name is 'adam'"),
+        ({"optim.name": "sgd"}, "optim.beta1", "optim.name is 'sgd'"),
         ({"data.crop": "resize"}, "data.crop_area", "data.crop is 'resize'"),
         ({"data.eval_crop": "whole"}, "data.crop_fraction", "neither data.crop is 'resize' nor"),
         ({"objective": "masked_patches"}, "data.mixup", "objective is not 'classification'"),
@@ -129,6 +130,8 @@ def test_the_reason_is_said_in_one_line(changes, key, reason, caplog):
         ("sgd", {"a": {"optim": {"name": "sgd"}}, "b": {}}, "beta1", False),
         ("sgd", {"a": {"optim": {"name": "adam"}}}, "momentum", False),
         ("adam", {"a": {"optim": {"name": "sgd"}}, "b": {}}, "momentum", True),
+        ("muon", {"a": {}}, "momentum", True),
+        ("muon", {"a": {}}, "beta1", True),
     ],
 )
 def test_a_key_that_one_run_to_compare_reads_is_read(shared, runs, key, is_read, caplog):

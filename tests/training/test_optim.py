@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from vit_jax.config.defaults import default
 from vit_jax.training import optim
@@ -99,6 +100,56 @@ def test_adam_with_decoupled_decay_by_hand(settings):
         x = x - 0.01 * (direction + 0.3 * KERNEL * x)
         expected.append(x)
     np.testing.assert_allclose(run(settings, 0.01), expected, rtol=1e-5)
+
+
+def muon_by_hand(gradients, matrix):
+    """Returns the directions after each gradient (inputs, outputs), by singular values, float64."""
+    b1, b2 = (0.95, None) if matrix else (0.9, 0.999)
+    m = v = 0.0
+    for t, g in enumerate(np.float64(gradients), start=1):
+        m = b1 * m + (1 - b1) * g
+        nesterov = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        if matrix:
+            u, s, vt = np.linalg.svd(nesterov, full_matrices=False)
+            s /= np.linalg.norm(s)
+            for _ in range(5):
+                s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+            yield 0.2 * np.sqrt(max(g.shape)) * (u * s) @ vt
+        else:
+            v = b2 * v + (1 - b2) * g**2
+            yield nesterov / (np.sqrt(v / (1 - b2**t)) + 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "matrix"),
+    [
+        ("block/attention/query/kernel", (6, 2, 4), (6, 8)),
+        ("block/attention/value/kernel", (6, 2, 4), (6, 8)),
+        ("block/attention/out/kernel", (2, 4, 6), (8, 6)),
+        ("block/mlp/kernel", (6, 12), (6, 12)),
+        ("block1/unit1/conv2/kernel", (3, 3, 2, 5), (18, 5)),
+        ("embedding/kernel", (2, 2, 3, 6), None),
+        ("conv_root/kernel", (2, 2, 3, 6), None),
+        ("head/kernel", (6, 3), None),
+        ("block/mlp/bias", (12,), None),
+        ("posembed_input/pos_embedding", (1, 5, 6), None),
+    ],
+)
+def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam(settings, name, shape, matrix):
+    settings.update(name="muon", momentum=0.95, weight_decay=0.3, clip_norm=0.0)
+    rng = np.random.default_rng(0)
+    start, *gradients = rng.normal(size=(4, *shape)).astype(np.float32)
+    rule = optim.optimizer(settings, lambda count: 0.01)
+    params = unflatten_dict({name: start}, sep="/")
+    state, expected = rule.init(params), np.float64(start)
+    flat_shape = (3, *(matrix or shape))
+    directions = muon_by_hand(np.reshape(gradients, flat_shape), matrix is not None)
+    for gradient, direction in zip(gradients, directions, strict=True):
+        updates, state = rule.update(unflatten_dict({name: gradient}, sep="/"), state, params)
+        params = optax.apply_updates(params, updates)
+        decay = 0.3 * expected if name.endswith("kernel") else 0.0
+        expected = expected - 0.01 * (direction.reshape(shape) + decay)
+        np.testing.assert_allclose(flat(params), expected.ravel(), rtol=2e-5, atol=1e-5)
 
 
 def test_without_clipping_large_gradients_pass(settings):

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 from conftest import CLASSES, IMAGE, random_params, tiny
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.checkpoints.manager import CheckpointManager
 from vit_jax.config.defaults import default
 from vit_jax.evaluation import fewshot
 from vit_jax.jobs.train import train
-from vit_jax.training import parallel
+from vit_jax.training import optim, parallel
 from vit_jax.training.classification import classification
 from vit_jax.training.mixup import Mixing
 from vit_jax.training.step import TrainState, make_update
@@ -95,6 +95,27 @@ def test_all_devices_and_micro_batches_have_one_share_of_mixup(batch, mixing, ac
 
 
 @pytest.mark.slow
+def test_muon_takes_the_same_steps_with_sharded_matrices(rng):
+    """Of random gradients: of a step's, some are 0 but for rounding, and Adam makes them large."""
+    settings = default().optim
+    settings.name = "muon"
+    rule = optim.optimizer(settings, lambda count: 0.1)
+    params = jax.tree.map(jnp.asarray, random_params(tiny()))
+    grads = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    mesh = Mesh(jax.devices()[:4], ("fsdp",))
+
+    def place(x):
+        spec = parallel.partition(x.shape, 4, min_elements=SMALLEST)
+        return jax.device_put(x, NamedSharding(mesh, spec))
+
+    arguments = grads, rule.init(params), params
+    found, _ = jax.jit(rule.update)(*jax.tree.map(place, arguments))
+    expected, _ = jax.jit(rule.update)(*arguments)
+    kernel = found["Transformer"]["encoderblock_0"]["MlpBlock_0"]["Dense_0"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("fsdp", FSDP)
 def test_each_device_holds_its_part_before_and_after_a_step(batch, fsdp):
     optimizer = optax.adam(1e-3)

@@ -112,12 +112,8 @@ UNREAD = (
         "data.mixup or data.cutmix is 0",
     ),
     Unread(("optim.lr_end",), lambda c: c.optim.decay == "constant", "optim.decay is 'constant'"),
-    Unread(("optim.momentum",), lambda c: c.optim.name != "sgd", "optim.name is not 'sgd'"),
-    Unread(
-        ("optim.beta1", "optim.beta2"),
-        lambda c: c.optim.name != "adam",
-        "optim.name is not 'adam'",
-    ),
+    Unread(("optim.momentum",), lambda c: c.optim.name == "adam", "optim.name is 'adam'"),
+    Unread(("optim.beta1", "optim.beta2"), lambda c: c.optim.name == "sgd", "optim.name is 'sgd'"),
     Unread(
         ("optim.layer_decay",),
         lambda c: c.optim.freeze == "encoder",

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers
 
 from vit_jax.models import lora
+from vit_jax.models.params import HEAD_LAYERS
 from vit_jax.training.trained import rate_factors
 
 # ------------------------------------------------------------------------------- schedules
@@ -60,11 +62,53 @@ def adam(optim: ConfigDict) -> optax.GradientTransformation:
     return optax.scale_by_adam(optim.beta1, optim.beta2, mu_dtype=optim.momentum_dtype)
 
 
+def muon(optim: ConfigDict) -> optax.GradientTransformation:
+    """Returns Muon, by Optax: the direction of a matrix is its momentum, made orthogonal.
+
+    Jordan et al., https://kellerjordan.github.io/posts/muon, 2024. The direction is scaled such
+    that its entries are about as large as Adam's, so learning rates and weight decays of Adam can
+    be kept (Liu et al., arXiv 2502.16982). What isn't a matrix by `matrix_axes` follows Adam, with
+    Nesterov's momentum.
+
+    Reads `momentum` (public code: 0.95), and for Adam `beta1` and `beta2`. The momentum and the
+    first moment are kept as `momentum_dtype`.
+    """
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # the direction itself: `optimizer` has the rate and the weight decay
+        beta=optim.momentum,
+        mu_dtype=optim.momentum_dtype,
+        adam_b1=optim.beta1,
+        adam_b2=optim.beta2,
+        muon_weight_dimension_numbers=matrix_axes,
+        consistent_rms=0.2,
+    )
+
+
+def matrix_axes(params: Any) -> Any:
+    """Returns the tree of `params` with the axes of the matrices that Muon makes orthogonal.
+
+    These are the kernels, but not those of the patch embedding, of a stem's first layer and of
+    `HEAD_LAYERS`. A kernel of attention has axes for the heads, which belong to its output, or to
+    the input of `out`. The input of a convolution is its window. All else is None.
+    """
+
+    def axes(path, x):
+        names = tuple(part.key for part in path)
+        first = {"embedding", "conv_root", "conv_0"}
+        if names[-1] != "kernel" or names[0] in HEAD_LAYERS or first & set(names):
+            return None
+        inputs = 1 if names[-2] in ("query", "key", "value") else x.ndim - 1
+        return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, x.ndim)))
+
+    return jax.tree.map_with_path(axes, params)
+
+
 # By the value of config.optim.name: config.optim -> gradient to direction of the step. Clipping,
 # weight decay and the learning rate are added to each by `optimizer`.
 OPTIMIZERS: dict[str, Callable[[ConfigDict], optax.GradientTransformation]] = {
     "sgd": sgd,
     "adam": adam,
+    "muon": muon,
 }
 
 
