@@ -7,6 +7,7 @@ from flax.traverse_util import unflatten_dict
 from peers import torch
 
 from vit_jax import models
+from vit_jax.models.patches import ConvStem
 
 timm = pytest.importorskip("timm")
 from timm import layers  # noqa: E402
@@ -174,3 +175,22 @@ def check(module, model):
     params = parameters(module.eval().state_dict())
     found = peers.our_logits(model, params, images)
     peers.assert_close(found, peers.torch_logits(module, images))
+
+
+def test_a_small_stem_is_torchs_convolutions():
+    """One of 4x4 pixels, then of 3x3, of 5x8 and 3x4 features."""
+    functional = torch.nn.functional
+    images = peers.random_images((20, 32))
+    stem = ConvStem((5, 7, 6))
+    params = peers.random_params(stem, (20, 32))
+    x = torch.tensor(images).permute(0, 3, 1, 2)
+    for i, (_, layer) in enumerate(sorted(params.items())):
+        kernel = torch.tensor(layer["kernel"]).permute(3, 2, 0, 1)
+        if i:  # an odd side gets a row before, too
+            odd = [side % 2 for side in x.shape[2:]]
+            x = functional.pad(x, (odd[1], 1, odd[0], 1))
+        x = functional.conv2d(x, kernel, torch.tensor(layer["bias"]), stride=2 if i else 4)
+        x = functional.gelu(x, approximate="tanh")
+    found = stem.apply({"params": params}, images)
+    assert found.shape == (2, 2, 2, 6)
+    peers.assert_close(found, x.permute(0, 2, 3, 1).numpy())

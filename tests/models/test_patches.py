@@ -45,6 +45,18 @@ def test_hybrids_cut_the_stems_features_into_patches():
         shapes("R+Ti/16", (100, 224), num_classes=0)
 
 
+def test_a_small_stem_makes_the_features_that_are_cut_into_patches():
+    model = models.build("Ti/16", num_classes=0, depth=1, conv_stem=(8, 6), patch_size=2)
+    assert model.stride == (16, 16) and model.grid((32, 48)) == (2, 3)
+    tree = shapes("Ti/16", (32, 48), num_classes=0, conv_stem=(8, 6), patch_size=2)
+    assert tree["conv_stem/conv_0/kernel"] == (4, 4, 3, 8)
+    assert tree["conv_stem/conv_1/kernel"] == (3, 3, 8, 6)
+    assert tree["embedding/kernel"] == (2, 2, 6, 192)
+    assert tree["Transformer/posembed_input/pos_embedding"] == (1, 1 + 2 * 3, 192)
+    with pytest.raises(ValueError, match="a model has one of them"):
+        models.build("R+Ti/16", num_classes=0, conv_stem=(8, 6))
+
+
 def test_a_matmul_embeds_patches_as_the_convolution_does():
     images = jax.random.normal(jax.random.key(0), (2, 37, 50, 3))  # 5 and 2 pixels are left out
     convolution, matmul = (

@@ -35,6 +35,7 @@ FAMILIES = (  # of later ViTs
     {"mlp": "swiglu"},
     {"norm": "rms"},
     {"projection": 5},
+    {"conv_stem": (4, 6), "patch_size": 1, "pool": "gap"},
 )
 
 
@@ -101,7 +102,7 @@ def has_place(format, model):
         return False
     if getattr(model, "positions_at", "stem") != "stem":
         return False
-    if getattr(model, "projection", 0):
+    if getattr(model, "projection", 0) or getattr(model, "conv_stem", None):
         return False
     if format == "timm":
         return True

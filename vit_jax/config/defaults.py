@@ -60,6 +60,9 @@ def default() -> ConfigDict:
     config.model.mlp_dim = placeholder(int)  # hidden size of the MLP
     config.model.num_heads = placeholder(int)  # attention heads
     config.model.stem = placeholder(tuple)  # of a hybrid: units of each stage of its ResNet
+    # Of a small convolutional stem: channels of each layer. The first has a stride of 4 pixels, all
+    # others of 2, so (48, 96, 96) with patch_size=1 makes a token of 16x16 pixels.
+    config.model.conv_stem = placeholder(tuple)
     config.model.axial = placeholder(bool)  # attention along rows, then along columns (paper: D.6)
     # Parts of later ViTs, see VisionTransformer in models/vit.py. The paper has none of them.
     config.model.class_tokens = placeholder(int)  # paper: 1 if the pool reads it, else 0
@@ -174,9 +177,10 @@ def default() -> ConfigDict:
     config.optim.lr_end = 0.0  # what a cosine or linear decay ends at; the authors: 1e-5 if linear
     config.optim.warmup_steps = 0  # linear from 0; paper: 10,000 in pre-training
     config.optim.decay = "cosine"  # to lr_end at the end of the run, in training.optim.SCHEDULES
-    config.optim.momentum = 0.9  # of SGD
-    config.optim.beta1 = 0.9  # of Adam: first moment
-    config.optim.beta2 = 0.999  # of Adam: second moment
+    config.optim.momentum = 0.9  # of SGD; of Muon, whose authors have 0.95
+    # Of Adam, which is also for what Muon doesn't take, since it isn't a matrix.
+    config.optim.beta1 = 0.9  # first moment
+    config.optim.beta2 = 0.999  # second moment
     config.optim.weight_decay = 0.0  # decoupled, kernels only, times the rate; paper: 0.03 to 0.3
     config.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0: no clipping
     # Cross-entropy, in training.objective.LOSSES: "softmax" over the classes, or "sigmoid", of each

@@ -28,9 +28,10 @@ def first_layer_filters(params: Any, components: int = 28) -> Filters:
     """Returns the filters of the first layer (paper figure 7 left).
 
     For a ViT, they are the principal components of the d embedding filters, each as large as a
-    patch; those that explain most of the variance come first. The sign of a component means
-    nothing: it is set so that the value of largest magnitude is positive. For a hybrid or a ResNet,
-    they are the standardised filters of its root convolution.
+    patch, or of the filters that a `ConvStem` begins with. Those that explain most of the variance
+    come first. The sign of a component means nothing: it is set so that the value of largest
+    magnitude is positive. For a hybrid or a ResNet, they are the standardised filters of its root
+    convolution.
 
     Args:
       params: the parameters of any model.
@@ -40,7 +41,8 @@ def first_layer_filters(params: Any, components: int = 28) -> Filters:
         kernel = np.asarray(params["conv_root"]["kernel"], np.float32)  # (7, 7, 3, m)
         kernel = (kernel - kernel.mean((0, 1, 2))) / (kernel.std((0, 1, 2)) + 1e-5)
         return Filters(np.moveaxis(kernel, -1, 0), None)
-    kernel = np.asarray(params["embedding"]["kernel"], np.float32)  # (height, width, 3, d)
+    first = params["conv_stem"]["conv_0"] if "conv_stem" in params else params["embedding"]
+    kernel = np.asarray(first["kernel"], np.float32)  # (height, width, 3, d)
     flat = kernel.reshape(-1, kernel.shape[-1]).T  # (d, pixels)
     _, deviations, axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
     variances = np.square(deviations)

@@ -96,6 +96,9 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
         ),
         "num_heads": _whole_number("size"),
         "stem": Attribute("size", lambda x: x is None or _wholes(x), "numbers of units, or None"),
+        "conv_stem": Attribute(
+            "size", lambda x: x is None or (_wholes(x) and len(x) > 0), "channels, or None"
+        ),
         "axial": _flag("size"),
         "class_tokens": Attribute(
             "weights", lambda x: x is None or _count(x), "a whole number of at least 0, or None"

@@ -151,6 +151,11 @@ def _check_combinations(model: VisionTransformer) -> None:
             f"width={model.width} is not a multiple of num_heads={model.num_heads}, so the "
             f"attention heads can't share it evenly."
         )
+    if model.stem is not None and model.conv_stem is not None:
+        raise ValueError(
+            f"stem={model.stem} is a hybrid's ResNet and conv_stem={model.conv_stem} a smaller "
+            f"stem: a model has one of them."
+        )
     if model.implementation == "cudnn" and not fits_cudnn(
         model.dtype, depth := model.width // model.num_heads
     ):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vit_jax.models.encoder import Encoder
 from vit_jax.models.layers import best_implementation, head_layer, norm_layer
 from vit_jax.models.lora import Lora
-from vit_jax.models.patches import PatchEmbedding, grid_shape
+from vit_jax.models.patches import ConvStem, PatchEmbedding, grid_shape
 from vit_jax.models.pooling import MAPHead, pool_tokens
 from vit_jax.models.resnet import feature_stride, hybrid_stem
 
@@ -40,6 +40,8 @@ class VisionTransformer(nn.Module):
       num_heads: number of attention heads, which must divide `width`.
       stem: number of units in each stage of a hybrid's ResNet (paper 4.1), () for its root alone.
         None cuts the image itself into patches.
+      conv_stem: channels of each layer of a small convolutional stem in the place of `stem`, see
+        `patches.ConvStem`. None for no such stem.
       axial: True if blocks attend along the rows of the grid of patches, then along its columns
         (paper D.6).
       positions: "1d", "2d", "relative" or "none" (paper D.4), or "sincos", which isn't learned.
@@ -95,6 +97,7 @@ class VisionTransformer(nn.Module):
     num_heads: int
     crop_to_patches: bool = False
     stem: tuple[int, ...] | None = None
+    conv_stem: tuple[int, ...] | None = None
     axial: bool = False
     positions: str = "1d"
     positions_at: str = "stem"
@@ -135,10 +138,16 @@ class VisionTransformer(nn.Module):
         return int("token" in self.pool) if self.class_tokens is None else self.class_tokens
 
     @property
+    def feature_stride(self) -> int:
+        """Number of pixels of an image's side that become one of a stem's features; 1 without."""
+        layers = self.stem if self.conv_stem is None else self.conv_stem
+        return 1 if layers is None else feature_stride(len(layers))
+
+    @property
     def stride(self) -> tuple[int, int]:
         """(Height, width) in pixels of the part of an image that becomes one patch token."""
-        of_features = 1 if self.stem is None else feature_stride(len(self.stem))
-        return self.patch_shape[0] * of_features, self.patch_shape[1] * of_features
+        height, width = self.patch_shape
+        return height * self.feature_stride, width * self.feature_stride
 
     def grid(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Returns the (rows, columns) of patches that images are cut into.
@@ -149,9 +158,9 @@ class VisionTransformer(nn.Module):
         Raises:
           ValueError: they can't be cut into whole patches.
         """
-        if self.stem is None:
+        stride = self.feature_stride
+        if stride == 1:
             return grid_shape(image_size, self.patch_shape, crop=self.crop_to_patches)
-        stride = feature_stride(len(self.stem))
         features = (-(-image_size[0] // stride), -(-image_size[1] // stride))
         try:
             return grid_shape(features, self.patch_shape, crop=self.crop_to_patches)
@@ -186,6 +195,8 @@ class VisionTransformer(nn.Module):
         x = images
         if self.stem is not None:
             x = hybrid_stem(jnp.asarray(x, self.dtype), self.stem, self.kernel_epsilon, self.dtype)
+        elif self.conv_stem is not None:
+            x = ConvStem(self.conv_stem, self.dtype, name="conv_stem")(x)
         implementation = self.implementation or best_implementation(
             self.dtype, self.width // self.num_heads
         )

@@ -54,6 +54,7 @@ class Written(NamedTuple):
 
 _VIT = {
     "stem": (None,),
+    "conv_stem": (None,),
     "axial": (False,),
     "positions": ("1d",),
     "num_class_tokens": (1,),

@@ -14,8 +14,8 @@ from vit_jax.common.messages import first_few
 Shape = tuple[int, ...]
 
 _OUR_NAMES = re.compile(
-    r"(cls|(embedding|pre_logits|projection|head|(patch|fc)_norm|MAPHead_0|Transformer|(conv|gn)_root"
-    r"|gn_pre_head|block\d+/unit\d+)/)"
+    r"(cls|(conv_stem|embedding|pre_logits|projection|head|(patch|fc)_norm|MAPHead_0|Transformer"
+    r"|(conv|gn)_root|gn_pre_head|block\d+/unit\d+)/)"
 )
 _PRE_LINEN_NAMES = re.compile(r"MultiHeadDotProductAttention_1|LayerNorm_2|MlpBlock_3")
 

@@ -156,7 +156,8 @@ def to_checkpoint(
 def _patches(file: TensorFile, arrays: Mapping[str, LazyArray]) -> int | None:
     """Returns the number of patches of a file's images. None if it is not known."""
     kernel = arrays["embedding/kernel"].shape if "embedding/kernel" in arrays else ()
-    if file.image_size is None or len(kernel) != 4 or "conv_root/kernel" in arrays:
+    has_stem = "conv_root/kernel" in arrays or "conv_stem/conv_0/kernel" in arrays
+    if file.image_size is None or len(kernel) != 4 or has_stem:
         return None
     return (file.image_size[0] // kernel[0]) * (file.image_size[1] // kernel[1])
 

@@ -56,6 +56,7 @@ def attributes_of(
         "mlp_dim": _length(shapes, r"Transformer/.*/Dense_0/bias", -1),
         "patch_size": patch[0] if patch[0] == patch[1] else patch,
         "stem": stages if any(name.startswith("conv_root/") for name in shapes) else None,
+        "conv_stem": _conv_stem(shapes),
         "axial": any("/row/" in name for name in shapes),
         "registers": _length(shapes, "Transformer/registers", 1),
         "patch_norm": "patch_norm/scale" in shapes,
@@ -168,6 +169,14 @@ def _length(shapes: Mapping[str, Shape], pattern: str, axis: int) -> int:
     """Returns the length of an axis of the first parameter whose whole name matches, or 0."""
     shape = next((s for name, s in shapes.items() if re.fullmatch(pattern, name)), ())
     return shape[axis] if -len(shape) <= axis < len(shape) else 0
+
+
+def _conv_stem(shapes: Mapping[str, Shape]) -> tuple[int, ...] | None:
+    """Returns the channels of each layer of a `ConvStem`, or None if there is none."""
+    channels: list[int] = []
+    while (name := f"conv_stem/conv_{len(channels)}/bias") in shapes:
+        channels.append(_length(shapes, re.escape(name), 0))
+    return tuple(channels) or None
 
 
 def _stages(shapes: Mapping[str, Shape]) -> tuple[int, ...]:
