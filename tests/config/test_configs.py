@@ -113,6 +113,8 @@ def reduced(config, folder):
         config.model.update(width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=4)
         if hybrid:
             config.model.stem = (1,)
+        if config.model.variant.startswith("Conv"):
+            config.model.conv_stem = (4,)
     config.data.update(name=str(folder), train=None, test=None, image_size=16)
     config.update(job="train", batch_size=16, eval_batch_size=16, total_steps=2, epochs=None)
     return config
@@ -120,7 +122,7 @@ def reduced(config, folder):
 
 ROWS = [("pretrain", f"{variant},{dataset}") for variant, dataset in TABLE_3]
 ROWS += [("pretrain", "S/16,imagenet2012-90ep")]
-ROWS += [("pretrain", "B/16,imagenet2012-deit3")]
+ROWS += [("pretrain", "B/16,imagenet2012-deit3"), ("pretrain", "Conv+Nano/16,x")]
 ROWS += [("masked", argument) for argument in ("B/16,jft_300m", "R50+B/16,x", "Nano/8,x")]
 ROWS += [("finetune", f"B/16,{dataset}") for dataset in TABLE_4]
 ROWS += [("vtab", "B/16,cifar100"), ("vtab", "B/16,kitti_dist")]

@@ -178,18 +178,22 @@ def check(module, model):
 
 
 def test_a_small_stem_is_torchs_convolutions():
-    """One of 4x4 pixels, then of 3x3, of 5x8 and 3x4 features."""
+    """One of 4x4 pixels, then two of 3x3 and maxima, of 5x8 and 3x4 features."""
     functional = torch.nn.functional
     images = peers.random_images((20, 32))
     stem = ConvStem((5, 7, 6))
     params = peers.random_params(stem, (20, 32))
     x = torch.tensor(images).permute(0, 3, 1, 2)
     for i, (_, layer) in enumerate(sorted(params.items())):
-        kernel = torch.tensor(layer["kernel"]).permute(3, 2, 0, 1)
-        if i:  # an odd side gets a row before, too
-            odd = [side % 2 for side in x.shape[2:]]
-            x = functional.pad(x, (odd[1], 1, odd[0], 1))
-        x = functional.conv2d(x, kernel, torch.tensor(layer["bias"]), stride=2 if i else 4)
+        kernel, bias = (
+            torch.tensor(layer["kernel"]).permute(3, 2, 0, 1),
+            torch.tensor(layer["bias"]),
+        )
+        if i == 0:
+            x = functional.conv2d(x, kernel, bias, stride=4)
+        else:
+            x = functional.conv2d(x, kernel, bias, padding=1)
+            x = functional.max_pool2d(x, 2, ceil_mode=True)
         x = functional.gelu(x, approximate="tanh")
     found = stem.apply({"params": params}, images)
     assert found.shape == (2, 2, 2, 6)

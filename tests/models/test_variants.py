@@ -32,7 +32,16 @@ PUBLISHED_COUNTS = {
 }
 
 
-UNPUBLISHED = {"Nano/8", "B/8", "R50+B/32", "R50+L/16", "Axial-B/32", "Axial-B/16", "AxialResNet50"}
+UNPUBLISHED = {
+    "Nano/8",
+    "Conv+Nano/16",
+    "B/8",
+    "R50+B/32",
+    "R50+L/16",
+    "Axial-B/32",
+    "Axial-B/16",
+    "AxialResNet50",
+}
 
 
 def count_encoder_block(width, mlp_dim):
@@ -64,6 +73,7 @@ def counted_vit(
     num_heads,
     patch_size,
     stem=None,
+    conv_stem=None,
     axial=False,
     pool="token",
     num_classes=0,
@@ -75,6 +85,9 @@ def counted_vit(
         units, channels = count_units(stem, 64, projected_norm=True)
         total += 7 * 7 * 3 * 64 + 2 * 64 + units
         stride = 4 * 2 ** max(0, len(stem) - 1)
+    for i, outputs in enumerate(conv_stem or ()):
+        total += (3**2 if i else 4**2) * channels * outputs + outputs
+        channels, stride = outputs, 4 * 2**i
     token = int(pool == "token")
     tokens = (image // stride // patch_size) ** 2 + token
     total += channels * patch_size**2 * width + width  # E, bias
@@ -135,6 +148,7 @@ def test_every_published_model_is_a_variant():
         ("h14", "H/14"),
         ("ti16", "Ti/16"),
         ("nano8", "Nano/8"),
+        ("conv_nano_16", "Conv+Nano/16"),
         ("S/32", "S/32"),
         ("R50+ViT-B_16", "R50+B/16"),
         ("R50x1+ViT-L/32", "R50+L/32"),
@@ -156,7 +170,7 @@ def test_variants_are_known_by_their_usual_spellings(spelling, name):
         (
             "B/16",
             {"widht": 4},
-            "has no widht; it takes axial, class_tokens, crop_to_patches, depth",
+            "has no widht; it takes axial, class_tokens, conv_stem, crop_to_patches",
         ),
         ("B/16", {"num_heads": 7}, "width=768 is not a multiple of num_heads=7"),
         ("B/16", {"pool": "max"}, "pool='max' is unknown: 'token' or 'gap'"),

@@ -8,13 +8,25 @@ from ml_collections import ConfigDict
 def train_from_scratch(config: ConfigDict) -> None:
     """Sets our recipe for random first parameters. Reads `model.variant`."""
     config.data.crop, config.data.crop_area = "torchvision", 0.25
-    if config.model.variant == "Nano/8":  # small images: keeps their border in evaluation
-        config.data.image_size, config.data.crop_fraction = 64, 1.0
     config.batch_size = config.eval_batch_size = 64
     config.epochs = 25.0
     config.optim.name = "adam"
     config.optim.lr, config.optim.warmup_steps = 1e-3, 100
     config.optim.weight_decay, config.optim.label_smoothing = 0.1, 0.1
+    if config.model.variant == "Nano/8":  # small images: keeps their border in evaluation
+        config.data.image_size, config.data.crop_fraction = 64, 1.0
+    elif config.model.variant == "Conv+Nano/16":
+        _most_from_few_images(config)
+
+
+def _most_from_few_images(config: ConfigDict) -> None:
+    """Sets what made Conv+Nano/16 better; docs/your_data.md says what each part gave."""
+    config.data.image_size, config.data.crop_fraction = 64, 0.875
+    config.data.mixup, config.data.cutmix = 0.2, 1.0
+    config.model.pool, config.model.positions = "gap", "sincos"
+    config.epochs = 40.0
+    config.optim.name, config.optim.lr = "muon", 4e-3
+    config.optim.momentum, config.optim.beta2 = 0.95, 0.98
 
 
 def fine_tune(config: ConfigDict) -> None:

@@ -35,12 +35,13 @@ def _resnet(layers: tuple[int, ...], width_factor: int, **more: Any) -> dict[str
 
 
 # B, L, H: paper table 1. Ti, S: sizes that were published later with the same code. Nano: our own,
-# small enough to train from scratch on a laptop in minutes. R…+…: hybrids (paper 4.1), with the
-# number of units in each stage of the stem. R…x…: BiT ResNets, the paper's baselines. Axial:
-# paper D.6.
+# small enough to train from scratch on a laptop in minutes; Conv+: with a small convolutional stem.
+# R…+…: hybrids (paper 4.1), with the number of units in each stage of the stem. R…x…: BiT ResNets,
+# the paper's baselines. Axial: paper D.6.
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     #                    depth width   mlp heads patch
     "Nano/8":        _vit(   4,   96,  384,    3,    8),
+    "Conv+Nano/16":  _vit(   4,  128,  512,    4,    1, conv_stem=(48, 96, 128)),
     "Ti/16":         _vit(  12,  192,  768,    3,   16),
     "S/32":          _vit(  12,  384, 1536,    6,   32),
     "S/16":          _vit(  12,  384, 1536,    6,   16),

@@ -41,7 +41,7 @@ class VisionTransformer(nn.Module):
       stem: number of units in each stage of a hybrid's ResNet (paper 4.1), () for its root alone.
         None cuts the image itself into patches.
       conv_stem: channels of each layer of a small convolutional stem in the place of `stem`, see
-        `patches.ConvStem`. None for no such stem.
+        `patches.ConvStem`; None for none.
       axial: True if blocks attend along the rows of the grid of patches, then along its columns
         (paper D.6).
       positions: "1d", "2d", "relative" or "none" (paper D.4), or "sincos", which isn't learned.
