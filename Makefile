@@ -13,7 +13,7 @@ quickstart: .venv/installed
 	  'source .venv/bin/activate' \
 	  'python -m vit_jax.predict runs/quickstart docs/flowers' \
 	  'python -m vit_jax.visualize runs/quickstart docs/flowers --out=runs/report' \
-	  'python -m vit_jax.main --config=configs/pretrain.py:Nano/8,tf_flowers --workdir=runs/photos' \
+	  'python -m vit_jax.main --config=configs/pretrain.py:Conv+Nano/16,tf_flowers --workdir=runs/photos' \
 	  '' 'The last one trains on photos: it downloads 3,670 of them, 229 MB. To train on your own, write their' \
 	  'folder in place of tf_flowers. It has a subfolder of images for each class.'
 

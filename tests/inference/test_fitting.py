@@ -138,7 +138,7 @@ def test_the_recipe_is_that_of_the_configuration_file(rng, monkeypatch):
     monkeypatch.setattr(fitting, "train", stop)
     images, labels = squares(rng, 1000)
     file = runpy.run_path(str(REPOSITORY / "configs" / "pretrain.py"))["get_config"]
-    for variant, size in [("Nano/8", 64), ("s16", 224)]:
+    for variant, size in [("Nano/8", 64), ("Conv+Nano/16", 64), ("s16", 224)]:
         with pytest.raises(KeyboardInterrupt):
             vit_jax.fit(images, labels, variant=variant)
         found, expected = passed["config"], file(f"{variant},x")

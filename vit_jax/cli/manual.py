@@ -25,7 +25,7 @@ _COLUMN = 40  # characters before the explanations
 
 _EXAMPLES = """\
   python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
-  python -m vit_jax.main --config=configs/pretrain.py:Nano/8,PHOTOS --workdir=runs/photos
+  python -m vit_jax.main --config=configs/pretrain.py:Conv+Nano/16,PHOTOS --workdir=runs/photos
   python -m vit_jax.main --config=configs/finetune.py:B/16,PHOTOS --print_config=diff
   python -m vit_jax.main --config=configs/quickstart.py --workdir=runs/test \\
     --config.job=evaluate --config.init_from=runs/quickstart

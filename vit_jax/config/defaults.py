@@ -61,7 +61,7 @@ def default() -> ConfigDict:
     config.model.num_heads = placeholder(int)  # attention heads
     config.model.stem = placeholder(tuple)  # of a hybrid: units of each stage of its ResNet
     # Of a small convolutional stem: channels of each layer. The first makes one position of 4x4
-    # pixels, each other one halves the sides: (48, 96, 128), patch_size=1: 16x16 pixels a token.
+    # pixels, each other one halves the sides: (32, 64, 128), patch_size=1: 16x16 pixels a token.
     config.model.conv_stem = placeholder(tuple)
     config.model.axial = placeholder(bool)  # attention along rows, then along columns (paper: D.6)
     # Parts of later ViTs, see VisionTransformer in models/vit.py. The paper has none of them.

@@ -88,7 +88,8 @@ def fit(
         - init_head: "keep" starts with the head of `init_from`, "new" with a new one. If it isn't
           given: "keep" if both have the same names of classes, else "new".
         - image_size: pixels, one side or (height, width), which all images are resized to. If it
-          isn't given: that of `init_from`; else 64 for Nano/8, and 224 for other variants.
+          isn't given: that of `init_from`; else 64 for Nano/8 and Conv+Nano/16, and 224 for other
+          variants.
         - epochs, steps: the length, in passes over the images or in updates; one of them.
         - batch_size: images an update.
 

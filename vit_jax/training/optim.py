@@ -84,18 +84,21 @@ def muon(optim: ConfigDict) -> optax.GradientTransformation:
     )
 
 
+_NOT_MATRICES = {"embedding", "conv_root", "conv_0", "patch_head", *HEAD_LAYERS}
+
+
 def matrix_axes(params: Any) -> Any:
     """Returns the tree of `params` with the axes of the matrices that Muon makes orthogonal.
 
-    These are the kernels, but not those of the patch embedding, of a stem's first layer and of
-    `HEAD_LAYERS`. A kernel of attention has axes for the heads, which belong to its output, or to
-    the input of `out`. The input of a convolution is its window. All else is None.
+    These are the kernels, but not those of the first and the last layers: the patch embedding, a
+    stem's first layer, and the head. A kernel of attention has an axis for the heads, which belongs
+    to its output, or to the input of `out`. The input of a convolution is its window. All else is
+    None.
     """
 
     def axes(path, x):
         names = tuple(part.key for part in path)
-        first = {"embedding", "conv_root", "conv_0"}
-        if names[-1] != "kernel" or names[0] in HEAD_LAYERS or first & set(names):
+        if names[-1] != "kernel" or not _NOT_MATRICES.isdisjoint(names):
             return None
         inputs = 1 if names[-2] in ("query", "key", "value") else x.ndim - 1
         return MuonDimensionNumbers(tuple(range(inputs)), tuple(range(inputs, x.ndim)))

@@ -138,7 +138,6 @@ def _base(model: nn.Module, variant: str) -> tuple[str, dict[str, Any]]:
         "projection": not model.projection,
         "class_tokens": model.num_class_tokens < (3 if model.pool == "token" else 2),
         "axial": not model.axial,
-        "conv_stem": model.conv_stem is None,
         "patch_norm": not model.patch_norm,
         "registers": not model.registers or model.num_class_tokens < 2,
         "final_norm": model.final_norm != "after_pool" or model.num_class_tokens < 2,
