@@ -37,6 +37,7 @@ COUNTED = {
         "mlp_dim",
         "num_heads",
         "stem",
+        "conv_stem",
         "axial",
         "class_tokens",
         "registers",

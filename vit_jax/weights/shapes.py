@@ -122,8 +122,10 @@ def closest_variant(attributes: Mapping[str, Any]) -> str:
         is_known = isinstance(patch, int) and "patch_size" in row
         return equal, alike, -abs(patch - row["patch_size"]) if is_known else 0
 
-    is_resnet = "layers" in attributes
-    same_kind = [name for name, row in models.VARIANTS.items() if ("layers" in row) == is_resnet]
+    def kind(row: Mapping[str, Any]) -> str:
+        return next((key for key in ("layers", "conv_stem") if row.get(key)), "")
+
+    same_kind = [name for name, row in models.VARIANTS.items() if kind(row) == kind(attributes)]
     return max(same_kind, key=agreement)
 
 
