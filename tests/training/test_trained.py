@@ -155,8 +155,8 @@ def test_frozen_parameters_have_no_optimizer_state(name):
         held = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
         sizes = {k: x.size for k, x in flat(state.params).items() if k.startswith(prefixes)}
         moments = {"sgd": 1, "adam": 2, "muon": 2}[name] * sum(sizes.values())
-        if name == "muon":  # of matrices in the blocks, only the momentum
-            moments -= sum(
+        if name == "muon":  # of matrices in the blocks, only the momentum; and 3 coefficients
+            moments += 3 - sum(
                 size for k, size in sizes.items() if "block" in k and k.endswith("kernel")
             )
         assert held == moments
