@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -113,7 +114,8 @@ class Contender:
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # a process that failed reads nothing more
+            self._process.stdin.close()
         self._process.wait()
 
 
