@@ -154,6 +154,7 @@ def test_the_recipe_is_that_of_the_configuration_file(rng, monkeypatch):
 def test_settings_have_priority_over_the_configuration_which_stays_as_it_is(config, monkeypatch):
     passed = []
     monkeypatch.setattr(fitting, "train", lambda config, *_: passed.append(config) or 1 / 0)
+    config.data.eval_image_size = 48
     before = config.to_json()
     images, labels = np.zeros((20, 4, 4), np.uint8), [0, 1] * 10
     settings = dict(variant="S/16", init_from="B", image_size=32, batch_size=8)
@@ -162,6 +163,7 @@ def test_settings_have_priority_over_the_configuration_which_stays_as_it_is(conf
             vit_jax.fit(images, labels, config=config, test=0.5, **settings, **length)
     first, second = passed
     assert config.to_json() == before
+    assert first.data.eval_image_size is None  # image_size is that of all images
     assert (first.model.variant, first.init_from, first.data.image_size) == ("S/16", "B", 32)
     assert (first.batch_size, first.eval_batch_size, first.total_steps) == (8, 8, 7)
     assert (second.total_steps, second.epochs) == (None, 2.0)

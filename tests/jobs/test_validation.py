@@ -123,6 +123,15 @@ def test_each_problem_is_explained(config, key, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"data.eval_image_size": 256}, "eval_image_size=256 needs a model without learned"),
+        (
+            {"model.positions": "sincos", "data.eval_image_size": 250},
+            "data.eval_image_size=250 with B/16: An image of 250x250 pixels can't be cut",
+        ),
+        (
+            {"objective": "masked_patches", "data.eval_image_size": 224},
+            "data.eval_image_size is for objective='classification'",
+        ),
         ({"model.variant": "R50x1", "optim.freeze": 3}, "R50x1 is a ResNet: take 'none'"),
         ({"model.variant": "R50x1", "optim.layer_decay": 0.7}, "optim.layer_decay=0.7 counts"),
         ({"model.scan": True, "optim.freeze": 3}, "freeze=3 would save nothing with model.scan"),

@@ -4,6 +4,7 @@ import contextlib
 import math
 import runpy
 
+import jax
 import numpy as np
 import pytest
 from conftest import random_checkpoint
@@ -19,7 +20,8 @@ from vit_jax.jobs.evaluate import evaluate
 from vit_jax.jobs.fewshot import few_shot
 from vit_jax.jobs.resume import find_start, with_view
 from vit_jax.jobs.runs import result_changes
-from vit_jax.weights.api import load, save
+from vit_jax.jobs.train import train
+from vit_jax.weights.api import adapt, load, save
 
 SMALL = dict(width=16, depth=1, mlp_dim=16, num_heads=2, patch_size=16)
 CLASSES = ("a", "b", "c")
@@ -176,6 +178,35 @@ def test_a_run_has_a_view_of_its_own_and_keeps_it(settings, tmp_path):
     settings.data.crop_fraction = 0.5  # crops of training may depend on it
     with pytest.raises(ValueError, match=r"data\.crop_fraction was 0\.875, is 0\.5"):
         find_start(settings, epath.Path(tmp_path / "run"))
+
+
+def test_a_run_may_test_at_another_size_than_it_trains(settings, tmp_path, caplog):
+    """As if its checkpoint had been resized for that size. Training doesn't depend on it."""
+    size = (24, 40)
+    settings.model.positions = "sincos"
+    settings.fewshot.update(every=6, shots=(1,), seeds=1)
+    at_own = train(settings, tmp_path / "own")
+    settings.data.eval_image_size = size
+    found = train(settings, tmp_path / "other")
+    runs = [read_checkpoint(tmp_path / name) for name in ("own", "other")]
+    jax.tree.map(np.testing.assert_array_equal, *(run.params for run in runs))
+    assert [run.image_shape for run in runs] == [(16, 16), size]
+    save(adapt(runs[0], image_size=size), tmp_path / "resized", format="orbax")
+
+    def tested(name):
+        config = evaluation(tmp_path / name, settings.data.name)
+        config.data.test = found["test_split"] if "test_split" in found else "train[85%:]"
+        return evaluate(config, tmp_path / f"{name}-out")["test_loss"]
+
+    with caplog.at_level("INFO", logger="vit_jax.jobs"):
+        expected = tested("resized")
+    told = f"Images have the 24 x 40 pixels (height x width) that {tmp_path / 'resized'}"
+    assert told in caplog.text and "data.image_size=224 is not read" in caplog.text
+    assert math.isclose(expected, found["test_loss"], rel_tol=1e-6)
+    assert math.isclose(expected, tested("other"), rel_tol=1e-6)
+    assert not math.isclose(expected, at_own["test_loss"], rel_tol=1e-4)
+    assert not math.isclose(expected, tested("own"), rel_tol=1e-4)
+    assert found["fewshot_1"] is not None and Classifier(tmp_path / "other").checkpoint.image_shape == size
 
 
 def test_values_that_were_defaults_once_are_no_change(settings):

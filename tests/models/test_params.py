@@ -27,3 +27,13 @@ def test_every_difference_is_named_at_once():
         "'cls'?); head/kernel has the shape (2, 3), the model's is (3, 2) (transposed?); head/bias "
         "has the shape (4,), the model's is (2,)."
     )
+
+
+def test_shapes_are_remembered_and_each_caller_has_its_own():
+    model = models.build("Nano/8", num_classes=3)
+    found = parameter_shapes(model, 16)
+    del found["head"]
+    assert "head" in parameter_shapes(model, 16)
+    of_list, of_tuple = (model.clone(patch_size=sides) for sides in ([4, 8], (4, 8)))
+    assert parameter_shapes(of_list, 16) == parameter_shapes(of_tuple, 16)
+    assert parameter_shapes(of_tuple, 16) != parameter_shapes(model, 16)

@@ -81,6 +81,12 @@ def test_input_pipeline(tmp_path):
     assert all(row["images/s"] > 0 and row["processor ms/image"] > 0 for row in found)
 
 
+def test_a_contender_of_another_interpreter_needs_none_of_our_packages():
+    command = [sys.executable, "-S", "-m", "benchmarks.input_pipeline", "--contender=tf.data"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert "No module named 'numpy'" in done.stderr  # which TensorFlow has
+
+
 def test_startup(tmp_path, image_folder):
     options = [
         "--config.batch_size=8",

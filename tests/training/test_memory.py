@@ -57,8 +57,8 @@ def config_of(variant="Nano/8", image_size=48, batch_size=16, **changes):
         ("Nano/8", {"optim.freeze": 3, "accumulate_steps": 2}),
         ("Nano/8", {"objective": "masked_patches", "masked.target": "downsized"}),
         ("R50x1", {"model.layers": (1, 1, 1, 1)}),
-        pytest.param("R+Ti/16", {}, marks=pytest.mark.slow),
-        pytest.param("Ti/16", {}, marks=pytest.mark.slow),
+        pytest.param("R+Ti/16", {"model.depth": 4}, marks=pytest.mark.slow),
+        pytest.param("Ti/16", {"model.depth": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_a_step_takes_no_more_than_was_estimated(variant, changes):

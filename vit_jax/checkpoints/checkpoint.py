@@ -30,7 +30,7 @@ from vit_jax.checkpoints.integrity import (
 )
 from vit_jax.checkpoints.metadata import metadata_of, read_metadata
 from vit_jax.common.files import absolute, cannot_write, is_bucket, replacing
-from vit_jax.config.keys import image_shape, look_up, model_attributes
+from vit_jax.config.keys import eval_image_shape, look_up, model_attributes
 from vit_jax.data.fingerprint import Fingerprint
 from vit_jax.models.attributes import without
 from vit_jax.models.lora import merge_lora, split_lora
@@ -76,9 +76,9 @@ class Checkpoint(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(height, width), in pixels, of the model's images. None if the size is not known."""
-        size = self.config.data.image_size
-        return None if size is None else image_shape(size)
+        """(height, width), in pixels, of images to evaluate. None if the size is not known."""
+        data = self.config.data
+        return None if data.image_size is None else eval_image_shape(data)
 
     @property
     def grid(self) -> tuple[int, int] | None:

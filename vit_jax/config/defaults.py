@@ -106,6 +106,9 @@ def default() -> ConfigDict:
     # Pixels: one side or (height, width). Paper: 224 in pre-training, 384 in fine-tuning.
     config.data.image_size = placeholder(object)
     config.data.image_size = 224
+    # The same in evaluation, if it differs: random crops enlarge what training images show, so that
+    # a larger size may fit better (arXiv 1906.06423). Not with learned positions.
+    config.data.eval_image_size = placeholder(object)
     # How training images are cropped, in data.transforms.TRAIN_CROPS: "inception" takes a random
     # part of the image, as the published models were trained, and "torchvision" larger parts, as
     # PyTorch's recipes; "resize" resizes, then crops at a random place.

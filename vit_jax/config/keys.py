@@ -193,6 +193,16 @@ def image_shape(image_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+def eval_image_shape(options: ConfigDict) -> tuple[int, int]:
+    """Returns (height, width) in pixels of images in evaluation.
+
+    Args:
+      options: `config.data`; early versions had no `eval_image_size`.
+    """
+    other = options.eval_image_size if "eval_image_size" in options else None
+    return image_shape(options.image_size if other is None else other)
+
+
 def is_folder(name: str) -> bool:
     """Returns True if a `config.data.name` is a path, False if it names a data set.
 

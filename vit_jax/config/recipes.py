@@ -21,10 +21,11 @@ def train_from_scratch(config: ConfigDict) -> None:
 
 def _conv_nano(config: ConfigDict) -> None:
     """Sets the recipe of Conv+Nano/16; docs/your_data.md says what each part of it gives."""
-    config.data.image_size, config.data.crop_fraction = 64, 0.875
+    config.data.image_size, config.data.eval_image_size = 64, 80
+    config.data.crop_fraction = 0.875
     config.data.mixup, config.data.cutmix = 0.2, 1.0
     config.model.pool, config.model.positions = "gap", "sincos"
-    config.epochs = 46.0
+    config.epochs = 76.0
     config.optim.name, config.optim.lr = "muon", 4e-3
     config.optim.momentum, config.optim.beta2 = 0.95, 0.98
 

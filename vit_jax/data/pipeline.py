@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.common import host
-from vit_jax.config.keys import image_shape
+from vit_jax.config.keys import eval_image_shape, image_shape
 from vit_jax.data import augmentation, transforms
 from vit_jax.data.batch import Batch, empty_batch
 from vit_jax.data.class_balance import balanced_order
@@ -196,7 +196,7 @@ def eval_batches(
     with black images whose mask is False. So is the place of a skipped image. Arguments and errors
     are those of `train_batches`.
     """
-    size = image_shape(options.image_size)
+    size = eval_image_shape(options)
     reader = _Reader(source, options, skipped)
     empty = _empty(source, batch_size, size, num_classes)
 

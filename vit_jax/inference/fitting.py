@@ -163,6 +163,8 @@ def _with_settings(config: ConfigDict | None, settings: Settings) -> ConfigDict:
         config.total_steps = None  # it would be read in place of epochs
     with config.ignore_type():  # an image may have one side or two
         config.update_from_flattened_dict(values)
+    if "image_size" in given:  # of all images, and a recipe may have another for evaluation
+        config.data.eval_image_size = None
     return config
 
 

@@ -17,7 +17,10 @@ from vit_jax.training.metrics import METRICS
 logger = logging.getLogger(__name__)
 
 # If one of these was changed since the best test, later tests can't be compared with it.
-_OF_THE_TEST = ("data.test", "data.eval_crop", "data.eval_resize", "data.crop_fraction")
+_OF_THE_TEST = (
+    *("data.test", "data.eval_image_size"),
+    *("data.eval_crop", "data.eval_resize", "data.crop_fraction"),
+)
 
 
 class BestSoFar:

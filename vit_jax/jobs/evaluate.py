@@ -15,7 +15,7 @@ from vit_jax.checkpoints.checkpoint import Checkpoint
 from vit_jax.checkpoints.workdir import open_workdir
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
-from vit_jax.config.keys import model_attributes
+from vit_jax.config.keys import image_shape, model_attributes
 from vit_jax.data import sources, splits
 from vit_jax.data.checks import require_loss_for_labels
 from vit_jax.data.dataset import Dataset, is_multi_label
@@ -275,7 +275,7 @@ def open_checkpoint(config: ConfigDict, folder: epath.Path) -> Checkpoint:
 def checkpoint_view(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
     """Returns `config.data` with a checkpoint's image size, if it is known, and its view.
 
-    Keys of the view that the configuration sets are its own. The log tells the view if any is not.
+    Keys of the view that the configuration sets are its own. The log tells what is not.
     """
     options = config.data.copy_and_resolve_references()
     view = view_of(options, checkpoint.config.data)
@@ -286,8 +286,15 @@ def checkpoint_view(config: ConfigDict, checkpoint: Checkpoint) -> ConfigDict:
         )
     options.update(view._asdict())
     if checkpoint.image_shape is not None:
+        if image_shape(options.image_size) != checkpoint.image_shape:
+            logger.info(
+                "Images have the %d x %d pixels (height x width) that %s says, and "
+                "data.image_size=%s is not read. `python -m vit_jax.convert SOURCE OUT "
+                "--image_size=…` makes a checkpoint for another size.",
+                *(*checkpoint.image_shape, printable(checkpoint.path), options.image_size),
+            )
         with options.ignore_type():  # one side or two
-            options.image_size = checkpoint.image_shape
+            options.image_size, options.eval_image_size = checkpoint.image_shape, None
     return options
 
 

@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vit_jax.config.defaults import default
-from vit_jax.config.keys import look_up
+from vit_jax.config.keys import eval_image_shape, image_shape, look_up
 from vit_jax.jobs.resume import Start
 from vit_jax.training.optim import learning_rate_schedule
 from vit_jax.training.setup import needs_labels, run_length
@@ -31,6 +31,13 @@ def log_notices(config: ConfigDict, start: Start, images: int) -> None:
             "rises to the end and never decays.",
             config.optim.warmup_steps,
             total_steps,
+        )
+    trained, tested = image_shape(config.data.image_size), eval_image_shape(config.data)
+    if tested != trained:
+        logger.info(
+            "Training images have %d x %d pixels (height x width). Images to test on have %d x %d, "
+            "as data.eval_image_size says.",
+            *(*trained, *tested),
         )
     for key, none in (("optim.freeze", "none"), ("model.lora_rank", None)):
         value = look_up(config, key, none) or none  # rank 0 is none, too

@@ -249,6 +249,7 @@ _COMPUTATION = (
 _READING = ("data.dir", "data.threads", "data.prefetch", "data.check")
 _MEASURING = (
     "data.test",
+    "data.eval_image_size",
     "data.eval_crop",
     "data.eval_resize",
     "data.class_map",

@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 _OF_THE_RESULT = (
     *("total_steps", "epochs", "checkpoint.best", "early_stopping.patience"),
     *("init_from", "init_resize", "init_average", "init_head"),
-    *("data.test", "data.eval_crop", "data.eval_resize", "data.on_error", "on_nonfinite"),
+    *("data.test", "data.eval_image_size", "data.eval_crop", "data.eval_resize"),
+    *("data.on_error", "on_nonfinite"),
     *(f"fewshot.{key}" for key in ("every", "shots", "seeds", "penalty", "neighbours")),
     *(f"fewshot.{key}" for key in ("name", "train", "test")),
 )

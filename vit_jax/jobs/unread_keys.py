@@ -52,7 +52,7 @@ def _trains(config: ConfigDict) -> bool:
 # Of several rows that fit, the first gives the reason.
 UNREAD = (
     Unread(
-        (*_OF_RUN, *_OF_TRAINING),
+        (*_OF_RUN, *_OF_TRAINING, "data.eval_image_size"),
         lambda c: not _trains(c),
         "the job trains nothing, and takes the checkpoint's model",
     ),

@@ -21,6 +21,7 @@ from vit_jax.config.keys import (
 )
 from vit_jax.jobs.key_checks import check_keys
 from vit_jax.jobs.loggers import missing_packages
+from vit_jax.models.params import parameter_shapes
 from vit_jax.models.vit import VisionTransformer
 
 
@@ -251,12 +252,31 @@ def _model_conflicts(config: ConfigDict) -> Iterator[Conflict]:
     except ValueError as error:
         yield Conflict(keys, f"data.image_size={size} with {variant}: {error}")
         return
+    yield from _eval_size_conflicts(config, model)
     for message in _trained_conflicts(config, model):
         yield Conflict(("model", "objective", "optim.freeze", "optim.layer_decay"), message)
     if config.objective == "masked_patches":
         keys = (*keys, "objective", "masked.target")
         for message in _masked_conflicts(config, model, grid):
             yield Conflict(keys, message)
+
+
+def _eval_size_conflicts(config: ConfigDict, model: nn.Module) -> Iterator[Conflict]:
+    name, size, variant = "data.eval_image_size", config.data.eval_image_size, config.model.variant
+    if size is None:
+        return
+    try:
+        shapes = [parameter_shapes(model, x) for x in (config.data.image_size, size)]
+    except ValueError as error:
+        yield Conflict(("model", name), f"{name}={size} with {variant}: {error}")
+        return
+    if shapes[0] != shapes[1]:
+        yield Conflict(
+            ("model", "data.image_size", name),
+            f"{name}={size} needs a model without learned positions, which are for one size: set "
+            f"model.positions='sincos'; or convert the finished run by `python -m vit_jax.convert "
+            f"RUN OUT --image_size=…`, which resizes them, and evaluate it.",
+        )
 
 
 def _trained_conflicts(config: ConfigDict, model: nn.Module) -> Iterator[str]:
@@ -307,6 +327,8 @@ def _masked_conflicts(config: ConfigDict, model: nn.Module, grid: tuple[int, int
     if not isinstance(model, VisionTransformer):
         yield f"objective='masked_patches' needs a ViT or a hybrid, not {config.model.variant}."
         return
+    if config.data.eval_image_size is not None:
+        yield "data.eval_image_size is for objective='classification': leave it out."
     after_pooling = {
         "pre_logits": model.pre_logits,
         "projection": model.projection,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +38,16 @@ def parameter_shapes(model: nn.Module, image_size: int | Sequence[int]) -> Any:
     Raises:
       ValueError: the model can't take images of this size.
     """
-    return jax.eval_shape(model.init, jax.random.key(0), image_struct(image_size))["params"]
+    try:
+        shapes = _parameter_shapes(model, image_shape(image_size))
+    except TypeError:  # an attribute that is a list has no hash
+        shapes = _parameter_shapes.__wrapped__(model, image_shape(image_size))
+    return jax.tree.map(lambda x: x, shapes)  # a tree of its own, which the caller may change
+
+
+@functools.lru_cache(maxsize=64)  # tracing takes 0.3 to 2 s
+def _parameter_shapes(model: nn.Module, size: tuple[int, int]) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0), image_struct(size))["params"]
 
 
 def count_parameters(tree: Any) -> int:

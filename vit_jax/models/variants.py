@@ -41,7 +41,7 @@ def _resnet(layers: tuple[int, ...], width_factor: int, **more: Any) -> dict[str
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     #                    depth width   mlp heads patch
     "Nano/8":        _vit(   4,   96,  384,    3,    8),
-    "Conv+Nano/16":  _vit(   4,  128,  512,    4,    1, conv_stem=(32, 64, 128)),
+    "Conv+Nano/16":  _vit(   4,   96,  384,    3,    1, conv_stem=(32, 64, 96)),
     "Ti/16":         _vit(  12,  192,  768,    3,   16),
     "S/32":          _vit(  12,  384, 1536,    6,   32),
     "S/16":          _vit(  12,  384, 1536,    6,   16),

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.common import host
-from vit_jax.config.keys import image_shape, model_attributes, with_changes
+from vit_jax.config.keys import eval_image_shape, image_shape, model_attributes, with_changes
 from vit_jax.data import batch as batch_lib
 from vit_jax.data.pipeline import threads_of_process
 from vit_jax.models.layers import best_implementation
@@ -95,12 +95,19 @@ def estimate_needs(config: ConfigDict, *, num_classes: int, devices: Sequence[ja
     image = _MARGINS[platform] * kept + _LARGEST * largest
     if frozen:  # what is frozen is computed as in an evaluation
         image = max(image, forward)
-    pixels = math.prod(image_shape(config.data.image_size)) * 3
+    evaluated, eval_size = min(image, forward), eval_image_shape(config.data)
+    if eval_size != image_shape(config.data.image_size):
+        tested = config.copy_and_resolve_references()
+        with tested.ignore_type():  # one side or two
+            tested.data.image_size = eval_size
+        _, largest = per_image(tested)
+        evaluated = _EVALUATED[platform] * largest
+    pixels = math.prod(eval_size) * 3
     return Needs(
         fixed=held + _batches_held(config, platform) * batch_bytes,
         gradients=_MARGINS[platform] * gradients,
         image=image,
-        evaluated=min(image, forward) + _batches_held(config, platform) * pixels,
+        evaluated=evaluated + _batches_held(config, platform) * pixels,
     )
 
 

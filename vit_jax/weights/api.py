@@ -192,6 +192,7 @@ def adapt(
     with config.ignore_type():  # an image may have one side or two
         config.model.update(changes)
         config.data.image_size = recognise.side_or_sides(image_shape)
+        config.data.eval_image_size = None
     names = () if new_head else checkpoint.class_names
     return checkpoint._replace(params=params, config=config, class_names=names, average=None)
 
