@@ -1,4 +1,4 @@
-"""Data sets in Parquet files, as Hugging Face's `datasets` writes them."""
+"""Data sets in Parquet and Arrow files, as Hugging Face's `datasets` writes them."""
 
 import json
 import shutil
@@ -310,14 +310,16 @@ def test_damage_is_named_and_a_missing_file_too(tmp_path, rows, capsys):
     data[200:400] = bytes(200)  # in the first row group
     path.write_bytes(data)
     source = ParquetDataset(path).source("train")
-    with pytest.raises(ExampleError, match=r"a\.parquet row 0: .* is no Parquet file, or damaged"):
+    with pytest.raises(ExampleError, match=r"a\.parquet row 0: .* is no parquet file, or damaged"):
         source[0]
     assert source[20].image == rows[20][0]
     path.write_bytes(data[:-20])
-    with pytest.raises(ValueError, match=r"a\.parquet is no Parquet file, or damaged: "):
+    with pytest.raises(ValueError, match=r"a\.parquet is no parquet file, or damaged: "):
         ParquetDataset(path)
     code, lines = check(tmp_path / "gone.parquet", capsys)
-    assert code.endswith(f"There is no Parquet file {tmp_path}/gone.parquet.") and not lines
+    assert (
+        code.endswith(f"There is no Parquet or Arrow file {tmp_path}/gone.parquet.") and not lines
+    )
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, rows, monkeypatch):
@@ -325,3 +327,65 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, rows, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match=r"needs pyarrow.*pip install -e \"\.\[parquet\]\"\."):
         ParquetDataset(path)
+
+
+# -------------------------------------------------------------------------------- Arrow files
+
+
+def write_arrow(hub, folder):
+    """Writes the data of `hub` as `save_to_disk` of `datasets` does, and returns the folder."""
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        names = []
+        for file in sorted((hub / "data").glob(f"{split}-*")):
+            names.append(file.name.replace(split, "data").replace("parquet", "arrow"))
+            table = parquet.read_table(file)
+            with pa.OSFile(str(folder / split / names[-1]), "wb") as out:
+                with pa.ipc.new_stream(out, table.schema) as writer:
+                    writer.write_table(table, max_chunksize=4)
+        state = {"_data_files": [{"filename": x} for x in names], "_indices_data_files": None}
+        (folder / split / "state.json").write_text(json.dumps(state))
+    (folder / "train" / "cache-0123456789abcdef.arrow").write_bytes(b"of another program")
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    return folder
+
+
+def test_arrow_files_have_the_images_of_parquet_files(hub, tmp_path):
+    folder = write_arrow(hub, tmp_path / "saved")
+    found, expected = open_dataset(str(folder)), open_dataset(str(hub))
+    assert (found.class_names, found.splits) == (expected.class_names, expected.splits)
+    assert found.describe() == expected.describe()
+    for split in ("train", "test[50%:]"):
+        assert read(found, split) == read(expected, split)
+    order = found.source("train").shuffled(np.random.default_rng(0))
+    assert sorted(order) == list(range(18)) and list(order) != sorted(order)
+    source = found.source("train")
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: source[i].image, [5, 17, 0] * 9)) == [
+            source[i].image for i in [5, 17, 0] * 9
+        ]
+    assert "data-00001-of-00002.arrow row 3" in source[12].id
+
+
+def test_an_arrow_file_alone_is_a_data_set_in_both_formats(hub, tmp_path):
+    table = parquet.read_table(hub / "data" / "test-00000-of-00001.parquet")
+    for name, new in (("a.arrow", pa.ipc.new_stream), ("b.ARROW", pa.ipc.new_file)):
+        with pa.OSFile(str(tmp_path / name), "wb") as out, new(out, table.schema) as writer:
+            writer.write_table(table)
+        assert read(open_dataset(str(tmp_path / name)), "train") == [
+            (x["image"]["bytes"], (NAMES[x["label"]],)) for x in table.to_pylist()
+        ]
+
+
+def test_a_selection_and_a_damaged_arrow_file_are_refused(hub, tmp_path):
+    folder = write_arrow(hub, tmp_path / "saved")
+    file = folder / "train" / "data-00001-of-00002.arrow"
+    whole = file.read_bytes()
+    for data in (whole[:20], whole[: len(whole) // 2], b"no arrow file", b""):
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"of-00002\.arrow is no arrow file, or damaged: "):
+            open_dataset(str(folder))
+    state = {"_data_files": [{"filename": file.name}], "_indices_data_files": [{"filename": "i"}]}
+    (folder / "train" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match=r"saved/train holds a selection of the rows of its"):
+        open_dataset(str(folder))

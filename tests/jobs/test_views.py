@@ -206,7 +206,10 @@ def test_a_run_may_test_at_another_size_than_it_trains(settings, tmp_path, caplo
     assert math.isclose(expected, tested("other"), rel_tol=1e-6)
     assert not math.isclose(expected, at_own["test_loss"], rel_tol=1e-4)
     assert not math.isclose(expected, tested("own"), rel_tol=1e-4)
-    assert found["fewshot_1"] is not None and Classifier(tmp_path / "other").checkpoint.image_shape == size
+    assert (
+        found["fewshot_1"] is not None
+        and Classifier(tmp_path / "other").checkpoint.image_shape == size
+    )
 
 
 def test_values_that_were_defaults_once_are_no_change(settings):

@@ -97,7 +97,7 @@ def default() -> ConfigDict:
     config.model.width_factor = placeholder(int)  # of a ResNet: multiplies every width
 
     config.data = ConfigDict()
-    # A tfds name; or a path: a folder of images or of Parquet files, or one Parquet file.
+    # A tfds name; or a path: a folder of images, or of Parquet or Arrow files, or one such file.
     config.data.name = "rendered_flowers"
     config.data.dir = placeholder(str)  # where tfds keeps its data; None: ~/tensorflow_datasets
     # Splits in the syntax of tfds, such as "train[:85%]". None: see data.splits.default_splits.

@@ -1,4 +1,4 @@
-"""Parquet files of images: which there are, which columns they have, and what is in these.
+"""Parquet and Arrow files of images: which there are, which columns they have, what is in these.
 
 The format: https://parquet.apache.org/docs/file-format/. What Hugging Face's library `datasets`
 says of the columns, such as the names of classes, is JSON in the schema's metadata, under the key
@@ -21,6 +21,8 @@ import numpy as np
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import class_name, printable
 from vit_jax.common.repository import install_command
+from vit_jax.data import arrow_files
+from vit_jax.data.arrow_files import ArrowFile
 from vit_jax.data.dataset import ExampleError
 from vit_jax.data.folder_layout import split_of_name
 from vit_jax.data.image_files import is_system_file
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from pyarrow import parquet
 
 T = TypeVar("T")
-SUFFIX = ".parquet"
+SUFFIXES = (".parquet", arrow_files.SUFFIX)
 LABEL_NAMES = ("label", "labels", "class", "fine_label")  # columns taken if there are several
 _IMAGE_NAMES = ("image", "img")
 _CACHED_BYTES = 2**30  # of row groups that stay in memory
@@ -46,7 +48,7 @@ class Columns(NamedTuple):
 
 
 class File(NamedTuple):
-    """A Parquet file, its `pyarrow.parquet.FileMetaData`, and which columns are read."""
+    """A file, its `pyarrow.parquet.FileMetaData` or the like, and which columns are read."""
 
     path: pathlib.Path
     metadata: Any
@@ -112,20 +114,27 @@ class RowGroups:
     def _read(self, number: int) -> pa.ChunkedArray:
         file, group = self._groups[number]
 
-        def read(opened: parquet.ParquetFile) -> pa.ChunkedArray:
+        def read(opened: parquet.ParquetFile | ArrowFile) -> pa.ChunkedArray:
             return opened.read_row_group(group, columns=[file.columns.image]).column(0)
 
         return _open(file.path, read, file.metadata)
 
 
 def find_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the Parquet files that a path stands for, in order: itself, or those of a folder."""
+    """Returns the files that a path stands for, in order: itself, or those of a folder.
+
+    Raises:
+      ValueError: see `arrow_files.is_of_data`.
+    """
     if root.is_file():
         return [root]
-    return sorted(
+    found = [
         x
         for x in root.rglob("*")
-        if x.suffix.lower() == SUFFIX and not any(map(is_system_file, x.relative_to(root).parts))
+        if x.suffix.lower() in SUFFIXES and not any(map(is_system_file, x.relative_to(root).parts))
+    ]
+    return sorted(
+        x for x in found if x.suffix.lower() != arrow_files.SUFFIX or arrow_files.is_of_data(x)
     )
 
 
@@ -133,7 +142,7 @@ def find_splits(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], list
     """Returns the files of each split, the training split first, and lines about the others."""
     files = find_files(root)
     if not files:
-        raise FileNotFoundError(f"There is no Parquet file {printable(root)}.")
+        raise FileNotFoundError(f"There is no Parquet or Arrow file {printable(root)}.")
     splits: dict[str, list[pathlib.Path]] = {}
     others = []
     for file in files:
@@ -149,8 +158,12 @@ def find_splits(root: pathlib.Path) -> tuple[dict[str, list[pathlib.Path]], list
     return dict(sorted(splits.items(), key=lambda x: (x[0] != "train", x[0]))), unused
 
 
-def _open(path: pathlib.Path, read: Callable[[parquet.ParquetFile], T], metadata: Any = None) -> T:
-    """Returns what `read` reads of a Parquet file.
+def _open(
+    path: pathlib.Path,
+    read: Callable[[parquet.ParquetFile | ArrowFile], T],
+    metadata: Any = None,
+) -> T:
+    """Returns what `read` reads of a file.
 
     Raises:
       ValueError: the file is damaged; the message says why, without a full stop.
@@ -165,17 +178,19 @@ def _open(path: pathlib.Path, read: Callable[[parquet.ParquetFile], T], metadata
             f"{install_command('parquet')}."
         ) from error
     try:
-        with parquet.ParquetFile(path, metadata=metadata) as file:
+        is_arrow = path.suffix.lower() == arrow_files.SUFFIX
+        with (ArrowFile if is_arrow else parquet.ParquetFile)(path, metadata=metadata) as file:
             return read(file)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         cause = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{printable(path)} is no Parquet file, or damaged: {cause}") from error
+        kind = path.suffix.lower().removeprefix(".")
+        raise ValueError(f"{printable(path)} is no {kind} file, or damaged: {cause}") from error
 
 
 def open_file(path: pathlib.Path) -> File:
-    """Returns what a Parquet file says of itself; no row is read.
+    """Returns what a file says of itself; no row is read.
 
     Raises:
       ImportError: pyarrow is not installed.

@@ -22,7 +22,7 @@ from vit_jax.data.builders.record_files import INFO, PACK_FILE, system_errors
 from vit_jax.data.dataset import Dataset, Example, ExampleError, Label, Source
 from vit_jax.data.folders import FolderDataset
 from vit_jax.data.parquet import ParquetDataset
-from vit_jax.data.parquet_files import SUFFIX, find_files
+from vit_jax.data.parquet_files import SUFFIXES, find_files
 from vit_jax.data.reading import retry
 from vit_jax.data.splits import default_splits, parse_split
 
@@ -207,16 +207,16 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
 
 
 def open_folder(path: str) -> FolderDataset | ParquetDataset:
-    """Returns the images of a folder, or, if there are none, those of its Parquet files.
+    """Returns the images of a folder, or, if there are none, of its Parquet and Arrow files.
 
     Args:
-      path: a folder, or one Parquet file.
+      path: a folder, or one such file.
 
     Raises:
       As `FolderDataset` and `ParquetDataset`.
     """
     root = local_path(path)
-    if root.suffix.lower() == SUFFIX and not root.is_dir():
+    if root.suffix.lower() in SUFFIXES and not root.is_dir():
         return ParquetDataset(root)
     try:
         return FolderDataset(path)
