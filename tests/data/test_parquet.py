@@ -340,9 +340,9 @@ def write_arrow(hub, folder):
         for file in sorted((hub / "data").glob(f"{split}-*")):
             names.append(file.name.replace(split, "data").replace("parquet", "arrow"))
             table = parquet.read_table(file)
-            with pa.OSFile(str(folder / split / names[-1]), "wb") as out:
-                with pa.ipc.new_stream(out, table.schema) as writer:
-                    writer.write_table(table, max_chunksize=4)
+            path, schema = str(folder / split / names[-1]), table.schema
+            with pa.OSFile(path, "wb") as out, pa.ipc.new_stream(out, schema) as writer:
+                writer.write_table(table, max_chunksize=4)
         state = {"_data_files": [{"filename": x} for x in names], "_indices_data_files": None}
         (folder / split / "state.json").write_text(json.dumps(state))
     (folder / "train" / "cache-0123456789abcdef.arrow").write_bytes(b"of another program")

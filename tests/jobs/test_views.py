@@ -195,7 +195,7 @@ def test_a_run_may_test_at_another_size_than_it_trains(settings, tmp_path, caplo
 
     def tested(name):
         config = evaluation(tmp_path / name, settings.data.name)
-        config.data.test = found["test_split"] if "test_split" in found else "train[85%:]"
+        config.data.test = "train[85%:]"
         return evaluate(config, tmp_path / f"{name}-out")["test_loss"]
 
     with caplog.at_level("INFO", logger="vit_jax.jobs"):

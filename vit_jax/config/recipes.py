@@ -25,7 +25,7 @@ def _conv_nano(config: ConfigDict) -> None:
     config.data.crop_fraction = 0.875
     config.data.mixup, config.data.cutmix = 0.2, 1.0
     config.model.pool, config.model.positions = "gap", "sincos"
-    config.epochs = 76.0
+    config.epochs = 66.0
     config.optim.name, config.optim.lr = "muon", 4e-3
     config.optim.momentum, config.optim.beta2 = 0.95, 0.98
 
