@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vit_jax.common.names import printable
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -87,7 +89,7 @@ def is_of_data(path: pathlib.Path) -> bool:
         return not path.name.startswith("cache-")
     if selected:
         raise ValueError(
-            f"{path.parent} holds a selection of the rows of its files, which isn't read: "
+            f"{printable(path.parent)} holds a selection of the rows of its files, which isn't read: "
             f"`dataset.flatten_indices().save_to_disk(…)` writes the rows themselves."
         )
     return path.name in files
