@@ -89,7 +89,7 @@ def is_of_data(path: pathlib.Path) -> bool:
         return not path.name.startswith("cache-")
     if selected:
         raise ValueError(
-            f"{printable(path.parent)} holds a selection of the rows of its files, which isn't read: "
-            f"`dataset.flatten_indices().save_to_disk(…)` writes the rows themselves."
+            f"{printable(path.parent)} holds a selection of the rows of its files, which isn't "
+            f"read: `dataset.flatten_indices().save_to_disk(…)` writes the rows themselves."
         )
     return path.name in files
