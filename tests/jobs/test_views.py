@@ -200,8 +200,8 @@ def test_a_run_may_test_at_another_size_than_it_trains(settings, tmp_path, caplo
 
     with caplog.at_level("INFO", logger="vit_jax.jobs"):
         expected = tested("resized")
-    told = f"Images have the 24 x 40 pixels (height x width) that {tmp_path / 'resized'}"
-    assert told in caplog.text and "data.image_size=224 is not read" in caplog.text
+    message = f"Images have the 24 x 40 pixels (height x width) that {tmp_path / 'resized'}"
+    assert message in caplog.text and "data.image_size=224 is not read" in caplog.text
     assert math.isclose(expected, found["test_loss"], rel_tol=1e-6)
     assert math.isclose(expected, tested("other"), rel_tol=1e-6)
     assert not math.isclose(expected, at_own["test_loss"], rel_tol=1e-4)

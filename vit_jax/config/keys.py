@@ -207,8 +207,8 @@ def is_folder(name: str) -> bool:
     """Returns True if a `config.data.name` is a path, False if it names a data set.
 
     A path is what starts with "/", "." or "~", whether it exists or not; any other name of a
-    directory that exists, seen from the working directory; and what ends with ".parquet"
-    or ".arrow".
+    directory that exists, seen from the working directory; and what ends with ".parquet" or
+    ".arrow".
     """
     is_table = name.lower().endswith((".parquet", ".arrow"))
     return is_table or looks_like_path(name) or os.path.isdir(name)  # False if it is too long

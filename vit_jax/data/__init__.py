@@ -32,7 +32,7 @@ with epy.lazy_api_imports(globals()):
     # a folder of images
     from vit_jax.data.folders import FolderDataset, FolderSource
 
-    # images in Parquet files
+    # images in Parquet and Arrow files
     from vit_jax.data.parquet import ParquetDataset, ParquetSource
 
     # sizes and copies of images

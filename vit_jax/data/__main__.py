@@ -1,4 +1,4 @@
-"""Checks images in folders and Parquet files, packs images, prepares tfds data sets: before a run.
+"""Before a run: checks images in folders and tables, packs images, prepares tfds data sets.
 
 None of it needs TensorFlow, but for `prepare` with those data sets whose own code does.
 """
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "(status 1 if there are any); count the images of each class and split, name those that "
         "are the same in two splits, and say what is not used",
     )
-    layouts = "<class>/* or train|val|test/<class>/*, or Parquet files, or one Parquet file"
+    layouts = "<class>/* or train|val|test/<class>/*; or Parquet or Arrow files; or one such file"
     checking.add_argument("directory", help=layouts)
     _add_pack(commands.add_parser("pack", help="write small JPEGs to files that are quick to read"))
     preparing = commands.add_parser("prepare", help="download and prepare a tfds data set")

@@ -1,4 +1,4 @@
-"""Images in Parquet files, as Hugging Face's library `datasets` and its hub store them."""
+"""Images in Parquet and Arrow files, as Hugging Face's `datasets` and its hub store them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from vit_jax.data.splits import absolute_parts, mix_classes
 
 
 class ParquetSource:
-    """Examples that are rows of Parquet files.
+    """Examples that are rows of Parquet or Arrow files.
 
-    A row group is read and decoded whole, and row groups of 1 GiB together stay in memory. So data
-    that are larger, in large row groups, are read slowly in random order.
+    Of a Parquet file, a row group is read and decoded whole, and row groups of 1 GiB together stay
+    in memory. So data that are larger, in large row groups, are read slowly in random order.
 
     Attributes:
       labels: of each row.
@@ -56,7 +56,7 @@ class ParquetSource:
 
 
 class ParquetDataset:
-    """The images of a Parquet file, or of the Parquet files of a folder and of its subfolders.
+    """The images of a Parquet or Arrow file, or of those of a folder and of its subfolders.
 
     A row is an image: a column holds its encoded bytes, alone or in a struct {bytes, path}, and
     another its label: a number or text, or a list of them. The names of the classes are those that

@@ -172,9 +172,10 @@ def open_dataset(name: str, data_dir: str | None = None) -> Dataset:
     """Returns the data set of a name. Of a folder it logs what is used, and what is not and why.
 
     Args:
-      name: a path, see `config.keys.is_folder`: a folder of images or of Parquet files, or one of
-        these, or a folder that tfds or `packing.pack` wrote; or "vtab/" and a task of `vtab.TASKS`;
-        or the name of a tfds data set, such as "tf_flowers", "NAME/CONFIG" or "NAME:VERSION".
+      name: a path, see `config.keys.is_folder`: a folder of images, or of Parquet or Arrow files,
+        or one such file, or a folder that tfds or `packing.pack` wrote; or "vtab/" and a task of
+        `vtab.TASKS`; or the name of a tfds data set, such as "tf_flowers", "NAME/CONFIG" or
+        "NAME:VERSION".
       data_dir: where tfds keeps prepared data. None for ~/tensorflow_datasets, its default.
 
     Raises:
