@@ -81,6 +81,7 @@ setup(
         "absl-py",
         "array-record",
         "chex",
+        "cloudpickle",
         "etils[epath,epy]",
         "flatbuffers",  # jax.export needs it and does not require it
         "flax",

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_jax.common import host
 from vit_jax.config.defaults import default
-from vit_jax.data import pipeline, sources, splits, transforms
+from vit_jax.data import pipeline, read_ahead, sources, splits, transforms
 
 
 @pytest.fixture
@@ -299,21 +299,21 @@ def test_threads_are_the_cpus_that_the_process_may_use(monkeypatch):
     process = host.Process(host=1, cpus=1, cpu_count=3)
     monkeypatch.setattr(host, "own_process", lambda: process)
     monkeypatch.setattr(host, "all_processes", lambda: (process,))
-    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(read_ahead.jax, "default_backend", lambda: "gpu")
     options = default().data
-    assert pipeline._read_options(options).num_threads == 3
+    assert read_ahead.read_options(options).num_threads == 3
     options.prefetch = 2  # Grain would use as many threads, and no more
-    assert pipeline._read_options(options).prefetch_buffer_size == 3
+    assert read_ahead.read_options(options).prefetch_buffer_size == 3
     options.threads, options.prefetch = 5, 9
-    assert pipeline._read_options(options).num_threads == 5
-    assert pipeline._read_options(options).prefetch_buffer_size == 9
+    assert read_ahead.read_options(options).num_threads == 5
+    assert read_ahead.read_options(options).prefetch_buffer_size == 9
 
 
 def test_processes_share_the_cpus_that_both_may_use(monkeypatch):
     """Two processes share six CPUs; one beside them has two of its own, one is on another host."""
     shared, own, other = (host.Process(*x) for x in ((1, 1, 6), (1, 2, 2), (2, 1, 9)))
     monkeypatch.setattr(host, "all_processes", lambda: (shared, shared, own, other))
-    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: "gpu")
-    assert [pipeline.threads_of_process(x) for x in (shared, own, other)] == [3, 2, 9]
-    monkeypatch.setattr(pipeline.jax, "default_backend", lambda: "cpu")  # which also trains
-    assert [pipeline.threads_of_process(x) for x in (shared, own, other)] == [2, 2, 2]
+    monkeypatch.setattr(read_ahead.jax, "default_backend", lambda: "gpu")
+    assert [read_ahead.threads_of_process(x) for x in (shared, own, other)] == [3, 2, 9]
+    monkeypatch.setattr(read_ahead.jax, "default_backend", lambda: "cpu")  # which also trains
+    assert [read_ahead.threads_of_process(x) for x in (shared, own, other)] == [2, 2, 2]

@@ -14,7 +14,8 @@ from vit_jax.data import transforms
 from vit_jax.data.checks import require_test_labels
 from vit_jax.data.dataset import Example
 from vit_jax.data.inputs import evaluation_batches, open_inputs
-from vit_jax.data.pipeline import SkippedImages, seek
+from vit_jax.data.pipeline import seek
+from vit_jax.data.skipped import SkippedImages
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from conftest import write_jpegs
 from PIL import Image
 
 from vit_jax.config.defaults import default
-from vit_jax.data import checks, folders, pipeline, sources
+from vit_jax.data import checks, folders, pipeline, read_ahead, sources
 from vit_jax.data.__main__ import main
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import ReadError
 from vit_jax.data.inspection import inspect_images, problems_of
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.jobs.train import train
 
 BAD = ("bomb.png", "empty.jpg", "gone.jpg", "text.jpg", "truncated.jpg")
@@ -285,7 +286,7 @@ def test_a_file_that_is_deleted_after_it_was_listed_is_named(tmp_path, options):
 
 def test_skipped_images_are_replaced_by_the_next_and_counted_once(damaged, options, caplog):
     options.on_error = "skip"
-    source, skipped = damaged.source("train"), pipeline.SkippedImages()
+    source, skipped = damaged.source("train"), SkippedImages()
     batches = training(source, options, batch_size=6, skipped=skipped)
     for _ in range(6):  # two epochs
         batch = next(batches)
@@ -295,7 +296,7 @@ def test_skipped_images_are_replaced_by_the_next_and_counted_once(damaged, optio
     assert len(skipped) == 5
     assert all(problem.id in skipped for problem in find_undecodable(source, num_classes=2))
     warnings = [
-        record.getMessage() for record in caplog.records if record.name == "vit_jax.data.pipeline"
+        record.getMessage() for record in caplog.records if record.name == "vit_jax.data.skipped"
     ]
     assert names(line.split(": ")[0].removeprefix("skipped ") for line in warnings) == list(BAD)
 
@@ -317,7 +318,7 @@ def test_what_replaces_a_skipped_image_depends_on_the_files_alone(options):
     batches.close()
     for number in bad:
         assert (
-            source.reads.count(number) <= pipeline.threads_of_process()
+            source.reads.count(number) <= read_ahead.threads_of_process()
         )  # at once at most, never again
 
 
@@ -346,7 +347,7 @@ def test_a_run_that_skips_continues_bit_for_bit(damaged, options, processes):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluation_masks_what_it_skips(options, processes):
     options.on_error = "skip"
-    skipped = pipeline.SkippedImages()
+    skipped = SkippedImages()
     seen, lengths = [], []
     for process in range(processes):
         batches = list(
@@ -401,7 +402,7 @@ def test_labels_out_of_range_are_not_skipped(options):
 def test_batch_ids_are_those_of_the_batches(options, processes, on_error):
     options.on_error = on_error
     source = NumberedSource(20, bad=[5, 6, 19] if on_error == "skip" else [])
-    skipped = pipeline.SkippedImages()
+    skipped = SkippedImages()
     parts = [
         training(
             source,

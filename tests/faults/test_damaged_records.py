@@ -16,6 +16,7 @@ from vit_jax.data import pipeline, reading, sources
 from vit_jax.data.__main__ import main as data_main
 from vit_jax.data.builders import prepare, record_files
 from vit_jax.data.dataset import ExampleError, ReadError
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.jobs.evaluate import evaluate
 from vit_jax.jobs.train import train
 
@@ -170,7 +171,7 @@ def test_a_damaged_record_stops_or_is_skipped(meadow, damage, options):
     if damage is not RECORDS["its image"]:
         assert f"record 0 of {shard(meadow)} is damaged" in str(error.value)
     options.on_error = "skip"
-    skipped = pipeline.SkippedImages()
+    skipped = SkippedImages()
     batches = pipeline.eval_batches(source, options, num_classes=2, batch_size=4, skipped=skipped)
     masks = np.concatenate([batch["mask"] for batch in batches])
     assert masks.tolist() == [False] + [True] * (SIZES["train"] - 1)

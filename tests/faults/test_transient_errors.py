@@ -16,6 +16,7 @@ from vit_jax.data.__main__ import main as data_main
 from vit_jax.data.arrays import ArrayDataset
 from vit_jax.data.dataset import ExampleError, ReadError
 from vit_jax.data.inspection import inspect_images
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.inference.classifier import read_image
 
 TRANSIENT = ("ESTALE", "EIO", "ENOMEM", "EMFILE", "ENFILE", "ETIMEDOUT", "EAGAIN", "ENOTCONN")
@@ -106,7 +107,7 @@ def test_a_permanent_error_is_not_tried_again(name):
 @pytest.mark.parametrize("name", ["ESTALE", "EIO"])
 def test_a_transient_error_changes_nothing(folder, options, fail, name):
     expected = batch_of(source_of(folder), options)
-    skipped = pipeline.SkippedImages()
+    skipped = SkippedImages()
     fail(folder / "b" / "2.jpg", error_of(name), times=3)
     found = batch_of(source_of(folder), options, skipped)
     for part in expected:
@@ -118,7 +119,7 @@ def test_a_transient_error_changes_nothing(folder, options, fail, name):
 @pytest.mark.parametrize("name", ["ESTALE", "EIO"])
 def test_an_error_that_stays_ends_the_run_and_skips_nothing(folder, options, fail, name, on_error):
     options.on_error = on_error
-    path, skipped = folder / "b" / "2.jpg", pipeline.SkippedImages()
+    path, skipped = folder / "b" / "2.jpg", SkippedImages()
     fail(path, error_of(name))
     reason = os.strerror(getattr(errno, name))
     for use in (
@@ -179,7 +180,7 @@ def test_decoding_doesn_t_call_too_little_memory_a_bad_image(folder, monkeypatch
 
 
 def test_a_file_that_vanishes_is_not_skipped(folder, options):
-    source, skipped = source_of(folder), pipeline.SkippedImages()
+    source, skipped = source_of(folder), SkippedImages()
     (folder / "b" / "2.jpg").unlink()
     with pytest.raises(ReadError, match=r"b/2\.jpg can't be read: No such file. It was there when"):
         batch_of(source, options, skipped)
@@ -191,7 +192,7 @@ def test_a_file_that_vanishes_is_not_skipped(folder, options):
 @pytest.mark.parametrize("name", ["EACCES", "EISDIR", "ELOOP"])
 def test_what_is_wrong_with_the_file_itself_is_skipped(folder, options, fail, name):
     """It is the same for every run."""
-    path, skipped = folder / "b" / "2.jpg", pipeline.SkippedImages()
+    path, skipped = folder / "b" / "2.jpg", SkippedImages()
     fail(path, error_of(name))
     assert batch_of(source_of(folder), options, skipped)["mask"].all()
     assert len(skipped) == 1 and str(path) in skipped
@@ -244,7 +245,7 @@ def test_a_folder_that_may_not_be_listed_is_warned_of(folder, fail_to_list, capl
 
 
 def test_a_file_too_large_for_an_image_is_not_read(folder, options):
-    path, skipped = folder / "b" / "2.jpg", pipeline.SkippedImages()
+    path, skipped = folder / "b" / "2.jpg", SkippedImages()
     with open(path, "wb") as file:
         file.truncate(30 * 2**30)  # a sparse file
     with pytest.raises(ExampleError, match=r"it has 30\.0 GiB, and no image has above 1"):

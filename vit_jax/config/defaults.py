@@ -160,7 +160,8 @@ def default() -> ConfigDict:
     config.data.sampling = "uniform"
     # Threads that read and decode, in each process; each makes a batch. None: one for each CPU that
     # the process may use, shared with the other processes of the host that may use the same. At
-    # most 2 if CPUs compute the steps, too.
+    # most 2 if CPUs compute the steps, too. Of more than 4, each 4 are in a process of their own,
+    # since Python's lock lets no more run at once.
     config.data.threads = placeholder(int)
     config.data.prefetch = 4  # batches made ahead in each process; at least one for every thread
     config.data.check = True  # decodes every image of a folder before a run's first step

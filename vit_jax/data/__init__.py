@@ -45,12 +45,14 @@ with epy.lazy_api_imports(globals()):
     from vit_jax.data.pipeline import (
         ON_ERROR,
         Shard,
-        SkippedImages,
         batch_ids,
         eval_batches,
         seek,
         train_batches,
     )
+
+    # the images that are skipped
+    from vit_jax.data.skipped import SkippedImages
 
     # weights of classes in the loss, and how training images are drawn
     from vit_jax.data.class_balance import SAMPLING, class_weights

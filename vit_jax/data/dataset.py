@@ -7,7 +7,7 @@ A further kind of data set is a class with the attributes of `Dataset`, and a li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -61,6 +61,9 @@ class ReadError(OSError):
     def __init__(self, id: str, reason: str, *, permanent: bool = False):
         super().__init__(f"{id} can't be read: {reason}")
         self.id, self.reason, self.permanent = id, reason, permanent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadError, (self.id, self.reason), vars(self)
 
 
 class Source(Protocol):

@@ -27,7 +27,8 @@ from vit_jax.data.checks import (
 from vit_jax.data.class_balance import class_weights
 from vit_jax.data.dataset import Dataset, Source, is_multi_label
 from vit_jax.data.fingerprint import Fingerprint, fingerprint
-from vit_jax.data.pipeline import Shard, SkippedImages, eval_batches, train_batches
+from vit_jax.data.pipeline import Shard, eval_batches, train_batches
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.data.sources import open_dataset, open_source
 
 logger = logging.getLogger(__name__)

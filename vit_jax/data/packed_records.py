@@ -13,9 +13,10 @@ from vit_jax.common.names import printable
 from vit_jax.data.dataset import Dataset, ExampleError, Source
 from vit_jax.data.decoding import decode, read_header
 from vit_jax.data.jpeg_rows import encode_rows
-from vit_jax.data.pipeline import ON_ERROR, SkippedImages, check_label, view_example
+from vit_jax.data.pipeline import ON_ERROR, check_label, view_example
 from vit_jax.data.pixels import WHITE
 from vit_jax.data.resizing import FILTERS, antialiased_window, find_factor
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.data.transforms import is_colour
 
 _FILTER = FILTERS["bicubic_antialias"]

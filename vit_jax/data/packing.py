@@ -33,7 +33,7 @@ from vit_jax.data.dataset import Dataset, ReadError, Source, is_multi_label
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.packed_records import PackOptions, record_encoder, record_features
 from vit_jax.data.parquet import ParquetSource
-from vit_jax.data.pipeline import SkippedImages
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.data.sources import open_dataset
 from vit_jax.data.splits import default_splits, own_test_split
 

@@ -10,17 +10,13 @@ run, see `data.reading`.
 from __future__ import annotations
 
 import functools
-import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import grain
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax.common import host
 from vit_jax.config.keys import eval_image_shape, image_shape
 from vit_jax.data import augmentation, transforms
 from vit_jax.data.batch import Batch, empty_batch
@@ -34,9 +30,9 @@ from vit_jax.data.dataset import (
     is_multi_label,
 )
 from vit_jax.data.decoding import decode_whole
+from vit_jax.data.read_ahead import read_ahead
 from vit_jax.data.reading import retry
-
-logger = logging.getLogger(__name__)
+from vit_jax.data.skipped import SkippedImages
 
 T = TypeVar("T")
 ON_ERROR = ("stop", "skip")  # what `config.data.on_error` takes
@@ -50,28 +46,6 @@ class Shard(NamedTuple):
 
 
 SINGLE_PROCESS = Shard()  # all examples
-
-
-class SkippedImages:
-    """The ids of the images that a process skipped, each logged once. Threads may share it."""
-
-    def __init__(self) -> None:
-        self._ids: set[str] = set()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __contains__(self, id: str) -> bool:
-        return id in self._ids
-
-    def add(self, error: ExampleError) -> None:
-        """Adds the id of an image that can't be used, and logs why if it is new."""
-        with self._lock:
-            known = error.id in self._ids
-            self._ids.add(error.id)
-        if not known:
-            logger.warning("skipped %s", error)
 
 
 # ------------------------------------------------------------------------------------- training
@@ -127,7 +101,7 @@ def train_batches(
     examples = _order(source, options, seed).map_with_index(augment)
     examples = examples[shard.process :: shard.processes]
     batches = examples.batch(batch_size, drop_remainder=True, batch_fn=collate)
-    return iter(batches.to_iter_dataset(_read_options(options)))
+    return iter(read_ahead(batches, options, reader.skipped))
 
 
 def seek(batches: grain.DatasetIterator, step: int) -> None:
@@ -213,7 +187,7 @@ def eval_batches(
     indices = grain.MapDataset.range(steps * batch_size * shard.processes)
     indices = indices[shard.process :: shard.processes]
     batches = indices.batch(batch_size, batch_fn=list).map(collate)
-    return batches.to_iter_dataset(_read_options(options))
+    return read_ahead(batches, options, reader.skipped)
 
 
 # ------------------------------------------------------------------------------ reading examples
@@ -272,12 +246,13 @@ class _Reader:
 
     def __init__(self, source: Source, options: ConfigDict, skipped: SkippedImages | None):
         self._source, self._skip = source, options.on_error == "skip"
-        self._skipped = SkippedImages() if skipped is None else skipped
+        self.skipped = SkippedImages() if skipped is None else skipped
         self._bad: dict[int, ExampleError] = {}  # by index: these are not decoded again
 
     def read(self, index: int, view: Callable[[bytes | np.ndarray], T]) -> tuple[T, Example] | None:
         """Returns what `view_example` returns. None if the example is skipped."""
         if index in self._bad:
+            self.skipped.add(self._bad[index])
             return None
         try:
             return view_example(self._source, index, view)
@@ -288,7 +263,7 @@ class _Reader:
                     f"--config.data.on_error=skip."
                 ) from error
             self._bad[index] = error
-            self._skipped.add(error)
+            self.skipped.add(error)
             return None
 
     def read_usable(self, index: int, view: Callable[[bytes | np.ndarray], T]) -> tuple[T, Example]:
@@ -325,25 +300,3 @@ def _collate(
             else:
                 batch["label"][i] = example.label
     return batch
-
-
-def _read_options(options: ConfigDict) -> grain.ReadOptions:
-    threads = options.threads or threads_of_process()
-    return grain.ReadOptions(threads, prefetch_buffer_size=max(options.prefetch, threads))
-
-
-def threads_of_process(process: host.Process | None = None) -> int:
-    """Returns how many threads read and decode: a process's share of the CPUs that it may use.
-
-    It is at least 1. Where CPUs compute the steps as well, it is at most 2: each thread holds a
-    batch in the same memory.
-
-    Processes of one host that may use the same CPUs share them evenly. If there are several
-    processes, all of them must call this function.
-
-    Args:
-      process: one of `host.all_processes`; None for this process.
-    """
-    process = process or host.own_process()
-    most = 2 if jax.default_backend() == "cpu" else process.cpu_count
-    return min(most, max(1, process.cpu_count // host.all_processes().count(process)))

@@ -59,6 +59,11 @@ class TfdsSource:
         self.multi_label = multi_label
         self._records = open_records()
 
+    def __reduce__(self) -> tuple[type[TfdsSource], tuple[Any, ...]]:
+        # Of the records, only how to open them: a copy in another process has its own reader.
+        arguments = (self._open_records, self._read, self._name, self._files, self.multi_label)
+        return TfdsSource, arguments
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -137,17 +142,22 @@ class TfdsDataset:
         info = self._builder.info
         images = [k for k, v in info.features.items() if isinstance(v, tfds.features.Image)]
         parse_split(split)  # its error says more than tfds's
-        open_records = functools.partial(
-            self._builder.as_data_source,
-            split,
-            decoders={key: tfds.decode.SkipDecoding() for key in images},
-        )
+        open_records = functools.partial(_open_records, self._builder, split, images)
         files = [
             (file.filename, range(file.skip, file.skip + file.take))
             for file in info.splits[split].file_instructions
         ]
         name = f"{self.name} {split}"
         return TfdsSource(open_records, self._read, name, files, self._multi_label)
+
+
+def _open_records(
+    builder: tfds.core.DatasetBuilder, split: str, images: Sequence[str]
+) -> Sequence[vtab.Record]:
+    """Returns the records of a split, with the features named `images` still encoded."""
+    return builder.as_data_source(
+        split, decoders={key: tfds.decode.SkipDecoding() for key in images}
+    )
 
 
 def _named_labels(key: str, features: Mapping[str, Any]) -> vtab.Labels:

@@ -20,7 +20,7 @@ from vit_jax.data import sources, splits
 from vit_jax.data.checks import require_loss_for_labels
 from vit_jax.data.dataset import Dataset, is_multi_label
 from vit_jax.data.inputs import evaluation_batches
-from vit_jax.data.pipeline import SkippedImages
+from vit_jax.data.skipped import SkippedImages
 from vit_jax.data.subset import without_empty_classes
 from vit_jax.data.transforms import view_of
 from vit_jax.evaluation.answers import Answers, answer_extractor, answer_split

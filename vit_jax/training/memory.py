@@ -19,7 +19,7 @@ from vit_jax import models
 from vit_jax.common import host
 from vit_jax.config.keys import eval_image_shape, image_shape, model_attributes, with_changes
 from vit_jax.data import batch as batch_lib
-from vit_jax.data.pipeline import threads_of_process
+from vit_jax.data.read_ahead import threads_of_process
 from vit_jax.models.layers import best_implementation
 from vit_jax.models.variants import has_encoder
 from vit_jax.training import parallel, setup
