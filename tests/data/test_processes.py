@@ -1,4 +1,4 @@
-"""Batches made by other processes, beside those that this one makes."""
+"""What other processes make of examples, beside what this one makes."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from conftest import write_jpegs
 from vit_jax.config.defaults import default
 from vit_jax.data import packing, pipeline, sources
 from vit_jax.data.dataset import Example, ExampleError, ReadError
+from vit_jax.data.inspection import inspect_images
 from vit_jax.data.packed_records import PackOptions
 from vit_jax.data.skipped import SkippedImages
 
@@ -103,6 +104,26 @@ def test_they_make_the_batches_that_this_process_makes(kind, options, tmp_path):
         for name in one:
             np.testing.assert_array_equal(one[name], other[name])
             assert one[name].dtype == other[name].dtype
+
+
+def test_images_are_packed_and_inspected_there_alike(options, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG, "vit_jax.data.processes")
+    folder = write_jpegs(tmp_path / "photos", {"train/a": 7, "train/b": 6})
+    (folder / "train" / "a" / "3.jpg").write_bytes(b"no image")
+    source = sources.open_dataset(str(folder)).source("train")
+    made_elsewhere(batches_of(Reporting(20), options))
+    found = {}
+    for threads in (1, THREADS):
+        monkeypatch.setattr(packing, "available_cpus", lambda threads=threads: range(threads))
+        out = tmp_path / f"packed by {threads}"
+        packing.pack(str(folder), out, PackOptions(side=16, on_error="skip"))
+        records = {path.name: path.read_bytes() for path in out.glob("*record*")}
+        images = inspect_images(source, num_classes=2, threads=threads, progress=False)
+        described = [(str(x.problem), x[2:]) for x in images]
+        found[threads] = records, described
+    assert found[1] == found[THREADS]
+    assert len(records) == 2 and "not a readable image" in str(described)
+    assert not [x for x in caplog.records if x.name == "vit_jax.data.processes"]
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from vit_jax.common.class_tables import read_class_table
 from vit_jax.common.files import local_path
-from vit_jax.common.host import available_cpus
 from vit_jax.common.messages import first_few
 from vit_jax.common.names import printable
 from vit_jax.data.arrays import ArraySource
 from vit_jax.data.dataset import ExampleError, Label, Source, classes_of, is_multi_label
 from vit_jax.data.folders import FolderSource
+from vit_jax.data.read_ahead import read_all
 
 logger = logging.getLogger(__name__)
 
@@ -154,10 +154,8 @@ def labels_of(source: Source, options: ConfigDict) -> list[int | None]:
                 raise
             return (None,)
 
-    threads = len(available_cpus())
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
     logger.info("reading the labels of %d examples", len(source))
-    return [x for (x,) in grain.MapDataset.range(len(source)).map(read).to_iter_dataset(reading)]
+    return [x for (x,) in read_all(grain.MapDataset.range(len(source)).map(read))]
 
 
 def _one(label: Label) -> int:

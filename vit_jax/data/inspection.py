@@ -12,10 +12,10 @@ from typing import NamedTuple
 import grain
 
 from vit_jax.common.bars import progress_bar
-from vit_jax.common.host import available_cpus
 from vit_jax.common.names import printable
 from vit_jax.data.dataset import Dataset, ExampleError, Label, Source
 from vit_jax.data.pipeline import check_label, decode_example
+from vit_jax.data.read_ahead import read_all
 
 
 class Inspected(NamedTuple):
@@ -62,9 +62,7 @@ def inspect_images(
         digest = hashlib.blake2b(data, digest_size=16).digest()
         return Inspected(example.id, None, example.label, width, height, len(data), digest)
 
-    threads = threads or len(available_cpus())
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
-    found = grain.MapDataset.range(len(source)).map(inspect).to_iter_dataset(reading)
+    found = read_all(grain.MapDataset.range(len(source)).map(inspect), threads=threads)
     bar = progress_bar(found, total=len(source), desc="checking", unit=" images", active=progress)
     return list(bar)
 

@@ -33,6 +33,7 @@ from vit_jax.data.dataset import Dataset, ReadError, Source, is_multi_label
 from vit_jax.data.fingerprint import fingerprint
 from vit_jax.data.packed_records import PackOptions, record_encoder, record_features
 from vit_jax.data.parquet import ParquetSource
+from vit_jax.data.read_ahead import spread
 from vit_jax.data.skipped import SkippedImages
 from vit_jax.data.sources import open_dataset
 from vit_jax.data.splits import default_splits, own_test_split
@@ -94,7 +95,7 @@ def pack(
             features = record_features(dataset, several=any(map(is_multi_label, sources.values())))
             for split, source in sources.items():
                 encode = record_encoder(dataset, source, features, options, skipped)
-                infos.append(_write_split(folder, split, source, encode, bar))
+                infos.append(_write_split(folder, split, source, encode, skipped, bar))
             _write_info(folder, features, infos, plan)
     except (ReadError, FileNotFoundError):
         raise
@@ -219,7 +220,12 @@ def _short(value: Any) -> str:
 
 
 def _write_split(
-    folder: pathlib.Path, name: str, source: Source, encode: Callable[..., bytes | None], bar: tqdm
+    folder: pathlib.Path,
+    name: str,
+    source: Source,
+    encode: Callable[[int], bytes | None],
+    skipped: SkippedImages,
+    bar: tqdm,
 ) -> tfds.core.SplitInfo:
     """Writes the files of a split that are not finished yet, and returns what tfds says of all.
 
@@ -228,6 +234,7 @@ def _write_split(
       name: of the split.
       source: its examples.
       encode: from the index of an example to its record.
+      skipped: what `encode` gives the images to that it leaves out.
       bar: counts the examples.
 
     Raises:
@@ -241,12 +248,13 @@ def _write_split(
         order = source.shuffled(rng)
     else:
         order = rng.permutation(len(source))
+    records = spread(grain.MapDataset.source(order).map(encode), len(available_cpus()), skipped)
     files = min(_MOST_FILES, -(-len(order) // _IMAGES_OF_FILE))
     lengths, size = [], 0
-    for path, indices in zip(
-        template.sharded_filepaths(files), np.array_split(order, files), strict=True
+    for path, part in zip(
+        template.sharded_filepaths(files), np.array_split(range(len(order)), files), strict=True
     ):
-        lengths.append(_write_file(pathlib.Path(path), indices, encode, bar))
+        lengths.append(_write_file(pathlib.Path(path), records[part[0] : part[-1] + 1], bar))
         size += path.stat().length
     if not sum(lengths):
         raise ValueError(f"None of the {len(order)} images of {name} can be used.")
@@ -255,28 +263,25 @@ def _write_split(
     )
 
 
-def _write_file(
-    path: pathlib.Path, indices: np.ndarray, encode: Callable[[int], bytes | None], bar: tqdm
-) -> int:
+def _write_file(path: pathlib.Path, records: grain.MapDataset, bar: tqdm) -> int:
     """Writes an array_record file, unless it is finished; returns the number of its records."""
     if path.exists():
         with contextlib.suppress(DataError):  # one that is damaged is written anew
             count = count_records(path)
-            bar.update(len(indices))
+            bar.update(len(records))
             return count
     threads = len(available_cpus())
     reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=16 * threads)
-    records = grain.MapDataset.source(indices).map(encode).to_iter_dataset(reading)
     count = 0
     with replacing(path) as partial, system_errors():
         # JPEG files can't be compressed any further.
         writing = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         with contextlib.closing(writing) as writer:
-            for record in records:  # those that are None are left out
+            for record in records.to_iter_dataset(reading):  # those that are None are left out
                 writer.write(record)
                 bar.update()
                 count += 1
-    bar.update(len(indices) - count)
+    bar.update(len(records) - count)
     return count
 
 

@@ -1,8 +1,8 @@
-"""Batches made by other processes, for machines whose CPUs one Python process can't use.
+"""Elements of a data set made by other processes, where one Python process can't use all CPUs.
 
-Threads of one process share Python's lock: on 16 cores, more than a few read and decode no faster
-(benchmarks/README.md). So several processes have a few threads each. Batches come back in memory
-that both sides map.
+An element is a batch, or whatever else is made of an example. Threads of one process share Python's
+lock: on 16 cores, more than a few read and decode no faster (benchmarks/README.md). So several
+processes have a few threads each. Arrays come back in memory that both sides map.
 
 Processes of `multiprocessing`, as Grain's are, import the user's script once more, stay when this
 process is killed, and take space in /dev/shm, of which a container has 64 MB. These are programs of
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
@@ -33,57 +33,56 @@ import cloudpickle
 import grain
 import numpy as np
 
-from vit_jax.data.batch import Batch
 from vit_jax.data.dataset import ExampleError, ReadError
 from vit_jax.data.skipped import SkippedImages
 
 THREADS = 4  # of each process
 _MOST_BYTES = 2**30  # of what a process is sent, such as a list of files or arrays of images
 _MOST_DATASETS = 8  # that a process keeps: those of one run, and some for others of this process
-_ALIGNMENT = 64  # bytes, of arrays in memory
 
 logger = logging.getLogger(__name__)
 
 
 def make_in_processes(
-    batches: grain.MapDataset, threads: int, skipped: SkippedImages
+    dataset: grain.MapDataset, threads: int, skipped: SkippedImages | None = None
 ) -> grain.MapDataset:
-    """Returns the same batches, made by threads of other processes, `THREADS` of each.
+    """Returns the same elements, made by threads of other processes, `THREADS` of each.
 
-    A thread that asks for a batch makes it itself while the processes start; and where they can't
-    make it: if the system is not Linux, or if what batches are made from is larger than 1 GiB or
-    can't be pickled, such as the row groups of Parquet files that stay in memory.
+    A thread that asks for an element makes it itself while the processes start; and where they
+    can't make it: if the system is not Linux, or if what elements are made from is larger than 1
+    GiB or can't be pickled, such as the row groups of Parquet files that stay in memory.
 
     Args:
-      batches: of `batch.layout`, by index.
+      dataset: elements by index, which can be pickled.
       threads: how many there are at least, over all processes.
-      skipped: what `batches` gives its skipped images to. It gets those of the processes, too.
+      skipped: what `dataset` gives its skipped images to. It gets those of the processes, too.
 
-    Raises (when a batch is taken):
+    Raises (when an element is taken):
       ReadError: a process ended.
-      others: as `batches`.
+      others: as `dataset`.
     """
     if not hasattr(os, "memfd_create"):
-        return batches
+        return dataset
+    skipped = SkippedImages() if skipped is None else skipped
     try:
-        payload = cloudpickle.dumps((batches, skipped))
+        payload = cloudpickle.dumps((dataset, skipped))
     except Exception as error:  # pickling calls code of everything that is in them
-        logger.debug("batches are made in this process: %s", error)
-        return batches
+        logger.debug("elements are made in this process: %s", error)
+        return dataset
     if len(payload) > _MOST_BYTES:
-        return batches
+        return dataset
     workers = _workers(-(-threads // THREADS))
 
-    def make(index: int) -> Batch:
+    def make(index: int) -> Any:
         with workers.thread() as thread:
             if thread is None:
-                return batches[index]
-            batch, errors = thread.make(payload, index)
+                return dataset[index]
+            element, errors = thread.make(payload, index)
         for error in errors:
             skipped.add(error)
-        return batch
+        return element
 
-    return grain.MapDataset.range(len(batches)).map(make)
+    return grain.MapDataset.range(len(dataset)).map(make)
 
 
 # --------------------------------------------------------------------------------- this process
@@ -93,53 +92,53 @@ class _Answer(NamedTuple):
     """What a thread of another process answers.
 
     Attributes:
-      needs_payload: True if it doesn't know yet what to make the batch from.
-      arrays: {name: (where its bytes begin in the memory, shape, dtype)}.
+      needs_payload: True if it doesn't know yet what to make the element from.
+      element: pickled, but for the bytes of its arrays.
+      sizes: the numbers of these bytes, which lie in the memory one after the other.
       skipped: the images that were skipped.
-      error: what making the batch raised, pickled; empty if nothing.
+      error: what making the element raised, pickled; empty if nothing.
     """
 
     needs_payload: bool = False
-    arrays: Mapping[str, tuple[int, tuple[int, ...], np.dtype]] = {}
+    element: bytes = b""
+    sizes: Sequence[int] = ()
     skipped: Sequence[ExampleError] = ()
     error: bytes = b""
 
 
 class _Memory:
-    """Memory of an open file, mapped again whenever the file has grown."""
+    """Memory of an open file, mapped again whenever the file has to grow."""
 
     def __init__(self, file: int):
         self._file = file
-        self._mapped: mmap.mmap | None = None
+        self._bytes = np.empty(0, np.uint8)
 
-    def of_size(self, size: int) -> mmap.mmap:
-        """Returns at least `size` bytes of it."""
-        if self._mapped is None or len(self._mapped) < size:
-            if os.fstat(self._file).st_size < size:
-                os.ftruncate(self._file, size)
-            self._mapped = mmap.mmap(self._file, size)
-        return self._mapped
+    def parts(self, sizes: Sequence[int]) -> list[np.ndarray]:
+        """Returns parts of it, uint8 (size,), that begin at multiples of 64 bytes."""
+        ends = np.cumsum([-(-size // 64) * 64 for size in sizes], dtype=int).tolist()
+        if ends and ends[-1] > len(self._bytes):
+            if os.fstat(self._file).st_size < ends[-1]:
+                os.ftruncate(self._file, ends[-1])
+            self._bytes = np.frombuffer(mmap.mmap(self._file, ends[-1]), np.uint8)
+        starts = [0, *ends][: len(sizes)]
+        return [self._bytes[x : x + size] for x, size in zip(starts, sizes, strict=True)]
 
 
 class _Thread:
-    """A thread of another process, which makes one batch at a time."""
+    """A thread of another process, which makes one element at a time."""
 
     def __init__(self, connection: Connection, memory: int, process: subprocess.Popen[bytes]):
         self._connection, self._memory, self._process = connection, _Memory(memory), process
 
-    def make(self, payload: bytes, index: int) -> tuple[Batch, Sequence[ExampleError]]:
-        """Returns a batch, and the images that were skipped; see `make_in_processes`."""
+    def make(self, payload: bytes, index: int) -> tuple[Any, Sequence[ExampleError]]:
+        """Returns an element, and the images that were skipped; see `make_in_processes`."""
         answer = self.ask((hash(payload), index))
         if answer.needs_payload:
             answer = self.ask(payload)
         if answer.error:
             raise pickle.loads(answer.error)
-        memory = self._memory.of_size(_size(answer.arrays))
-        batch = {
-            name: np.ndarray(shape, dtype, memory, start).copy()
-            for name, (start, shape, dtype) in answer.arrays.items()
-        }
-        return batch, answer.skipped
+        arrays = [part.copy() for part in self._memory.parts(answer.sizes)]
+        return pickle.loads(answer.element, buffers=arrays), answer.skipped
 
     def ask(self, request: Any) -> _Answer:
         """Returns the answer to a request; that to None comes when the process has started.
@@ -152,13 +151,13 @@ class _Thread:
             return self._connection.recv()
         except (EOFError, OSError) as error:
             status = self._process.wait()
-            reason = f"a process that makes batches ended with the status {status}."
+            reason = f"a process that reads images ended with the status {status}."
             if status == -signal.SIGKILL:
                 reason = (
-                    "a process that makes batches was killed, as a system does when memory runs "
+                    "a process that reads images was killed, as a system does when memory runs "
                     "out. A smaller data.threads takes less; start the same command again."
                 )
-            raise ReadError("A batch", reason) from error
+            raise ReadError("An image", reason) from error
 
 
 class _Workers:
@@ -198,7 +197,7 @@ class _Workers:
     def _start(self) -> None:
         """Starts a process."""
         pairs = [socket.socketpair() for _ in range(THREADS)]
-        memory = [os.memfd_create("vit_jax batch") for _ in range(THREADS)]
+        memory = [os.memfd_create("vit_jax") for _ in range(THREADS)]
         files = [*zip([theirs.fileno() for _, theirs in pairs], memory, strict=True)]
         process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import serve; serve({files})"],
@@ -215,7 +214,7 @@ class _Workers:
         try:
             found[0].ask(None)
         except ReadError as error:
-            logger.warning("Fewer processes than planned make batches: %s", error)
+            logger.warning("Fewer processes than planned read images: %s", error)
             found = []
         for thread in found:
             self._idle.put(thread)
@@ -230,21 +229,14 @@ def _workers(count: int) -> _Workers:
     return _Workers(count)
 
 
-def _size(arrays: Mapping[str, tuple[int, tuple[int, ...], np.dtype]]) -> int:
-    """Returns the bytes of memory that arrays take; see `_Answer`."""
-    return max(
-        start + dtype.itemsize * int(np.prod(shape)) for start, shape, dtype in arrays.values()
-    )
-
-
 # ---------------------------------------------------------------------------- the other process
 
 
 def serve(files: Sequence[tuple[int, int]]) -> None:
-    """Makes batches until the process at the other end of the sockets ends.
+    """Makes elements until the process at the other end of the sockets ends.
 
     Args:
-      files: for each thread, the numbers of two open files: a socket, and memory for a batch.
+      files: for each thread, the numbers of two open files: a socket, and memory for arrays.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the other process decides when it is over
         signal.signal(number, signal.SIG_IGN)
@@ -257,7 +249,9 @@ def serve(files: Sequence[tuple[int, int]]) -> None:
         thread.join()  # when this function has ended, Python starts no further threads
 
 
-# By a number that stands for them: batches, and what they give skipped images to.
+# Threads that import modules which need each other may find them half imported.
+_IMPORTING = threading.Lock()
+# By a number that stands for them: elements, and what they give skipped images to.
 _Datasets = dict[int, tuple[grain.MapDataset, SkippedImages]]
 
 
@@ -275,7 +269,8 @@ def _serve(socket: int, file: int, datasets: _Datasets) -> None:
                 payload = connection.recv()
             try:
                 if found is None:
-                    found = datasets[key] = pickle.loads(payload)
+                    with _IMPORTING:
+                        found = datasets[key] = pickle.loads(payload)
                     for old in list(datasets)[:-_MOST_DATASETS]:
                         datasets.pop(old, None)
                 answer = _make(found[0], found[1], index, memory)
@@ -285,19 +280,18 @@ def _serve(socket: int, file: int, datasets: _Datasets) -> None:
 
 
 def _make(
-    batches: grain.MapDataset, skipped: SkippedImages, index: int, memory: _Memory
+    dataset: grain.MapDataset, skipped: SkippedImages, index: int, memory: _Memory
 ) -> _Answer:
-    """Makes a batch, and copies it to the memory."""
+    """Makes an element, and copies its arrays to the memory."""
     with skipped.collect() as errors:
-        batch = batches[index]
-    arrays, end = {}, 0
-    for name, array in batch.items():
-        arrays[name] = (end, array.shape, array.dtype)
-        end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    mapped = memory.of_size(_size(arrays))
-    for name, (start, shape, dtype) in arrays.items():
-        np.ndarray(shape, dtype, mapped, start)[...] = batch[name]
-    return _Answer(arrays=arrays, skipped=errors)
+        element = dataset[index]
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(element, protocol=5, buffer_callback=buffers.append)
+    arrays = [np.frombuffer(x.raw(), np.uint8) for x in buffers]
+    sizes = [x.size for x in arrays]
+    for part, array in zip(memory.parts(sizes), arrays, strict=True):
+        part[...] = array
+    return _Answer(element=data, sizes=sizes, skipped=errors)
 
 
 def _pickle(error: Exception) -> bytes:

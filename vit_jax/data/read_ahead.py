@@ -16,23 +16,39 @@ def read_ahead(
 ) -> grain.IterDataset:
     """Returns the batches in their order, made ahead by `config.data.threads` threads.
 
-    These are threads of this process, if they are few, else of others.
-
     Args:
       batches: of `batch.layout`, by index.
       options: `config.data`.
       skipped: what `batches` gives its skipped images to.
     """
     how = read_options(options)
-    if how.num_threads > THREADS:
-        batches = make_in_processes(batches, how.num_threads, skipped)
-    return batches.to_iter_dataset(how)
+    return spread(batches, how.num_threads, skipped).to_iter_dataset(how)
 
 
 def read_options(options: ConfigDict) -> grain.ReadOptions:
     """Returns how many threads make batches, and how many are made ahead."""
     threads = options.threads or threads_of_process()
     return grain.ReadOptions(threads, prefetch_buffer_size=max(options.prefetch, threads))
+
+
+def read_all(
+    dataset: grain.MapDataset, skipped: SkippedImages | None = None, threads: int | None = None
+) -> grain.IterDataset:
+    """Returns the elements in their order, made ahead by `threads` threads; None: one for each CPU.
+
+    Where an element is None, it is left out. `skipped` is what `dataset` gives its skipped images
+    to.
+    """
+    threads = threads or len(host.available_cpus())
+    ahead = grain.ReadOptions(threads, prefetch_buffer_size=16 * threads)
+    return spread(dataset, threads, skipped).to_iter_dataset(ahead)
+
+
+def spread(
+    dataset: grain.MapDataset, threads: int, skipped: SkippedImages | None = None
+) -> grain.MapDataset:
+    """Returns the same elements, made by other processes if that takes more than a few threads."""
+    return make_in_processes(dataset, threads, skipped) if threads > THREADS else dataset
 
 
 def threads_of_process(process: host.Process | None = None) -> int:
