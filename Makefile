@@ -23,6 +23,7 @@ study: .venv/installed
 bench: .venv/installed
 	$(BIN)/pip install -q -e ".[bench]"
 	$(BIN)/python -m benchmarks.throughput Ti/16 S/16 B/16 --json=runs/bench/throughput.json
+	$(BIN)/python -m benchmarks.serving Ti/16 S/16 B/16 --json=runs/bench/serving.json
 	$(BIN)/python -m benchmarks.matmuls Ti/16 S/16 B/16 --json=runs/bench/matmuls.json
 	$(BIN)/python -m benchmarks.input_pipeline --json=runs/bench/input_pipeline.json
 	$(BIN)/python -m benchmarks.startup --json=runs/bench/startup.json

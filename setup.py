@@ -111,7 +111,7 @@ setup(
         "cuda12": ["jax[cuda12]"],  # for drivers older than 580
         "cuda13": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "bench": ["tensorflow-cpu", *PYTORCH],  # the peers that benchmarks measure
+        "bench": ["tensorflow-cpu", "openvino", *ONNX, *PYTORCH],  # what benchmarks measure
         "prepare": ["tensorflow-cpu"],  # for the tfds builders that need TensorFlow
         "gcs": GCS,
         "demo": DEMO,

@@ -49,7 +49,7 @@ TIMM = {
     "L/16": "vit_large_patch16_224",
     "H/14": "vit_huge_patch14_224",
 }
-_MALLOC = {
+MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_ARENA_MAX": "1",
@@ -211,7 +211,7 @@ def contender(name: str, variant: str, mode: str, args: argparse.Namespace) -> m
         f"--dtype={args.dtype}",
         f"--image_size={args.image_size}",
     ]
-    return machine.Contender(name, command, {**os.environ, **_MALLOC})
+    return machine.Contender(name, command, {**os.environ, **MALLOC})
 
 
 def compare(variant: str, mode: str, args: argparse.Namespace) -> list[dict[str, Any]]:

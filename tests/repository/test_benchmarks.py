@@ -57,6 +57,18 @@ def test_throughput(tmp_path):
     assert all(row["images/s"] > 0 for row in found)
 
 
+def test_serving(tmp_path):
+    contenders = ["--contenders", "vit_jax", "onnxruntime"]
+    found = rows(tmp_path, "serving", "Ti/16", *contenders, "--batch", "2", *SMALL[:1], *SMALL[2:])
+    keys = {"model", "images", "contender", "ms", "fastest", "slowest", "images/s", "vit_jax is"}
+    assert [row.keys() for row in found] == [keys] * 2
+    assert [(row["contender"], row["images"]) for row in found] == [
+        ("vit_jax", 2),
+        ("onnxruntime", 2),
+    ]
+    assert all(row["images/s"] == pytest.approx(2e3 / row["ms"]) for row in found)
+
+
 def test_matmuls(tmp_path):
     found = rows(tmp_path, "matmuls", "Nano/8", "--seconds=0.01", *SMALL[:-1])
     keys = {"model", "product", "GFLOPs", "GFLOP/s", "of peak", "share"}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
 
 from vit_jax.checkpoints.checkpoint import Checkpoint
 
@@ -24,6 +22,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, loss: str) -> float:
       labels: int (n,), classes from 0.
       loss: what the model was trained with, a key of `objective.LOSSES`.
     """
+    from scipy.optimize import minimize_scalar  # not at the start of each command: it takes long
+
     low, high = np.log(RANGE)
     found = minimize_scalar(
         lambda x: mean_loss(logits, labels, loss, np.exp(x)), bounds=(low, high), method="bounded"
@@ -37,14 +37,17 @@ def mean_loss(logits: np.ndarray, labels: np.ndarray, loss: str, temperature: fl
     own = np.take_along_axis(scaled, labels[:, None], -1)[:, 0]
     if loss == "sigmoid":  # log(1 + exp(z)) of every class, less z of the image's own
         return float(np.mean(np.logaddexp(0, scaled).sum(-1) - own))
-    return float(-np.mean(np.take_along_axis(log_softmax(scaled, -1), labels[:, None], -1)))
+    return float(np.mean(np.logaddexp.reduce(scaled, -1) - own))
 
 
 def confidence(logits: np.ndarray, loss: str, temperature: float) -> np.ndarray:
     """Returns the probability of the likeliest class, float64 (n,). Arguments: as above."""
     scaled = np.asarray(logits, np.float64) / temperature
-    probabilities = expit(scaled) if loss == "sigmoid" else softmax(scaled, -1)
-    return probabilities.max(-1)
+    if loss == "sigmoid":
+        total = np.logaddexp(0, scaled)  # log(1 + exp(z))
+    else:
+        total = np.logaddexp.reduce(scaled, -1, keepdims=True)
+    return np.exp(scaled - total).max(-1)
 
 
 def with_temperature(checkpoint: Checkpoint, temperature: float) -> Checkpoint:

@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 
 KINDS = ("1d", "2d", "relative", "sincos", "none")
 PLACES = ("stem", "layers", "shared")  # where absolute positions are added, see `VisionTransformer`
@@ -139,6 +138,8 @@ def resize_linear(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     their place is rounded to one beyond the grid. Here they are the last ones of the old grid. For
     all other pairs, the results are the same to the last bit.
     """
+    from scipy import ndimage  # not at the start of each command: it takes long
+
     zoom = [new / old for new, old in zip(shape, array.shape, strict=True)]
     return ndimage.zoom(array, zoom, order=1, mode="nearest")
 

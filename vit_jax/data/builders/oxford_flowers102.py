@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import scipy.io
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.oxford_flowers102 import (
     oxford_flowers102_dataset_builder as stock,
@@ -33,6 +32,8 @@ class OxfordFlowers102(stock.Builder, skip_registration=True):  # type: ignore[c
     pkg_dir_path = code_path.parent  # has the checksums, the description, the citation
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+        import scipy.io  # not at the start of each command: it takes long
+
         files = archives.download(self, dl_manager)
         (labels,) = scipy.io.loadmat(files["imagelabels.mat"])["labels"]  # of 1, 2, … 8189
         numbers = scipy.io.loadmat(files["setid.mat"])
