@@ -20,6 +20,8 @@ from vit_jax.data.inspection import inspect_images
 from vit_jax.data.packed_records import PackOptions
 from vit_jax.data.skipped import SkippedImages
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="they need Linux")
+
 THREADS = 8  # of two processes
 SIZE = 16  # pixels
 MOST_PROCESSES = 2**22  # Linux numbers them from 1
@@ -158,6 +160,15 @@ def test_where_they_make_no_batches_this_process_does(options, caplog):
     batches = batches_of(source, options)
     assert all({*next(batches)["label"]} == {os.getpid()} for _ in range(12))
     assert "can't be pickled" in caplog.text or "cannot pickle" in caplog.text
+
+
+def test_where_none_starts_this_process_makes_the_batches(options, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    options.threads = 13  # of four processes, which no other test uses
+    batches = batches_of(Reporting(20), options)
+    assert all({*next(batches)["label"]} == {os.getpid()} for _ in range(30))
+    assert "Fewer processes than planned read images" in caplog.text
+    assert "/no/python" in caplog.text
 
 
 def test_a_process_that_is_killed_is_named_and_the_others_go_on(options):

@@ -18,6 +18,8 @@ from vit_jax import models
 from vit_jax.checkpoints.checkpoint import read_checkpoint
 from vit_jax.jobs.evaluate import evaluate
 from vit_jax.jobs.fewshot import few_shot
+from vit_jax.jobs.notices import log_notices
+from vit_jax.jobs.resume import Start
 from vit_jax.jobs.train import train
 from vit_jax.weights.api import load, load_params, save, save_params
 
@@ -48,6 +50,14 @@ def test_a_warm_up_longer_than_the_run_is_warned_of(settings, tmp_path, caplog):
     settings.optim.warmup_steps = 2
     train(settings, tmp_path)
     assert "optim.warmup_steps=2 is no shorter than the run of 2 steps" in caplog.text
+
+
+def test_bfloat16_on_a_cpu_is_warned_of(settings, caplog):
+    for settings.dtype in ("float32", "bfloat16"):
+        caplog.clear()
+        log_notices(settings, Start(settings, None), images=80)
+        is_told = "takes longer than 'float32'" in caplog.text
+        assert is_told == (settings.dtype == "bfloat16")
 
 
 def test_a_finished_run_started_again_only_evaluates(settings, tmp_path):

@@ -28,7 +28,8 @@ def default() -> ConfigDict:
     config.objective = "classification"
     config.seed = 0  # of parameters, order of the data, augmentation and dropout
     # Of the computation in the blocks (or all of a ResNet), or "bfloat16". Parameters, patch
-    # embedding, and the last norm and head of a ViT are always float32.
+    # embedding, and the last norm and head of a ViT are always float32. On a CPU, bfloat16 takes
+    # less memory and more time, see benchmarks/README.md.
     config.dtype = "float32"
     # How the devices share the work, in training.parallel.STRATEGIES: with "pmap" each holds a
     # full copy of the state; with "sharded" each holds a part, for models too large for one device.

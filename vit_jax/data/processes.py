@@ -195,25 +195,12 @@ class _Workers:
                 self._idle.put(thread)
 
     def _start(self) -> None:
-        """Starts a process."""
-        pairs = [socket.socketpair() for _ in range(THREADS)]
-        memory = [os.memfd_create("vit_jax") for _ in range(THREADS)]
-        files = [*zip([theirs.fileno() for _, theirs in pairs], memory, strict=True)]
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve({files})"],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
-            stdin=subprocess.DEVNULL,
-            pass_fds=[x for both in files for x in both],
-            start_new_session=True,  # a terminal's signals are for this process
-        )
-        atexit.register(process.kill)
+        """Starts a process, and takes its threads."""
         found = []
-        for (ours, theirs), file in zip(pairs, memory, strict=True):
-            theirs.close()
-            found.append(_Thread(Connection(ours.detach()), file, process))
         try:
+            found = _start_process()
             found[0].ask(None)
-        except ReadError as error:
+        except OSError as error:  # also ReadError: it ended
             logger.warning("Fewer processes than planned read images: %s", error)
             found = []
         for thread in found:
@@ -221,6 +208,27 @@ class _Workers:
         with self._lock:
             self._starting -= 1
             self._threads += len(found)
+
+
+def _start_process() -> list[_Thread]:
+    """Starts a process, and returns its threads."""
+    pairs = [socket.socketpair() for _ in range(THREADS)]
+    memory = [os.memfd_create("vit_jax") for _ in range(THREADS)]
+    files = [*zip([theirs.fileno() for _, theirs in pairs], memory, strict=True)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from {__name__} import serve; serve({files})"],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.DEVNULL,
+        pass_fds=[x for both in files for x in both],
+        start_new_session=True,  # a terminal's signals are for this process
+    )
+    atexit.register(process.kill)
+    for _, theirs in pairs:
+        theirs.close()
+    return [
+        _Thread(Connection(ours.detach()), file, process)
+        for (ours, _), file in zip(pairs, memory, strict=True)
+    ]
 
 
 @functools.cache

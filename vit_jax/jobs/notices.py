@@ -32,6 +32,11 @@ def log_notices(config: ConfigDict, start: Start, images: int) -> None:
             config.optim.warmup_steps,
             total_steps,
         )
+    if config.dtype == "bfloat16" and jax.default_backend() == "cpu":
+        logger.warning(
+            "dtype='bfloat16' saves memory on a CPU, and takes longer than 'float32': XLA computes "
+            "its matmuls in float32."
+        )
     trained, tested = image_shape(config.data.image_size), eval_image_shape(config.data)
     if tested != trained:
         logger.info(
