@@ -264,27 +264,35 @@ _Datasets = dict[int, tuple[grain.MapDataset, SkippedImages]]
 
 
 def _serve(socket: int, file: int, datasets: _Datasets) -> None:
-    connection, memory = Connection(socket), _Memory(file)
-    with contextlib.suppress(EOFError, ConnectionError):  # the other process has ended
-        while True:
-            request = connection.recv()
-            if request is None:
-                connection.send(_Answer())
-                continue
-            key, index = request
-            if (found := datasets.get(key)) is None:
-                connection.send(_Answer(needs_payload=True))
-                payload = connection.recv()
-            try:
-                if found is None:
-                    with _IMPORTING:
-                        found = datasets[key] = pickle.loads(payload)
-                    for old in list(datasets)[:-_MOST_DATASETS]:
-                        datasets.pop(old, None)
-                answer = _make(found[0], found[1], index, memory)
-            except Exception as error:
-                answer = _Answer(error=_pickle(error))
-            connection.send(answer)
+    try:
+        _answer_all(Connection(socket), _Memory(file), datasets)
+    except (EOFError, ConnectionError):  # the other process has ended
+        pass
+    except BaseException:  # without this thread, it would wait for an answer
+        traceback.print_exc()
+        os._exit(1)
+
+
+def _answer_all(connection: Connection, memory: _Memory, datasets: _Datasets) -> None:
+    while True:
+        request = connection.recv()
+        if request is None:
+            connection.send(_Answer())
+            continue
+        key, index = request
+        if (found := datasets.get(key)) is None:
+            connection.send(_Answer(needs_payload=True))
+            payload = connection.recv()
+        try:
+            if found is None:
+                with _IMPORTING:
+                    found = datasets[key] = pickle.loads(payload)
+                for old in list(datasets)[:-_MOST_DATASETS]:
+                    datasets.pop(old, None)
+            answer = _make(found[0], found[1], index, memory)
+        except Exception as error:
+            answer = _Answer(error=_pickle(error))
+        connection.send(answer)
 
 
 def _make(
