@@ -102,22 +102,15 @@ def work(args: argparse.Namespace) -> None:
     machine.answer_steps(steps)
 
 
-def compare(variant: str, batch: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+def compare(variant: str, batch: int, onnx: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Returns a row for each contender: milliseconds of an answer for `batch` images."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder, "model.onnx")
-        if {"onnxruntime", "openvino"} & {*args.contenders}:
-            from vit_jax.inference.exporter import export
-
-            export(checkpoint_of(variant, args.image_size), file)
-        options = [f"--batch={batch}", f"--image_size={args.image_size}", f"--onnx={file}"]
-        command = [sys.executable, "-m", "benchmarks.serving", variant, *options]
-        env = {**os.environ, **throughput.MALLOC}
-        contenders = [
-            machine.Contender(name, [*command, f"--contender={name}"], env)
-            for name in args.contenders
-        ]
-        times = machine.rounds(contenders, args.seconds, args.rounds)
+    options = [f"--batch={batch}", f"--image_size={args.image_size}", f"--onnx={onnx}"]
+    command = [sys.executable, "-m", "benchmarks.serving", variant, *options]
+    env = {**os.environ, **throughput.MALLOC}
+    contenders = [
+        machine.Contender(name, [*command, f"--contender={name}"], env) for name in args.contenders
+    ]
+    times = machine.rounds(contenders, args.seconds, args.rounds)
     return [
         {
             "model": variant,
@@ -155,9 +148,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return work(args)
     rows = []
     for variant in args.variant:
-        for batch in args.batch:
-            rows += compare(variant, batch, args)
-            print("\n".join(machine.table(rows[-len(args.contenders) :])), file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder, "model.onnx")
+            if {"onnxruntime", "openvino"} & {*args.contenders}:
+                from vit_jax.inference.exporter import export
+
+                export(checkpoint_of(variant, args.image_size), file)
+            for batch in args.batch:
+                rows += compare(variant, batch, str(file), args)
+                print("\n".join(machine.table(rows[-len(args.contenders) :])), file=sys.stderr)
     packages = {
         "frozen": ["torch", "timm"],
         "onnxruntime": ["onnxruntime"],

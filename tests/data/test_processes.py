@@ -203,12 +203,13 @@ print(*tests.made_elsewhere(batches), flush=True)
 
 
 @pytest.mark.parametrize("end", ["normal", "killed"])
-def test_they_end_when_the_process_ends(end):
+def test_they_end_when_the_process_ends(end, tmp_path):
     then = "" if end == "normal" else "time.sleep(600)"
-    script = SCRIPT.format(tests=str(pathlib.Path(__file__).parent), then=then)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(pathlib.Path(__file__).parent), then=then))
     path = os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, script],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         text=True,

@@ -62,7 +62,7 @@ def inspect_images(
         digest = hashlib.blake2b(data, digest_size=16).digest()
         return Inspected(example.id, None, example.label, width, height, len(data), digest)
 
-    found = read_all(grain.MapDataset.range(len(source)).map(inspect), threads=threads)
+    found = read_all(grain.MapDataset.range(len(source)).map(inspect), threads)
     bar = progress_bar(found, total=len(source), desc="checking", unit=" images", active=progress)
     return list(bar)
 

@@ -196,7 +196,6 @@ class _Workers:
 
     def _start(self) -> None:
         """Starts a process, and takes its threads."""
-        found = []
         try:
             found = _start_process()
             found[0].ask(None)

@@ -31,17 +31,14 @@ def read_options(options: ConfigDict) -> grain.ReadOptions:
     return grain.ReadOptions(threads, prefetch_buffer_size=max(options.prefetch, threads))
 
 
-def read_all(
-    dataset: grain.MapDataset, skipped: SkippedImages | None = None, threads: int | None = None
-) -> grain.IterDataset:
+def read_all(dataset: grain.MapDataset, threads: int | None = None) -> grain.IterDataset:
     """Returns the elements in their order, made ahead by `threads` threads; None: one for each CPU.
 
-    Where an element is None, it is left out. `skipped` is what `dataset` gives its skipped images
-    to.
+    Where an element is None, it is left out.
     """
     threads = threads or len(host.available_cpus())
     ahead = grain.ReadOptions(threads, prefetch_buffer_size=16 * threads)
-    return spread(dataset, threads, skipped).to_iter_dataset(ahead)
+    return spread(dataset, threads).to_iter_dataset(ahead)
 
 
 def spread(
